@@ -1,15 +1,15 @@
-//! Annealed sequential Monte Carlo: particles go from a density q to a target e^{−u} along
+//! Annealed sequential Monte Carlo: particles are carried from a density q to a target e^{−u} along
 //!
 //! ```text
 //! ln γ_t(x) = (1 − t) ln q(x) − t u(x),   t = 0 … 1
 //! ```
 //!
-//! Between two temperatures the weights take up ln γ_t′(x) − ln γ_t(x) = −(t′ − t)(u(x) + ln q(x)) (Neal, Statistics
-//! and Computing 11, 125 (2001); the discrete Jarzynski equality), particles are resampled when their effective number
-//! falls, and every particle is moved by Langevin steps that leave γ_t′ invariant (Del Moral, Doucet and Jasra 2006;
-//! Sequential Boltzmann Generators: Tan et al. 2025). The path ends at t = 1, so weighted particles stand for the
-//! target, and the mean weights, multiplied up over the resamplings, for Z = ∫e^{−u}: without bias for a plan that was
-//! fixed before, as [`plan`] makes it.
+//! From one temperature to the next the weights change by ln γ_t′(x) − ln γ_t(x) = −(t′ − t)(u(x) + ln q(x)) (Neal,
+//! Statistics and Computing 11, 125 (2001); the discrete Jarzynski equality), particles are resampled when their
+//! effective sample size falls, and every particle makes Langevin moves that leave γ_t′ invariant (Del Moral, Doucet
+//! and Jasra 2006; Sequential Boltzmann Generators: Tan et al. 2025). The path ends at t = 1, where the weighted
+//! particles represent the target, and the product of the mean weights between resamplings estimates Z = ∫e^{−u},
+//! without bias if the plan was fixed beforehand, as [`plan`] does.
 
 mod bridge;
 mod plan;
@@ -24,22 +24,22 @@ use crate::rng::{Stream, StreamId};
 use crate::weights::{self, Estimate, Resampling};
 use serde::{Deserialize, Serialize};
 
-/// How a particle is moved at one temperature. E_t = −ln γ_t, ε a step in the square of x's unit.
+/// How a particle is moved at one temperature. E_t = −ln γ_t; ε is the step size, in the square of x's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Kernel {
-    /// x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant but for the size of ε. With `corrected` the
-    /// weights take up the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that. A corrected
-    /// step that would leave the support is not made and leaves the weight alone: of what belongs at x′, the part that
-    /// would step out from there has come from x′ itself.
+    /// Unadjusted Langevin step x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant up to an error that
+    /// vanishes with ε. With `corrected` the weights absorb the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x),
+    /// which compensates for the error. A corrected step that would leave the support is not made and leaves the weight
+    /// unchanged: the part of the mass at x′ that steps outside from there comes from x′ itself.
     Unadjusted { corrected: bool },
-    /// The same with a Metropolis test (MALA; Roberts and Tweedie 1996).
+    /// The same step with a Metropolis test (MALA; Roberts and Tweedie 1996).
     Adjusted,
     /// `leapfrog` steps of length √2ε with fresh momenta of unit mass, and a Metropolis test (HMC; Duane et al. 1987).
     Hamiltonian { leapfrog: usize },
 }
 
-/// One temperature of a run, and the step of its moves.
+/// One temperature of a run, with the step size ε of its moves.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
     pub t: f64,
@@ -65,19 +65,19 @@ pub(crate) fn check(plan: &[Stage], kernel: Kernel) -> Result<()> {
     }
 }
 
-/// How particles are moved and resampled on the way from generator to target.
+/// Settings for moving and resampling particles on the path from density to target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
     pub kernel: Kernel,
-    /// Moves at each temperature.
+    /// Moves per temperature.
     pub moves: usize,
-    /// Resample when the effective number of particles falls below this share of them.
+    /// Resample when the effective sample size falls below this fraction of the particles.
     pub threshold: f64,
     pub resampling: Resampling,
     pub seed: u64,
-    /// Particles whose first u(x) is above this are left out: **biased**, as published runs do it; the weights do not
-    /// know.
+    /// Discards particles whose initial u(x) is above this: **biased**, as in published runs; the weights do not
+    /// account for it.
     pub energy_cutoff: Option<f64>,
 }
 
@@ -94,7 +94,7 @@ impl Default for Options {
     }
 }
 
-/// What a Langevin step does to x: x − ε ∇E + √2ε ξ.
+/// A Langevin step: returns x − ε ∇E + √2ε ξ.
 pub fn langevin<'a>(
     x: &'a [f64],
     gradient: impl Iterator<Item = f64> + 'a,
@@ -105,15 +105,15 @@ pub fn langevin<'a>(
     x.iter().zip(gradient).zip(noise).map(move |((x, g), xi)| x - step * g + width * xi)
 }
 
-/// ln k(b|a) of a Langevin step at temperature t, without its constant.
+/// Log transition density ln k(b|a) of a Langevin step at temperature t, up to a constant.
 fn log_step(a: (&Points, usize), b: &[f64], t: f64, step: f64) -> f64 {
     let (points, row) = a;
     let moved = points.row(row).iter().zip(points.gradient(row, t)).zip(b);
     -moved.map(|((a, g), b)| (b - a + step * g).powi(2)).sum::<f64>() / (4.0 * step)
 }
 
-/// ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x) of row by row proposals: the logarithm of the acceptance of an adjusted step,
-/// and the path action of an unadjusted one.
+/// ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x) of one row: the log-acceptance of an adjusted step, the path action of an
+/// unadjusted one.
 pub fn log_ratio(before: &Points, after: &Points, row: usize, t: f64, step: f64) -> f64 {
     let energies = before.energy(row, t) - after.energy(row, t);
     let ratio =
@@ -125,52 +125,53 @@ pub fn log_ratio(before: &Points, after: &Points, row: usize, t: f64, step: f64)
     }
 }
 
-/// A run between two stages: particles, weights and all that a later run needs to go on.
+/// A run between two stages: particles, weights and everything needed to resume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Annealing {
     pub options: Options,
     pub plan: Vec<Stage>,
-    /// Stages done.
+    /// Number of stages done.
     pub done: usize,
     pub points: Points,
     pub log_weights: Vec<f64>,
     ancestors: Vec<usize>,
-    /// Samples at t = 0, with those that had no weight.
+    /// Number of samples at t = 0, including those without weight.
     samples: usize,
     pub left_out: LeftOut,
-    /// Σ ln of the mean weights before each resampling.
+    /// Σ ln of the mean weight before each resampling.
     log_z: f64,
     pub history: Vec<Progress>,
 }
 
-/// How many samples at t = 0 are no particles, and why.
+/// Numbers of samples at t = 0 that do not become particles, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LeftOut {
     pub without_density: usize,
-    /// Without a finite one, or for steps with a path action one below 1e12 kT.
+    /// Without a finite energy, or, for steps with a path action, without one below 1e12 kT.
     pub without_energy: usize,
     pub above_cutoff: usize,
 }
 
-/// What happened at one stage.
+/// Report on one stage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub t: f64,
     pub step: f64,
-    /// Effective number of particles over all, before a resampling.
+    /// Effective sample size as a fraction of all particles, before any resampling.
     pub ess: f64,
     pub resampled: bool,
-    /// Of the moves; 1 without a test.
+    /// Acceptance rate of the moves; 1 without a test.
     pub acceptance: f64,
-    /// ln Z so far, of γ_t over q.
+    /// ln Z of γ_t relative to q so far.
     pub log_z: f64,
-    /// How many independent samples the particles are worth, 1/Σ share² of their families.
+    /// Effective number of independent samples, 1/Σ share² over families of particles.
     pub families: f64,
 }
 
 impl Annealing {
-    /// Particles at t = 0 with equal weights. Errors: none of them, options out of range, a plan that does not rise to
-    /// t = 1.
+    /// A run with particles at t = 0 and equal weights.
+    ///
+    /// Errors: no particles, options out of range, a plan that does not rise to t = 1, no sample of finite energy.
     pub fn new(bridge: &Bridge, points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
         if points.n() == 0 || plan.is_empty() {
             let (n, stages) = (points.n(), plan.len());
@@ -227,28 +228,29 @@ impl Annealing {
         self.done == self.plan.len()
     }
 
-    /// ln of the mean weight of all paths so far: ln Z of the target over q at the end.
+    /// Log of the mean weight of all paths so far; at the end, ln Z of the target relative to q.
     pub fn log_z(&self) -> f64 {
         self.log_z + weights::log_sum_exp(&self.log_weights) - (self.log_weights.len() as f64).ln()
     }
 
-    /// Number of the sample at t = 0 that each particle descends from.
+    /// Index of the sample at t = 0 from which each particle descends.
     pub fn ancestors(&self) -> &[usize] {
         &self.ancestors
     }
 
-    /// Share of all weight that each family has; those of none are left out.
+    /// Share of the total weight of each family; families without weight are left out.
     pub fn families(&self) -> Vec<f64> {
         weights::families(&self.log_weights, &self.ancestors)
     }
 
-    /// How many independent samples the particles are worth.
+    /// Effective number of independent samples among the particles.
     pub fn effective_families(&self) -> f64 {
         weights::effective_families(&self.log_weights, &self.ancestors)
     }
 
-    /// `log_z` with its error: samples are independent of each other, and so are their families but for what multinomial
-    /// resampling adds (Lee and Whiteley, Biometrika 105, 609 (2018)); with combs the error is up to a quarter too large.
+    /// `log_z` with its standard error. Initial samples are independent of each other, and so are their
+    /// families, except for what multinomial resampling adds (Lee and Whiteley, Biometrika 105, 609 (2018)); with
+    /// systematic or stratified resampling the error is up to a quarter too large.
     pub fn log_normaliser(&self) -> Estimate {
         let families = self.families();
         let pairs = |n: usize| n as f64 / (n as f64 - 1.0);
@@ -262,7 +264,8 @@ impl Annealing {
         Estimate { value: self.log_z(), standard_error: weights::standard_error(&families, variance) }
     }
 
-    /// One stage: weights to the next temperature, resampling, moves. Errors: a failing density or target.
+    /// Makes one stage: reweighting to the next temperature, resampling if needed, moves. Errors: a failing density or
+    /// target.
     pub fn stage(&mut self, bridge: &mut Bridge) -> Result<Progress> {
         let Stage { t, step } = self.plan[self.done];
         let before = self.done.checked_sub(1).map_or(0.0, |k| self.plan[k].t);
@@ -279,7 +282,8 @@ impl Annealing {
         Progress { t, step, ess, resampled, acceptance, log_z: self.log_z(), families }
     }
 
-    /// Weights to the next temperature, and resampling; the effective particles before that, and whether it was done.
+    /// Reweights to the next temperature and resamples if needed. Returns the effective fraction before that, and
+    /// whether it resampled.
     fn rise(&mut self, before: f64, t: f64) -> Result<(f64, bool)> {
         self.reweight(t - before);
         let ess = weights::effective_sample_size(&self.log_weights)? / self.log_weights.len() as f64;
@@ -297,7 +301,7 @@ impl Annealing {
         self.log_weights.iter_mut().zip(energies).for_each(|(w, (u, source))| *w -= dt * (u - source));
     }
 
-    /// Equal weights again; their mean goes into ln Z.
+    /// Resamples to equal weights; the mean weight is absorbed into ln Z.
     fn resample(&mut self, stream: &mut Stream) -> Result<()> {
         let n = self.log_weights.len();
         let rows = weights::resample(&self.log_weights, n, self.options.resampling, stream)?;
@@ -308,7 +312,7 @@ impl Annealing {
         Ok(())
     }
 
-    /// The moves of one temperature, of which the first has this number; the share of them that was accepted.
+    /// Makes the moves of one temperature, numbered from `first`; returns the fraction accepted.
     fn make_moves(&mut self, bridge: &mut Bridge, Stage { t, step }: Stage, first: u64) -> Result<f64> {
         let mut accepted = 0.0;
         for turn in (first..).take(self.options.moves) {
@@ -317,7 +321,7 @@ impl Annealing {
         Ok(accepted / self.options.moves as f64)
     }
 
-    /// One move of every particle; the share of them that was accepted.
+    /// Makes one move of every particle; returns the fraction accepted.
     fn moved(&mut self, bridge: &mut Bridge, t: f64, step: f64, turn: u64) -> Result<f64> {
         let seed = self.options.seed;
         let streams = |row: usize| Stream::new(seed, StreamId::Dynamics, turn, row as u32);
@@ -328,7 +332,7 @@ impl Annealing {
             accepted += usize::from(taken);
             match self.options.kernel {
                 Kernel::Unadjusted { corrected: true } if taken => self.log_weights[row] += log_ratio,
-                // it went where the target has no weight
+                // the particle went where the target has no weight
                 Kernel::Unadjusted { corrected: false } if !taken => self.log_weights[row] = f64::NEG_INFINITY,
                 _ => {}
             }
@@ -337,11 +341,12 @@ impl Annealing {
     }
 }
 
-/// Where a path action is, weights take up ln γ_t and give it back: of energies above this, in kT, rounding would leave
-/// more than 1e-4 of a nat. They count as infinite, as nothing of such a weight is left in the ensemble.
+/// Largest |energy| in kT for steps with a path action, where the weights gain ln γ_t and lose it again: above this,
+/// rounding would leave more than 1e-4 of a nat. Larger energies count as infinite, since particles of such weight do
+/// not survive.
 const LARGEST: f64 = 1e12;
 
-/// Whether particles may be at a row.
+/// Whether particles may be at this row: both energies are within the kernel's limit.
 fn holds(kernel: Kernel, points: &Points, row: usize) -> bool {
     let largest = match kernel {
         Kernel::Unadjusted { corrected: true } => LARGEST,
@@ -350,15 +355,15 @@ fn holds(kernel: Kernel, points: &Points, row: usize) -> bool {
     points.source[row].abs() <= largest && points.target[row].abs() <= largest
 }
 
-/// What became of one row in a move.
+/// Result of a move for one row.
 pub struct Moved {
     pub taken: bool,
-    /// The logarithm of the acceptance, or the path action of a step without a test.
+    /// Log-acceptance, or the path action of a step without a test.
     pub log_ratio: f64,
 }
 
-/// One move of every row by a kernel at one stage: noise from each row's stream, then the uniform number of its test.
-/// Errors: a failing density or target.
+/// Makes one move of every row with a kernel at one stage. Each row draws from its own stream: the noise, then the
+/// uniform number of its test. Errors: a failing density or target.
 pub fn step_all(
     bridge: &mut Bridge,
     points: &mut Points,
@@ -404,8 +409,10 @@ pub fn step_all(
     Ok(moved)
 }
 
-/// `steps` leapfrog steps of length h on E_t from momenta `p[n][dimension]` of unit mass, which become those at the
-/// end.
+/// Makes `steps` leapfrog steps of length h on E_t with momenta `p[n][dimension]` of unit mass, which are updated in
+/// place.
+///
+/// Errors: a failing density or target.
 pub fn leapfrog(bridge: &mut Bridge, from: &Points, p: &mut [f64], t: f64, h: f64, steps: usize) -> Result<Points> {
     let kick = |points: &Points, p: &mut [f64]| {
         for (row, p) in p.chunks_exact_mut(points.dimension()).enumerate() {
@@ -422,7 +429,7 @@ pub fn leapfrog(bridge: &mut Bridge, from: &Points, p: &mut [f64], t: f64, h: f6
     Ok(points)
 }
 
-/// H before less H after, of one row: the logarithm of the acceptance of a trajectory.
+/// H before minus H after for one row: the log-acceptance of a trajectory.
 pub fn energy_drop(before: &Points, p: &[f64], after: &Points, p_after: &[f64], row: usize, t: f64) -> f64 {
     let d = before.dimension();
     let kinetic = |p: &[f64]| 0.5 * p[row * d..(row + 1) * d].iter().map(|p| p * p).sum::<f64>();

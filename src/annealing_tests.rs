@@ -86,7 +86,7 @@ fn run(kernel: Kernel, stages: usize, step: f64, seed: u64) -> (f64, f64) {
     (run.log_z(), weights::mean(&run.log_weights, &right).unwrap().value)
 }
 
-/// Means of Z/Z_true and of P over seeds, in standard errors from the truth.
+/// Deviations of the means of Z/Z_true and of P over seeds from the truth, in standard errors.
 fn scores(kernel: Kernel, stages: usize, step: f64) -> [f64; 2] {
     let (log_z, right) = truth();
     let runs: Vec<(f64, f64)> = (0..200).map(|seed| run(kernel, stages, step, seed)).collect();
@@ -107,7 +107,7 @@ fn every_kernel_gives_the_normaliser_and_the_populations() {
         (Kernel::Hamiltonian { leapfrog: 3 }, 10, 0.02),
         (Kernel::Unadjusted { corrected: true }, 20, 0.02),
     ] {
-        // Z without bias; P with one of order 1/n, far below its error
+        // Z is unbiased; the bias of P is of order 1/n, far below its error
         let [z, p] = scores(kernel, stages, step);
         assert!(z.abs() < 4.5 && p.abs() < 4.5, "{kernel:?}: {z} {p}");
     }
@@ -115,7 +115,7 @@ fn every_kernel_gives_the_normaliser_and_the_populations() {
 
 #[test]
 fn faults_are_found() {
-    // an unadjusted step that is too long, without its correction; and a path that ends before the target
+    // faults: an unadjusted step that is too long, without its correction; a path that ends before the target
     let [z, p] = scores(Kernel::Unadjusted { corrected: false }, 20, 0.08);
     assert!(z.abs().max(p.abs()) > 6.0, "{z} {p}");
     let short = vec![Stage { t: 0.5, step: 0.1 }];
@@ -153,7 +153,7 @@ fn a_plan_is_made_by_pilots_and_then_fixed() {
     }
 }
 
-/// What takes any step, or none, does not keep pilots for ever.
+/// The search ends even if every step, or none, is accepted.
 #[test]
 fn a_search_ends() {
     for acceptance in [0.0, 1.0] {
@@ -165,7 +165,8 @@ fn a_search_ends() {
     }
 }
 
-/// Its square is the variance over runs, or some more: to combs one family's gain is the loss of others.
+/// The squared error is the variance over runs, or somewhat larger: with systematic or stratified resampling one
+/// family's gain is the loss of others.
 #[test]
 fn the_error_of_one_run_is_the_scatter_of_many() {
     use Resampling::{Multinomial, Stratified, Systematic};
@@ -183,7 +184,7 @@ fn the_error_of_one_run_is_the_scatter_of_many() {
         let (mut log_z, mut squares) = (Vec::new(), 0.0);
         for seed in 0..runs {
             let mut points = bridge.sample(400, seed).unwrap();
-            // a quarter, by chance
+            // a quarter, at random
             let lost: Vec<usize> = (0..400).filter(|&row| points.row(row)[1] > 0.8).collect();
             lost.into_iter().for_each(|row| points.target[row] = f64::INFINITY);
             let options = Options { resampling, threshold, seed, ..Options::default() };
@@ -212,7 +213,7 @@ fn one_family_tells_no_error() {
     assert!(run.families().len() == 1 && run.log_normaliser().standard_error.is_nan());
 }
 
-/// Of one particle the conditional effective sample size is one, however far it goes.
+/// The conditional effective sample size of a single particle is always one.
 #[test]
 fn a_plan_needs_pilots() {
     let (density, mut target) = (Normal(1.2), Wells);
@@ -244,7 +245,7 @@ fn what_is_no_run_is_refused() {
     }
 }
 
-/// Most samples clash, by energies of any size.
+/// Most samples clash, with energies of any size.
 #[test]
 fn a_plan_goes_as_slowly_as_clashes_ask_for() {
     let (density, mut target) = (Normal(1.2), Wells);
@@ -295,7 +296,7 @@ fn samples_without_a_finite_energy_count_in_the_normaliser() {
     assert!(message.contains("none of 100 samples"), "{message}");
 }
 
-/// Flat on a square, nothing beyond; a target with this tilt along x.
+/// Flat on a square, zero beyond; as a target, with this tilt along x.
 struct Square(f64);
 
 impl Square {
@@ -350,9 +351,9 @@ impl Target for Square {
     }
 }
 
-/// From beyond the wall no step leads back, so a particle that would go there has to stay, with its weight: in a flat
-/// world all weights are the same, and the density at the wall is that of the middle. It lost its weight, so that Z
-/// came out too small.
+/// From beyond the wall no step leads back, so a particle that would go there has to stay and keep its weight: in a
+/// flat landscape all weights are equal, and the density at the wall is that in the middle. If it lost its weight, Z
+/// would come out too small.
 #[test]
 fn corrected_steps_that_would_leave_the_support_are_not_made() {
     let (density, mut target) = (Square(0.0), Square(0.0));
@@ -368,7 +369,6 @@ fn corrected_steps_that_would_leave_the_support_are_not_made() {
     assert!((at_the_wall - 0.2).abs() < 5.0 * (0.16f64 / 4000.0).sqrt(), "{at_the_wall}");
 }
 
-/// The noise of every move, and the comb of every resampling.
 /// A wall of 1e20 kT stops corrected steps as an infinite one does, instead of rounding all weights away.
 #[test]
 fn weights_of_corrected_steps_survive_walls_of_any_height() {
@@ -386,7 +386,7 @@ fn weights_of_corrected_steps_survive_walls_of_any_height() {
     assert!(log_z[0] == log_z[2] && log_z[1] == log_z[2] && log_z[0].abs() < 10.0, "{log_z:?}");
 }
 
-/// Wells, with a wall where x is above 1.5.
+/// Wells with a wall beyond x = 1.5.
 struct Wall(f64);
 
 impl Target for Wall {
@@ -404,6 +404,7 @@ impl Target for Wall {
     }
 }
 
+/// Neither the noise of moves nor the numbers of resampling.
 #[test]
 fn no_random_number_serves_twice() {
     let (density, mut target) = (Square(1e-3), Square(1e-3));
@@ -414,10 +415,10 @@ fn no_random_number_serves_twice() {
     let mut run = Annealing::new(&bridge, points, even(3, step), options).unwrap();
     (0..3).for_each(|_| _ = run.stage(&mut bridge).unwrap());
     let spread = run.points.x.iter().map(|x| x * x).sum::<f64>() / (2 * n) as f64;
-    // of six steps, each with a variance of 2ε
+    // six steps, each with a variance of 2ε
     assert!((spread / (12.0 * step) - 1.0).abs() < 5.0 * (1.0 / n as f64).sqrt(), "{spread:e}");
 
-    // steps that lead nowhere: all that happens is that rows are drawn
+    // negligible steps, so that only resampling acts
     let points = bridge.evaluate((0..n).flat_map(|row| [row as f64 / n as f64, 0.0]).collect()).unwrap();
     let options = Options { threshold: 1.0, resampling: Resampling::Multinomial, ..Options::default() };
     let mut run = Annealing::new(&bridge, points, even(3, 1e-30), options).unwrap();
@@ -429,11 +430,11 @@ fn no_random_number_serves_twice() {
     assert!(second.iter().zip(&again).filter(|(a, b)| a == b).count() < n / 2, "the same rows were drawn twice");
 }
 
-/// Two atoms about a centroid that is noise, and the target of the same shape.
+/// Two atoms about a centroid that is noise, and a target of the same shape.
 struct Pair;
 
 impl Pair {
-    /// −ln q relative to the noise, which is u, and its gradient.
+    /// −ln q relative to the noise, which equals u, and its gradient.
     fn energy(x: &[f64]) -> (f64, Vec<f64>) {
         let mut y = x.to_vec();
         centre(&mut y);
@@ -484,7 +485,7 @@ impl Target for Pair {
     }
 }
 
-/// It was added to the target alone, so that a perfect model had unequal weights.
+/// If it were added to the target alone, a perfect model would have unequal weights.
 #[test]
 fn the_noise_of_the_centroid_belongs_to_both_ends() {
     let (density, mut target) = (Pair, Pair);
@@ -492,7 +493,7 @@ fn the_noise_of_the_centroid_belongs_to_both_ends() {
     let x = vec![0.1, -0.2, 0.4, 0.5, 0.3, -0.1];
     let points = bridge.evaluate(x.clone()).unwrap();
     assert_eq!((&points.source, &points.source_gradient), (&points.target, &points.target_gradient));
-    // u has no part of it, nor is it cut off by that
+    // u excludes the noise, and so does the energy cut-off
     let (u, of_path) = (Pair::energy(&x).0, points.target[0]);
     assert!((bridge.reduced_potential(&points)[0] - u).abs() < 1e-12 && of_path > u + 0.1);
     let options = Options { energy_cutoff: Some(u + 0.1), ..Options::default() };
@@ -508,7 +509,7 @@ fn the_noise_of_the_centroid_belongs_to_both_ends() {
     }
 }
 
-/// Engines stop with an error where a coordinate is NaN; a step that explodes must be a rejected one.
+/// Engines stop with an error on NaN coordinates; a step that explodes must be rejected instead.
 #[test]
 fn no_end_sees_a_configuration_that_is_not_finite() {
     struct Strict;
@@ -539,8 +540,7 @@ fn no_end_sees_a_configuration_that_is_not_finite() {
     }
 }
 
-/// In the coordinates that a space leaves free, both ends have the gradients of their energies, and a step stays in the
-/// space.
+/// In the free coordinates of a space, gradients match the energies at both ends, and steps stay in the space.
 #[test]
 fn a_path_stays_in_its_space() {
     use crate::coordinates::vector::{atom, centroid, cross, dot, norm, sub, unit};

@@ -1,11 +1,11 @@
 //! **Bijection**: an invertible map between configurations, made of two flows with one latent space.
 //!
-//! f = T_b ∘ T_a⁻¹, ln|∂f/∂x| = ln|∂T_b/∂z| − ln|∂T_a/∂z| at z = T_a⁻¹(x). Every way in which moves use such maps comes
-//! to it: between two metastable states T_a and T_b are the generators of the states (neural mode jumps: Sbailò, Dibak
-//! and Noé, J. Chem. Phys. 154, 074101 (2021)); between two temperatures those of the temperatures, or T_a is the fixed
-//! layers that T_b began its training with, so that f began as the identity (learned replica exchange: Invernizzi,
-//! Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)); with T_a = T_b and a step between, it is a walk in
-//! latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
+//! f = T_b ∘ T_a⁻¹, ln|∂f/∂x| = ln|∂T_b/∂z| − ln|∂T_a/∂z| at z = T_a⁻¹(x). All uses of such maps in moves have this
+//! form: between two metastable states, T_a and T_b are the generators of the states (neural mode jumps: Sbailò, Dibak
+//! and Noé, J. Chem. Phys. 154, 074101 (2021)); between two temperatures, the generators at each, or T_a is the fixed
+//! layers from which T_b's training began, so that f began as the identity (learned replica exchange: Invernizzi,
+//! Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)); with T_a = T_b and a step in between, it is a walk
+//! in latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
 
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
@@ -19,11 +19,11 @@ pub struct Bijection {
     from: Arc<dyn Model>,
     to: Arc<dyn Model>,
     frame: Option<[usize; 3]>,
-    /// Latent coordinates that live on [0, 1].
+    /// Indices of the latent coordinates that live on [0, 1].
     uniform: Vec<usize>,
 }
 
-/// How f took x to y: the two sides of a proposal, whose base is the volume of latent space.
+/// Log-densities of one mapping x → y: the two sides of a proposal, relative to volume in latent space.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mapped {
     /// −ln|∂y/∂z|.
@@ -33,7 +33,7 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// ln|∂y/∂x|, −∞ where there is no y.
+    /// ln|∂y/∂x|; −∞ if there is no y.
     pub fn log_det(&self) -> f64 {
         match self.status() {
             Status::Inside => self.reverse.log_density - self.forward.log_density,
@@ -51,11 +51,10 @@ impl Mapped {
 }
 
 impl Bijection {
-    /// From the configurations of one model to those of another.
+    /// The bijection from configurations of one model to those of another.
     ///
-    /// Errors: log-determinants that are not exact, models without an invertible map between latent points and
-    /// configurations, of different atoms, latent spaces or frames, models that describe neither all coordinates nor
-    /// the shape, and models with auxiliary coordinates.
+    /// Errors: log-determinants that are not exact; models that are not flows; different atoms, latent spaces or
+    /// frames; models that describe neither all coordinates nor the shape; models with auxiliary coordinates.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
         if [&from, &to].iter().any(|model| model.steering().is_some_and(|s| s.auxiliary > 0)) {
             return Err(Error::Unsupported(
@@ -122,26 +121,27 @@ impl Bijection {
         &self.to
     }
 
-    /// Coordinates of a configuration.
+    /// Number of coordinates per configuration.
     pub fn dimension(&self) -> usize {
         self.from.dimension()
     }
 
-    /// Whether position and orientation of a configuration are left alone.
+    /// Whether position and orientation are left unchanged.
     pub fn changes_shape_only(&self) -> bool {
         self.frame.is_some()
     }
 
-    /// y = f(x) for rows of `x[n][dimension]`, whole molecules. Where f changes the shape only, y has the frame of x.
-    /// A row that has no image is left as x is.
+    /// y = f(x) for rows of `x[n][dimension]`, whole molecules. If f changes the shape only, y has the frame of x. For
+    /// a row without an image, y = x.
     pub fn map(&self, x: &[f64], y: &mut [f64], mapped: &mut [Mapped]) -> Result<()> {
         self.map_with(x, y, mapped, &mut |_, _| {})
     }
 
-    /// The same with a step in between: y = T_b(z′), z′ what `step(row, z)` makes of z = T_a⁻¹(x).
+    /// [`Bijection::map`] with a step in between: y = T_b(z′), where `step(row, z)` turns z = T_a⁻¹(x) into z′ in
+    /// place.
     ///
-    /// A step whose density is that of the step back leaves the two sides of the proposal as they are. Latent
-    /// coordinates that are uniform on [0, 1] are taken around: a step beyond an end comes in at the other.
+    /// A step with symmetric density leaves the two sides of the proposal unchanged. Latent coordinates that are
+    /// uniform on [0, 1] are periodic: a step beyond one end re-enters at the other.
     pub fn map_with(
         &self,
         x: &[f64],
@@ -162,7 +162,7 @@ impl Bijection {
         for (row, z) in z.chunks_exact_mut(latent).enumerate() {
             match mapped[row].reverse.is_inside() {
                 true => step(row, z),
-                false => z.fill(0.5), // any point: the row has no image
+                false => z.fill(0.5), // arbitrary: the row has no image
             }
             for &i in &self.uniform {
                 if !(0.0..=1.0).contains(&z[i]) {
@@ -184,7 +184,7 @@ impl Bijection {
         Ok(())
     }
 
-    /// Puts y on the frame of x, if f changes the shape only; false if one of them has none.
+    /// Places y on the frame of x if f changes the shape only; false if either has no frame.
     pub(crate) fn place(&self, x: &[f64], y: &mut [f64]) -> bool {
         let Some(atoms) = self.frame else { return true };
         match (Frame::of(y, atoms), Frame::of(x, atoms)) {
@@ -223,7 +223,7 @@ mod tests {
         CouplingFlow::from_file(&model_file::read(FILE, &bytes).unwrap()).unwrap()
     }
 
-    /// A flow and its like with other parameters, and n configurations of the first, turned and moved.
+    /// Map from a flow to a copy with perturbed parameters, and n configurations of the first, rotated and translated.
     fn example(n: usize) -> (Bijection, Vec<f64>) {
         let (from, mut to) = (flow(), flow());
         let mut stream = Stream::new(3, StreamId::Test, 0, 0);
@@ -262,15 +262,14 @@ mod tests {
         }
     }
 
-    /// The frame atoms stay on their axes, so three directions of the volume are those of the frame itself; the others
-    /// are free.
+    /// Frame atoms stay on their axes, which leaves them three directions; the other atoms are free.
     #[test]
     fn the_log_determinant_is_that_of_finite_differences() {
         let (map, x) = example(1);
         let atoms = map.frame.unwrap();
         let frame = Frame::of(&x, atoms).unwrap();
         let d = x.len();
-        // displacements that keep the frame: of the second atom along z, of the third in its plane, of all others
+        // displacements that keep the frame: the second atom along z, the third in its plane, all others freely
         let mut directions: Vec<(usize, [f64; 3])> = vec![(atoms[1], frame.axes[2])];
         directions.extend([(atoms[2], frame.axes[0]), (atoms[2], frame.axes[2])]);
         for i in (0..d / 3).filter(|i| !atoms.contains(i)) {

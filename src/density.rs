@@ -5,21 +5,21 @@ use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::trust::Trust;
 
-/// How far a log-density may be trusted, from the best to the worst. Only `Exact` may enter the final acceptance test,
-/// unless a user asks for a surrogate there by name (ARCHITECTURE.md, law of exactness).
+/// How far a log-density can be trusted, from best to worst. Only `Exact` may enter the final acceptance test, unless a
+/// user asks for a surrogate by name (ARCHITECTURE.md, law of exactness).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Exactness {
-    /// The density of the samples, to rounding.
+    /// The density of the samples, up to rounding.
     Exact,
-    /// An unbiased or noisy estimate of it (Hutchinson).
+    /// An unbiased or noisy estimate of the density (Hutchinson).
     Estimated,
-    /// Another function that stands in for it (an energy-based model).
+    /// A different function that stands in for the density (an energy-based model).
     Surrogate,
 }
 
 impl Exactness {
-    /// The word for it in files and reports.
+    /// Name in files and reports.
     pub fn name(self) -> &'static str {
         match self {
             Exactness::Exact => "exact",
@@ -29,8 +29,8 @@ impl Exactness {
     }
 }
 
-/// Whether a configuration lies where the density is defined and positive. Anything but `Inside` means log q = −∞:
-/// the move is rejected, and counted under this name.
+/// Whether a configuration lies where the density is defined and positive. Anything but `Inside` means log q = −∞: the
+/// move is rejected and counted under this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Inside,
@@ -38,16 +38,16 @@ pub enum Status {
     OutOfSupport,
     /// Internal coordinates are undefined here (collinear atoms, coinciding atoms).
     Singular,
-    /// NaN or infinity in the configuration or on the way.
+    /// NaN or infinity in the configuration or in the calculation.
     NonFinite,
-    /// A stereocentre of the other hand.
+    /// A stereocentre has the opposite handedness.
     WrongChirality,
-    /// A constrained bond has another length than the generator's.
+    /// The length of a constrained bond differs from the generator's.
     BrokenConstraint,
 }
 
 impl Status {
-    /// All, in their order.
+    /// All variants, in order of declaration.
     pub const ALL: [Status; 6] = [
         Status::Inside,
         Status::OutOfSupport,
@@ -57,7 +57,7 @@ impl Status {
         Status::BrokenConstraint,
     ];
 
-    /// For messages.
+    /// Description for messages.
     pub fn words(self) -> &'static str {
         match self {
             Status::Inside => "inside",
@@ -70,7 +70,7 @@ impl Status {
     }
 }
 
-/// log q of one configuration.
+/// log q of one configuration, or why it has none.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
     /// Natural logarithm of the density in x coordinates (nm); −∞ unless `status` is `Inside`.
@@ -79,7 +79,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// A point of the support with its log q.
+    /// A point of the support with its log q; `NonFinite` if that is NaN or +∞.
     pub fn inside(log_density: f64) -> Evaluation {
         if log_density.is_nan() || log_density == f64::INFINITY {
             return Evaluation::outside(Status::NonFinite);
@@ -87,38 +87,37 @@ impl Evaluation {
         Evaluation { log_density, status: Status::Inside }
     }
 
-    /// A point without a density, and why.
+    /// A point without a density, and the reason.
     pub fn outside(status: Status) -> Evaluation {
         Evaluation { log_density: f64::NEG_INFINITY, status }
     }
 
-    /// Whether the point is in the support, so that log q counts.
+    /// Whether the point is in the support, so that its log q counts.
     pub fn is_inside(&self) -> bool {
         self.status == Status::Inside
     }
 }
 
-/// What of a configuration the density describes.
+/// Which part of a configuration the density describes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scope {
     /// All coordinates.
     Full,
-    /// The shape only. Position and orientation are those of the frame of three atoms (origin, z axis, xz plane); a
-    /// move keeps the frame of the current configuration.
+    /// Shape only. Position and orientation are those of a frame of three atoms (origin, z axis, xz plane); a move
+    /// keeps the frame of the current configuration.
     Shape { frame: [usize; 3] },
-    /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it,
+    /// Shape and orientation. The centroid is left alone: log q is normalised on the 3N − 3 coordinates without it,
     /// with the measure of the space of vectors whose mean over atoms is zero, and log q(x) is that of x with its
-    /// centroid at the origin.
+    /// centroid moved to the origin.
     Centred,
-    /// Shape and orientation, and a centroid c that is noise: log q(x) is the density of x relative to that of c under
-    /// a normal density of standard deviation `sigma` (nm) in each component. Over a target e^{−u} that does not know
-    /// of c, the density is one of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws c afresh for the current
-    /// configuration.
+    /// Shape and orientation, with a centroid c that is noise: log q(x) is the density of x relative to that of c under
+    /// a normal density of standard deviation `sigma` (nm) per component. For a target e^{−u} independent of c, this is
+    /// a density of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws a fresh c for the current configuration.
     Noisy { sigma: f64 },
 }
 
 impl Scope {
-    /// Brings the centroid of what is a molecule, `x[atoms][3]`, rather than abstract coordinates, to the origin.
+    /// Moves the centroid of a molecule `x[atoms][3]` to the origin; leaves abstract coordinates (`Full`) alone.
     pub fn centre(self, x: &mut [f64]) {
         if self != Scope::Full {
             centre(x);
@@ -135,8 +134,8 @@ pub trait Density: Send + Sync {
 
     fn exactness(&self) -> Exactness;
 
-    /// Of a density by numerical integration: the largest |Δ log q| of a few samples between their generation and the
-    /// way back. None for others.
+    /// For densities obtained by numerical integration: the largest |Δ log q| over a few samples between their
+    /// generation and the integration back. None for others.
     fn integration_error(&self) -> Result<Option<f64>> {
         Ok(None)
     }
@@ -145,8 +144,8 @@ pub trait Density: Send + Sync {
         Scope::Full
     }
 
-    /// Random numbers are taken from `streams(row)`, so that a sample depends on its row's stream alone.
-    /// Writes `x[n][dimension]` and n evaluations.
+    /// Draws n samples: writes `x[n][dimension]` and their evaluations. Row `i` takes its random numbers from
+    /// `streams(i)` alone, so it depends on no other row.
     fn sample(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),
@@ -154,8 +153,8 @@ pub trait Density: Send + Sync {
         log_density: &mut [Evaluation],
     ) -> Result<()>;
 
-    /// Samples without their log q, for models that can have them cheaper so. A row with another status than `Inside`
-    /// is no sample. The same streams need not give the same samples as [`Density::sample`] to the last bit.
+    /// Draws samples without log q, for models where that is cheaper. A row whose status is not `Inside` is not a
+    /// sample. The same streams need not reproduce [`Density::sample`] to the last bit.
     fn sample_only(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),
@@ -171,15 +170,15 @@ pub trait Density: Send + Sync {
     /// log q of each row of `x[n][dimension]`.
     fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()>;
 
-    /// log q and ∇ₓ log q; `gradient[n][dimension]` is zero in rows that are not `Inside`.
+    /// log q and ∇ₓ log q, `gradient[n][dimension]`; the gradient is zero in rows that are not `Inside`.
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()>;
 
-    /// How far delayed acceptance believes this density where it screens another's proposals.
+    /// How far delayed acceptance trusts this density when it screens another model's proposals.
     fn trust(&self) -> Trust {
         Trust::default()
     }
 
-    /// Rows in a batch, or an error that says which length is wrong.
+    /// Number of rows in a batch. Errors: `x` of the wrong length.
     fn rows(&self, x: &[f64], log_density: &[Evaluation]) -> Result<usize> {
         let n = log_density.len();
         if x.len() != n * self.dimension() {

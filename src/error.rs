@@ -1,26 +1,26 @@
 //! One error type for the whole library.
 //!
-//! An [`Error`] is fatal for the call that returns it: bad input, a broken file, an engine that failed.
-//! A proposal that merely has to be rejected is not an error, see [`crate::density::Status`].
+//! An [`Error`] is fatal for the call that returns it: bad input, a broken file, a failed engine. A proposal that
+//! merely has to be rejected is not an error; see [`crate::density::Status`].
 
 use std::path::{Path, PathBuf};
 
-/// What functions of this crate return.
+/// Result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, with the file, tensor, atom or option and what to do about it.
+/// What went wrong, naming the file, tensor, atom or option, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// An argument has the wrong shape, range or unit.
     #[error("{0}")]
     InvalidInput(String),
-    /// A model file is malformed, truncated or of another format version.
+    /// A model file is malformed, truncated or in another format version.
     #[error("model file {path}: {reason}")]
     Model { path: String, reason: String },
-    /// A trajectory, checkpoint or data file cannot be understood.
+    /// A trajectory, checkpoint or data file cannot be parsed.
     #[error("{path}: {reason}")]
     File { path: PathBuf, reason: String },
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     /// The molecular-dynamics engine failed.
@@ -29,28 +29,28 @@ pub enum Error {
     /// A user-supplied callback reported failure.
     #[error("callback failed: {0}")]
     Callback(String),
-    /// The combination asked for is refused, because it would not be exact or does not exist.
+    /// The requested combination is refused because it would not be exact or does not exist.
     #[error("{0}")]
     Unsupported(String),
 }
 
 impl Error {
-    /// An argument or a setting that is out of range; the message says what to do.
+    /// Error for an argument or setting out of range; the message says what to do.
     pub fn invalid(message: impl Into<String>) -> Error {
         Error::InvalidInput(message.into())
     }
 
-    /// What is wrong with a model file, or with bytes of that name.
+    /// Error for a model file, or for bytes labelled with that name.
     pub fn model(path: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Model { path: path.into(), reason: reason.into() }
     }
 
-    /// What is wrong with the contents of a file.
+    /// Error for the contents of a file.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
-    /// A file that could not be read or written.
+    /// Error for a file that could not be read or written.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }

@@ -3,21 +3,21 @@
 use nalgebra::Complex;
 use std::f64::consts::TAU;
 
-/// Σ xᵢ xᵢ₊ₗ / n of a series without its mean, for every lag l below `lags`, in O(n log n).
+/// Autocovariances Σ xᵢ xᵢ₊ₗ / n of a centred series, for every lag l below `lags`, in O(n log n).
 pub fn autocovariances(x: &[f64], lags: usize) -> Vec<f64> {
-    // zeros keep the end of the series off its beginning
+    // zero padding, so that the end of the series does not wrap around to its beginning
     let size = (x.len() + lags).next_power_of_two();
     let mut z: Vec<Complex<f64>> = x.iter().map(|&v| v.into()).collect();
     z.resize(size, 0.0.into());
     let roots: Vec<_> = (0..size / 2).map(|k| Complex::from_polar(1.0, -TAU * k as f64 / size as f64)).collect();
     to_reversed(&mut z, &roots);
     z.iter_mut().for_each(|z| *z = z.norm_sqr().into());
-    // of a real and even spectrum the transform is its own inverse, but for the size
+    // for a real and even spectrum the transform is its own inverse up to the factor `size`
     from_reversed(&mut z, &roots);
     z[..lags].iter().map(|z| z.re / (size as f64 * x.len() as f64)).collect()
 }
 
-/// Radix-2 transform by decimation in frequency: the result is in bit-reversed order.
+/// Radix-2 transform by decimation in frequency; the result is in bit-reversed order.
 fn to_reversed(z: &mut [Complex<f64>], roots: &[Complex<f64>]) {
     let mut half = z.len() / 2;
     while half > 0 {
@@ -31,7 +31,7 @@ fn to_reversed(z: &mut [Complex<f64>], roots: &[Complex<f64>]) {
     }
 }
 
-/// The same transform by decimation in time, of what is in bit-reversed order.
+/// The same transform by decimation in time, from bit-reversed input.
 fn from_reversed(z: &mut [Complex<f64>], roots: &[Complex<f64>]) {
     let mut half = 1;
     while half < z.len() {

@@ -1,7 +1,7 @@
 //! Free-energy differences in kT: between two states of one ensemble, and between two ensembles.
 //!
 //! States of one ensemble: ΔF = F_A − F_B = −ln P(A)/P(B), from importance weights or from a time series.
-//! Two ensembles: ΔF = F_B − F_A = −ln Z_B/Z_A from the (targeted) work Φ of samples of either end.
+//! Two ensembles: ΔF = F_B − F_A = −ln Z_B/Z_A from the (targeted) work Φ of samples of either ensemble.
 
 use crate::error::{Error, Result};
 use crate::fourier;
@@ -22,7 +22,7 @@ pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Est
     Ok(Estimate { value: -(a / b).ln(), standard_error: weights::standard_error(&w, variance) })
 }
 
-/// ΔF by `other` weights less ΔF by `log_weights` of the same samples, with a delta-method error that knows their
+/// ΔF with the weights `other` minus ΔF with `log_weights`, of the same samples; the delta-method error includes their
 /// correlation.
 pub fn shift_between_states(log_weights: &[f64], other: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
     let value = between_states(other, state)?.value - between_states(log_weights, state)?.value;
@@ -30,12 +30,12 @@ pub fn shift_between_states(log_weights: &[f64], other: &[f64], state: &[Option<
     let ((a, b), (c, d)) = (populations(&w, state)?, populations(&v, state)?);
     let difference = |((w, v), s): ((&f64, &f64), &Option<bool>)| v * influence(*s, c, d) - w * influence(*s, a, b);
     let variance: f64 = w.iter().zip(&v).zip(state).map(|each| difference(each).powi(2)).sum();
-    // NaN if either are too few
+    // NaN if either effective sample size is too small
     let by_other = weights::standard_error(&v, variance);
     Ok(Estimate { value, standard_error: weights::standard_error(&w, by_other.powi(2)) })
 }
 
-/// ΔF = −ln P(A)/P(B) from one correlated time series of states, with an error that counts the correlation: the
+/// ΔF = −ln P(A)/P(B) from one correlated time series of states. The error accounts for correlation through the
 /// statistical inefficiency of the influence function 1_A/P_A − 1_B/P_B.
 pub fn between_states_of_series(state: &[Option<bool>]) -> Result<Estimate> {
     let n = state.len() as f64;
@@ -44,7 +44,7 @@ pub fn between_states_of_series(state: &[Option<bool>]) -> Result<Estimate> {
     Ok(Estimate { value: -(a / b).ln(), standard_error: mean_of_series(&influences)?.standard_error })
 }
 
-/// The same difference with an error from block averages of the influence function over `blocks` equal blocks.
+/// [`between_states_of_series`] with an error from `blocks` equal block averages of the influence function.
 pub fn between_states_of_blocks(state: &[Option<bool>], blocks: usize) -> Result<Estimate> {
     let n = state.len() as f64;
     let (a, b) = populations(&vec![1.0 / n; state.len()], state)?;
@@ -72,7 +72,7 @@ fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
     Ok((a, b))
 }
 
-/// Mean of a stationary time series with a standard error that counts its correlation, sd · √(g/n).
+/// Mean of a stationary time series with a standard error that accounts for correlation, sd · √(g/n).
 pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
     let inefficiency = statistical_inefficiency(series)?;
     let n = series.len() as f64;
@@ -81,15 +81,18 @@ pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: (variance * inefficiency / n).sqrt() })
 }
 
-/// Autocovariances are summed lag by lag up to here; more of them cost less by a Fourier transform, which has them all.
+/// Number of lags up to which autocovariances are summed directly; beyond, a Fourier transform of all lags is cheaper.
 const SUMMED_LAGS: usize = 64;
 
-/// g = 1 + 2τ of a stationary series: how many samples are worth one independent sample, at least 1.
+/// Statistical inefficiency g = 1 + 2τ of a stationary series: correlated samples per independent one, at least 1.
 ///
-/// Sum of autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of
-/// lags (2t, 2t + 1) are added while their sum is positive and made non-increasing, which no reversible chain violates.
-/// Covariances about the mean of the series itself are too small by the variance of that mean; W lags of them are mended by
-/// 1 + (2W + 1)/n (Wolff, "Monte Carlo errors with less errors", 2004, eq. 49), without which short series look too good.
+/// Sums autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of
+/// lags (2t, 2t + 1) are added while their sum is positive and made non-increasing, which holds for every reversible
+/// chain. Covariances about the series' own mean are too small by the variance of that mean; for W lags this is
+/// corrected by the factor 1 + (2W + 1)/n (Wolff, "Monte Carlo errors with less errors", 2004, eq. 49), without which
+/// errors of short series come out too small.
+///
+/// Errors: fewer than 4 values, values that are not finite.
 pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     let n = series.len();
     if n < 4 || series.iter().any(|v| !v.is_finite()) {
@@ -119,8 +122,8 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     Ok((2.0 * sum - 1.0).max(1.0) * (1.0 + (2 * lags + 1) as f64 / n as f64))
 }
 
-/// Standard error of the mean of a series from the scatter of `blocks` block means; honest when a block is much longer
-/// than the correlation time. A remainder at the end is left out.
+/// Standard error of a series' mean from the scatter of `blocks` block means; valid when blocks are much longer than
+/// the correlation time. A remainder at the end is left out.
 pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
     let length = series.len() / blocks.max(1);
     if blocks < 2 || length == 0 {
@@ -148,19 +151,21 @@ pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
     weights::log_normaliser(&negated)
 }
 
-/// ΔF = F_B − F_A from forward work of samples of A and reverse work of samples of B (Bennett 1976): the root of
-/// Σ_F 1/(1 + e^{M + w_F − ΔF}) = Σ_R 1/(1 + e^{−M + w_R + ΔF}), M = ln(n_F/n_R).
+/// Bennett acceptance ratio (Bennett 1976): ΔF = F_B − F_A from forward work of samples of A and reverse work of
+/// samples of B, as the root of Σ_F 1/(1 + e^{M + w_F − ΔF}) = Σ_R 1/(1 + e^{−M + w_R + ΔF}), M = ln(n_F/n_R).
 ///
 /// The equation is solved in logarithms, ln Σ_F − ln Σ_R = 0: this difference increases strictly with ΔF, does not
 /// underflow when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket
 /// become bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
+///
+/// Errors: NaN or −∞, no finite work in one direction, no finite root.
 pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     let delta = root_of_bar(forward, reverse)?;
     Ok(estimate_of_bar(forward, reverse, delta, 1.0))
 }
 
-/// `bar` where the reverse work is that of one correlated time series, in its order: its part of the error counts the
-/// statistical inefficiency of what the equation sums. At least 4 values.
+/// [`bar`] with reverse work from one correlated time series, in time order: its part of the error is scaled by the
+/// statistical inefficiency of its terms in the equation. Needs at least 4 values.
 pub fn bar_with_series(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     let delta = root_of_bar(forward, reverse)?;
     let m = log_ratio(forward, reverse);
@@ -170,7 +175,7 @@ pub fn bar_with_series(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     Ok(estimate_of_bar(forward, reverse, delta, inefficiency))
 }
 
-/// The root with its error, where so many values of the reverse work are worth one.
+/// The root `delta` with its error; `inefficiency`: correlated reverse values per independent one.
 fn estimate_of_bar(forward: &[f64], reverse: &[f64], delta: f64, inefficiency: f64) -> Estimate {
     let m = log_ratio(forward, reverse);
     let variance = relative_variance(forward, delta - m) + inefficiency * relative_variance(reverse, m - delta);
@@ -182,7 +187,7 @@ fn log_ratio(forward: &[f64], reverse: &[f64]) -> f64 {
     (forward.len() as f64 / reverse.len() as f64).ln()
 }
 
-/// Of the mean of f_i = 1/(1 + e^{w_i − s}), were they independent.
+/// Relative variance of the mean of f_i = 1/(1 + e^{w_i − s}), for independent samples.
 fn relative_variance(work: &[f64], s: f64) -> f64 {
     let (_, _, ratio) = log_fermi_sum(work, s);
     ratio - 1.0 / work.len() as f64
@@ -226,7 +231,7 @@ fn log_fermi_sum(work: &[f64], s: f64) -> (f64, f64, f64) {
     (max + sum.ln(), weighted / sum, squares / (sum * sum))
 }
 
-/// Root of a strictly increasing function given with its slope, by Newton steps inside a bracket.
+/// Root of a strictly increasing function given with its slope, by Newton steps within a bracket.
 fn increasing_root(f: impl Fn(f64) -> (f64, f64), start: f64) -> Result<f64> {
     let (mut low, mut high) = (start, start);
     let mut width = 1.0;

@@ -133,7 +133,7 @@ fn errors_of_a_correlated_series_count_the_correlation() {
     }
 }
 
-/// As they were summed, lag by lag.
+/// Reference implementation that sums covariances lag by lag.
 fn inefficiency_by_sums(series: &[f64]) -> f64 {
     let n = series.len();
     let mean = series.iter().sum::<f64>() / n as f64;
@@ -167,18 +167,18 @@ fn the_inefficiency_is_that_of_sums_lag_by_lag() {
         let series = autoregressive(n, rho, &mut stream(n as u64));
         let (found, expected) = (statistical_inefficiency(&series).unwrap(), inefficiency_by_sums(&series));
         assert!((found / expected - 1.0).abs() < 1e-10, "{n} {rho}: {found} {expected}");
-        // up to the lags that are summed there is no other arithmetic
+        // identical while only directly summed lags are used
         assert!(found == expected || expected > 10.0, "{n} {rho}: {found} {expected}");
     }
 }
 
-/// Of ten independent samples: without the mending of the covariances variances of the mean were a quarter too small.
+/// Ten independent samples: without the correction of the covariances, variances of the mean were a quarter too small.
 #[test]
 fn the_error_of_a_short_series_is_not_too_small() {
     let (n, rho, series) = (200, 0.9f64, 2000);
     let (mut claimed, mut scatter) = (0.0, 0.0);
     for i in 0..series {
-        // from equilibrium
+        // starts in equilibrium
         let long = autoregressive(2 * n, rho, &mut stream(5000 + i));
         let mean = mean_of_series(&long[n..]).unwrap();
         claimed += mean.standard_error.powi(2) / series as f64;
@@ -187,7 +187,7 @@ fn the_error_of_a_short_series_is_not_too_small() {
     assert!((0.88..1.2).contains(&(claimed / scatter)), "{}", claimed / scatter);
 }
 
-/// A drift through all frames, correlated up to a quarter of their number: lag by lag that were 10¹¹ products, minutes.
+/// A drift through all frames, correlated over a quarter of them: lag by lag that would take 10¹¹ products, minutes.
 #[test]
 fn the_error_of_a_long_slow_series_takes_moments() {
     let n = 1_000_000;
@@ -205,7 +205,7 @@ fn independent_series_has_inefficiency_one() {
     assert_eq!(statistical_inefficiency(&[2.0; 10]).unwrap(), 1.0);
     assert!(statistical_inefficiency(&[1.0, f64::NAN, 1.0, 2.0]).is_err());
     assert!(block_error(&series, 1).is_err());
-    // one walker after the other: each is a block of its own, with nothing of its neighbour
+    // concatenated walkers: each is a block of its own
     let of_walkers = [1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0];
     assert!((block_error(&of_walkers, 3).unwrap() - 1.0).abs() < 1e-12);
 }

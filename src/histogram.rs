@@ -1,4 +1,4 @@
-//! Histograms on the circle: probability and free-energy profile of an angle, with error bands.
+//! Histograms on the circle: probability and free-energy profile of an angle, with errors.
 
 use crate::error::{Error, Result};
 use crate::free_energy;
@@ -16,7 +16,7 @@ pub struct CircularProfile {
     pub free_energy: Vec<Estimate>,
 }
 
-/// Profile of independent weighted samples; delta-method errors. `angles[n]` in radian, any branch.
+/// Profile from independent weighted samples, with delta-method errors. `angles[n]` in radian, on any branch.
 pub fn circular_profile(angles: &[f64], log_weights: &[f64], bins: usize) -> Result<CircularProfile> {
     if angles.len() != log_weights.len() {
         return Err(Error::invalid(format!("{} angles for {} log-weights", angles.len(), log_weights.len())));
@@ -38,7 +38,7 @@ pub fn circular_profile(angles: &[f64], log_weights: &[f64], bins: usize) -> Res
     Ok(profile(&masses, &errors))
 }
 
-/// Profile of one correlated time series; errors from the statistical inefficiency of each bin's indicator.
+/// Profile from one correlated time series, with errors from the statistical inefficiency of each bin's indicator.
 pub fn circular_profile_of_series(angles: &[f64], bins: usize) -> Result<CircularProfile> {
     let rows = bin_rows(angles, bins)?;
     let estimates: Vec<Estimate> = (0..bins)

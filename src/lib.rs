@@ -1,7 +1,10 @@
 //! Generator moves that live inside a molecular-dynamics engine.
 //!
-//! Six nouns and nothing else is a concept: [`density::Density`], [`target::Target`], `moves::Proposal`, `moves::Move`,
-//! [`weights`] and [`rng::Stream`]. ARCHITECTURE.md tells how they meet in one proposal.
+//! Six concepts carry the library: [`density::Density`], [`target::Target`], `moves::Proposal`, `moves::Move`,
+//! [`weights`]
+//! and [`rng::Stream`]. Everything else public is built on them (bijections, modes, steering, trust in a screen,
+//! bridges, replica exchange).
+//! ARCHITECTURE.md tells how they meet in one proposal.
 
 pub mod annealing;
 pub mod bijection;

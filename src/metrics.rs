@@ -1,8 +1,8 @@
-//! **Metrics**: how far two samples of one molecule are from each other, as generators are compared in the literature
-//! (Klein and Noé, "Transferable Boltzmann generators", 2024; Tan et al., "Sequential Boltzmann Generators", 2025).
+//! **Metrics**: distances between two samples of one molecule, as used in the literature to compare generators (Klein
+//! and Noé, "Transferable Boltzmann generators", 2024; Tan et al., "Sequential Boltzmann Generators", 2025).
 //!
-//! Every one is a distance between the samples as they are: it is positive even if both come from one distribution.
-//! What it is between the halves of a reference tells how small it can get.
+//! Each is a distance between finite samples, and positive even if both come from one distribution. Its value between
+//! two halves of a reference shows how small it can get.
 
 use crate::coordinates::topology::Backbone;
 use crate::coordinates::vector::{atom, distance, torsion};
@@ -13,23 +13,23 @@ pub use crate::transport::Cloud;
 use crate::transport::{by_assignment, on_the_line, sliced};
 use std::f64::consts::{PI, TAU};
 
-/// W₁ and W₂ between reduced potentials (kT), exact for weighted samples.
+/// W₁ and W₂ between reduced potentials (kT), exact for weighted samples. Errors: clouds of another dimension than one.
 pub fn energy_distances(a: Cloud, b: Cloud) -> Result<[f64; 2]> {
     Ok([on_the_line(1, a, b)?, on_the_line(2, a, b)?])
 }
 
-/// W₂ between torsions on the torus (radian), rows `[torsions]` each: the squared distance is the sum over all torsions
-/// of min(|Δ|, 2π − |Δ|)². By exact assignment between `points` rows of either at most.
+/// W₂ between torsions on the torus (radian), rows `[torsions]`: the squared distance is the sum over all torsions of
+/// min(|Δ|, 2π − |Δ|)². By exact assignment between at most `points` rows of each.
 pub fn torsion_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) -> f64 {
     by_assignment(a, b, points, stream, |a, b| a.iter().zip(b).map(|(a, b)| arc(a - b).powi(2)).sum())
 }
 
-/// Orthonormal bases of a sliced distance.
+/// Number of random orthonormal bases for sliced distances.
 const BASES: usize = 32;
 
-/// Sliced W₂ of the points (cos θ, sin θ) of the torsions, in units of radius 1, all rows used. Chords are shorter than
-/// arcs, and slices than transport: it is never more than [`torsion_distance`] between all rows. Rows `[torsions]` in
-/// radian.
+/// Sliced W₂ of the points (cos θ, sin θ) of the torsions, in units of radius 1, using all rows `[torsions]` (radian).
+/// Since chords are shorter than arcs, and slicing gives a lower bound, it never exceeds [`torsion_distance`] between
+/// all rows. Errors: clouds of different dimensions.
 pub fn sliced_torsion_distance(a: Cloud, b: Cloud, stream: &mut Stream) -> Result<f64> {
     let embed = |cloud: &Cloud| cloud.rows().iter().flat_map(|t| [t.cos(), t.sin()]).collect::<Vec<_>>();
     let (rows_a, rows_b) = (embed(&a), embed(&b));
@@ -37,17 +37,18 @@ pub fn sliced_torsion_distance(a: Cloud, b: Cloud, stream: &mut Stream) -> Resul
     sliced(a?, b?, BASES, stream)
 }
 
-/// W₂ in a plane, such as that of two time-lagged components, by exact assignment between `points` rows of either at
-/// most.
+/// W₂ in a plane, such as that of two time-lagged components, by exact assignment between at most `points` rows of
+/// each.
 pub fn plane_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) -> f64 {
     by_assignment(a, b, points, stream, |a, b| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum())
 }
 
-/// Bins of an angle in the Ramachandran histogram, 10° each.
+/// Bins per angle in Ramachandran histograms, 10° each.
 const BINS: usize = 36;
 
-/// Jensen–Shannon divergence between Ramachandran histograms of 10° bins, in bits: 0 if they are equal, 1 if they do
-/// not overlap; the mean over residues. Rows `[residues][φ, ψ]` in radian.
+/// Jensen–Shannon divergence between Ramachandran histograms of 10° bins, in bits (0 if they are equal, 1 if they do
+/// not overlap), averaged over residues. Rows `[residues][φ, ψ]` in radian. Errors: numbers of angles that are odd,
+/// zero or differ.
 pub fn ramachandran_divergence(a: Cloud, b: Cloud) -> Result<f64> {
     let residues = a.dimension() / 2;
     if a.dimension() != b.dimension() || residues == 0 || a.dimension() % 2 != 0 {
@@ -81,8 +82,8 @@ pub fn torsions(x: &[f64], n_atoms: usize, quadruples: &[[usize; 4]]) -> Vec<f64
     x.chunks_exact(3 * n_atoms).flat_map(|x| quadruples.iter().map(move |atoms| of(x, atoms))).collect()
 }
 
-/// What time-lagged components of a molecule are made of, as in the evaluations of Sequential Boltzmann Generators:
-/// distances between all pairs of carbon, nitrogen and sulphur atoms (nm), above four residues those between Cα atoms;
+/// Features for time-lagged components of a molecule, as in the evaluations of Sequential Boltzmann Generators:
+/// distances between all pairs of carbon, nitrogen and sulphur atoms (nm), or of Cα atoms if there are more than four;
 /// cosine and sine of all φ, ψ and ω.
 pub struct Features {
     pairs: Vec<[usize; 2]>,
@@ -108,12 +109,12 @@ impl Features {
         Ok(Features { pairs, torsions, n_atoms: topology.n_atoms() })
     }
 
-    /// Features of a configuration.
+    /// Number of features per configuration.
     pub fn dimension(&self) -> usize {
         self.pairs.len() + 2 * self.torsions.len()
     }
 
-    /// `[n][dimension]` of frames `x[n][atoms][3]`, nm.
+    /// Features `[n][dimension]` of frames `x[n][atoms][3]`, nm.
     pub fn of(&self, x: &[f64]) -> Vec<f64> {
         let row = |x: &[f64]| {
             let distances = self.pairs.iter().map(|&[i, j]| distance(x, i, j));
@@ -124,7 +125,7 @@ impl Features {
     }
 }
 
-/// The shorter way round the circle, 0 … π.
+/// Length of the shorter arc, 0 … π.
 fn arc(difference: f64) -> f64 {
     let turned = difference.rem_euclid(TAU);
     turned.min(TAU - turned)
@@ -149,7 +150,7 @@ mod tests {
         let mut numbers = stream();
         let (n, d) = (50, 3);
         let a: Vec<f64> = (0..n * d).map(|_| TAU * numbers.uniform()).collect();
-        // narrow about ±π, so that the short way leads over the cut
+        // narrow about ±π, so that the shorter arc crosses the cut
         let near: Vec<f64> = a.iter().map(|t| PI - 0.01 * t).collect();
         let over: Vec<f64> = near.iter().map(|t| t + 0.2 - TAU).collect();
         let w = uniform(n);
@@ -192,11 +193,11 @@ mod tests {
         // (1, 0) against (1/2, 1/2): 1/2 log2(4/3) + 1/4 log2(2/3) + 1/4
         let known = 0.5 * (4f64 / 3.0).log2() + 0.25 * (2f64 / 3.0).log2() + 0.25 * 2f64.log2();
         assert!((jensen_shannon(&[1.0, 0.0], &[0.5, 0.5]) - known).abs() < 1e-15);
-        // two residues, of which one is the same; the other in two places against one of them
+        // two residues, one of them identical; the other in two bins against one of these
         let (a, b) = ([0.1, 0.1, 1.0, 1.0, 0.1, 0.1, -1.0, 1.0], [0.1, 0.1, 1.0, 1.0]);
         let (a, b) = (Cloud::new(&a, 4, &[0.5, 0.5]).unwrap(), Cloud::new(&b, 4, &[1.0]).unwrap());
         assert!((ramachandran_divergence(a, b).unwrap() - 0.5 * known).abs() < 1e-15);
-        // the second residue's ψ is its own
+        // the second residue's ψ is independent of the first's
         let (c, d) = ([0.1, 0.1, 1.0, 1.0], [0.1, 0.1, 1.0, -1.0]);
         let [c, d] = [&c, &d].map(|x| Cloud::new(x, 4, &[1.0]).unwrap());
         assert_eq!(ramachandran_divergence(c, d).unwrap(), 0.5);

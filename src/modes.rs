@@ -1,4 +1,4 @@
-//! Metastable states: regions of configuration space.
+//! Metastable states (modes): regions of configuration space.
 
 use crate::coordinates::{Along, Region};
 use crate::error::{Error, Result};
@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use std::sync::Arc;
 
-/// What makes a mode, as a model file has it.
+/// Definition of a mode, as in model files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModeRegion {
     pub name: String,
-    /// The mode is where all of these hold.
+    /// Conditions that must all hold in the mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within: Vec<Region>,
-    /// One value for each reaction coordinate that tells the nearest mode, rad or nm.
+    /// Centre of the mode, one value for each reaction coordinate of `nearest_along`, rad or nm.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub centre: Vec<f64>,
 }
 
-/// A target as one mode sees it: e^−u in the mode, nothing outside. Training of the mode's generator uses it.
+/// A target restricted to one mode: e^−u within the mode, zero outside. Used in training the mode's generator.
 pub struct Within<'a> {
     pub target: &'a mut dyn Target,
     pub modes: Modes,
@@ -58,7 +58,7 @@ impl Target for Within<'_> {
 
 type ModeFunction = dyn Fn(&[f64]) -> Option<usize> + Send + Sync;
 
-/// Says in which mode a configuration is. A configuration is in one mode or in none, as a function of x alone.
+/// Assigns configurations to modes. A configuration is in one mode or in none, as a function of x alone.
 #[derive(Clone)]
 pub struct Modes {
     names: Vec<String>,
@@ -66,11 +66,11 @@ pub struct Modes {
 }
 
 impl Modes {
-    /// By ranges of reaction coordinates; with `nearest_along` by the nearest centre along these (the cells of
-    /// Voronoi).
+    /// Modes defined by ranges of reaction coordinates, or with `nearest_along` by the nearest centre along these
+    /// (Voronoi cells).
     ///
     /// Errors: fewer than two modes, names that are not unique, a mode without a region, wrong numbers of values, atoms
-    /// that configurations of `dimension` numbers do not have.
+    /// beyond those of configurations of `dimension` numbers.
     pub fn new(nearest_along: &[Along], modes: &[ModeRegion], dimension: usize) -> Result<Modes> {
         let names: Vec<String> = modes.iter().map(|mode| mode.name.clone()).collect();
         let along = nearest_along.to_vec();
@@ -99,8 +99,10 @@ impl Modes {
         Modes::by(names, move |x| regions.iter().position(|of_mode| of_mode.iter().all(|region| region.contains(x))))
     }
 
-    /// By a function that says the number of the mode of x, or that it is in none. It must be a function of x alone:
-    /// the same for the same x, and for the molecule anywhere and turned anyhow.
+    /// Modes defined by a function that returns the index of the mode of x, or None. It must depend on x alone: the
+    /// same result for the same x, and for the molecule in any position and orientation.
+    ///
+    /// Errors: fewer than two modes, names that are not unique.
     pub fn by(names: Vec<String>, of: impl Fn(&[f64]) -> Option<usize> + Send + Sync + 'static) -> Result<Modes> {
         let unique = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
         if names.len() < 2 || !unique {
@@ -112,26 +114,26 @@ impl Modes {
         Ok(Modes { names, of: Arc::new(of) })
     }
 
-    /// Number of the mode with this name. Errors: no such mode.
+    /// Index of the mode with this name. Errors: no such mode.
     pub fn index(&self, name: &str) -> Result<usize> {
         self.names.iter().position(|known| known == name).ok_or_else(|| {
             Error::invalid(format!("there is no mode `{name}`: the modes are {}", self.names.join(", ")))
         })
     }
 
-    /// In the order of their numbers.
+    /// Names of the modes, by index.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The mode of a whole molecule.
+    /// Mode of a whole molecule; None if it is in none.
     pub fn of(&self, x: &[f64]) -> Option<usize> {
         (self.of)(x).filter(|&mode| mode < self.names.len())
     }
 }
 
-/// The nearest centre along the coordinates, on the shorter arc of torsions; the first of equally near ones; none for
-/// NaN.
+/// Index of the nearest centre along the reaction coordinates, on the shorter arc for torsions; the first of equally
+/// near ones; None for non-finite values.
 fn nearest(along: &[Along], centres: &[Vec<f64>], x: &[f64]) -> Option<usize> {
     let values: Vec<f64> = along.iter().map(|a| a.value(x)).collect();
     if values.iter().any(|v| !v.is_finite()) {
@@ -173,7 +175,7 @@ mod tests {
         assert!(modes.index("gauche").unwrap_err().to_string().contains("trans, cis"));
     }
 
-    /// Also where its gradient is asked for.
+    /// Also where its gradient is evaluated.
     #[test]
     fn a_target_within_a_mode_forbids_the_others() {
         struct Flat;

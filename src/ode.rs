@@ -1,21 +1,21 @@
 //! Ordinary differential equations dx/dt = v(t, x) of many independent samples at once.
 //!
-//! Every sample has its own time, its own steps and its own error test; samples meet only in the calls of the
-//! right-hand side, into which those that need it are packed. So a result does not depend on which other samples are in
-//! the batch, and a stiff sample slows nobody down. The right-hand side is never evaluated outside the span, and the
-//! last step ends exactly at its end.
+//! Every sample has its own time, step size and error test; samples meet only in calls of the right-hand side, into
+//! which those that need it are packed. So results do not depend on which other samples are in the batch, and a stiff
+//! sample does not slow down the others. The right-hand side is never evaluated outside the span, and the last step
+//! ends exactly at its end.
 //!
-//! Dormand and Prince, J. Comput. Appl. Math. 6, 19 (1980); step control and the first step as in Hairer, Nørsett and
-//! Wanner, Solving Ordinary Differential Equations I, II.4.
+//! Dormand and Prince, J. Comput. Appl. Math. 6, 19 (1980); step-size control and the first step as in Hairer, Nørsett
+//! and Wanner, Solving Ordinary Differential Equations I, II.4.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How the equation is integrated.
+/// Integration method.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Method {
-    /// Order 5(4) with steps of adapted length.
+    /// Order 5(4) with adaptive steps.
     DormandPrince {
         /// Tolerances of x: a step is accepted if the root mean square of eᵢ/(absolute + relative · |xᵢ|) is at most 1
         /// …
@@ -26,22 +26,22 @@ pub enum Method {
         /// … and, without a quadrature, the error of the accumulated integral is at most this.
         #[serde(default = "log_density_tolerance")]
         log_density: f64,
-        /// Gauss–Legendre points a step, up to 3, at which the integrand is evaluated, on the continuous extension of
+        /// Gauss–Legendre points per step, up to 3, at which the integrand is evaluated, on the continuous extension of
         /// the step; 0: the integral is one more component of the solution, evaluated at all six stages. A divergence
         /// costs tens of times the derivative, so three points make a density four times cheaper. Its error is then
-        /// controlled by the tolerances of x alone: good for fields whose steps resolve the divergence along the path
-        /// too, as [`crate::models::continuous::ContinuousFlow::round_trip`] tells; not for end-point models, which are
-        /// stiff at the end.
+        /// controlled by the tolerances of x alone: good for fields whose steps also resolve the divergence along the
+        /// path, as measured by [`crate::models::continuous::ContinuousFlow::round_trip`]; not for end-point models,
+        /// which are stiff at the end.
         #[serde(default)]
         quadrature: usize,
-        /// Accepted and rejected steps of a sample before it is given up.
+        /// Maximum number of steps per sample, accepted and rejected, before it is given up.
         #[serde(default = "step_budget")]
         max_steps: usize,
     },
-    /// The classical method of order 4 with equal steps: bit for bit repeatable whatever the rounding of the error
-    /// estimate.
+    /// The classical fourth-order method with equal steps: reproducible bit for bit, independent of the rounding of an
+    /// error estimate.
     Rk4 { steps: usize },
-    /// Order 1 with equal steps.
+    /// First order with equal steps.
     Euler { steps: usize },
 }
 
@@ -57,7 +57,7 @@ fn step_budget() -> usize {
     1000
 }
 
-/// More steps would take days: a damaged file asks for them, not a user.
+/// Upper limit on steps: more would take days, and point to a damaged file.
 const MOST_STEPS: usize = 1_000_000;
 
 impl Default for Method {
@@ -73,7 +73,8 @@ impl Default for Method {
 }
 
 impl Method {
-    /// Errors: a tolerance that is not positive, no steps at all or more than anybody waits for.
+    /// Errors: tolerances that are not positive, too many quadrature points, a number of steps that is zero or too
+    /// large.
     pub fn check(&self) -> Result<()> {
         match *self {
             Method::DormandPrince { absolute, relative, log_density, quadrature, max_steps } => {
@@ -104,17 +105,17 @@ fn check_steps(name: &str, steps: usize) -> Result<()> {
     }
 }
 
-/// One call of the right-hand side for the m samples that need it.
+/// One call of the right-hand side, for the m samples that need it.
 pub struct Stage<'a> {
-    /// Index of each of them in the batch, `[m]`.
+    /// Index of each sample in the batch, `[m]`.
     pub rows: &'a [usize],
-    /// `[m]`
+    /// Times `[m]`.
     pub t: &'a [f64],
-    /// `[m][dimension]`
+    /// Positions `[m][dimension]`.
     pub x: &'a [f64],
-    /// To be written: dx/dt, `[m][dimension]`; of no use where only the integrand is wanted.
+    /// Output: dx/dt, `[m][dimension]`; ignored where only the integrand is wanted.
     pub dx: &'a mut [f64],
-    /// To be written: the integrand of the accumulated integral, `[m]`; empty if none is asked for.
+    /// Output: integrand of the accumulated integral, `[m]`; empty if none is wanted.
     pub rate: &'a mut [f64],
 }
 
@@ -122,25 +123,25 @@ pub struct Stage<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Done,
-    /// `max_steps` were not enough.
+    /// `max_steps` did not suffice.
     StepBudget,
-    /// The tolerance asks for steps that do not change t any more.
+    /// The tolerance demands steps too short to change t.
     StepUnderflow,
     /// The right-hand side or the solution is NaN or infinite, however short the step.
     NonFinite,
 }
 
-/// What the integration of one sample took.
+/// Cost and outcome of integrating one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Calls of the right-hand side.
+    /// Number of right-hand-side evaluations.
     pub evaluations: usize,
     pub accepted: usize,
     pub rejected: usize,
     pub end: End,
 }
 
-/// The samples that were given up, by number and reason; none if all arrived.
+/// Description of the samples that were given up, by index and reason; None if all arrived.
 pub fn failures(reports: &[Report]) -> Option<String> {
     let failed = || reports.iter().enumerate().filter(|(_, r)| r.end != End::Done);
     let name = |(row, report): (usize, &Report)| {
@@ -158,9 +159,8 @@ pub fn failures(reports: &[Report]) -> Option<String> {
     (!listed.is_empty()).then(|| listed.join("; ") + &more)
 }
 
-/// Carries `x[n][dimension]` from `span[0]` to `span[1]`, in either direction of time, and adds ∫ rate dt to
-/// `integral[n]`, or does without if that is empty. A sample that does not end as `Done` keeps the last point it
-/// reached.
+/// Integrates `x[n][dimension]` from `span[0]` to `span[1]`, in either direction of time, and adds ∫ rate dt to
+/// `integral[n]` unless that is empty. A sample that does not end as `Done` keeps the last point it reached.
 pub fn integrate(
     method: &Method,
     span: [f64; 2],
@@ -208,7 +208,7 @@ const RK4: Tableau = Tableau {
     b: &[1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0],
 };
 
-/// The last stage stands at the new point, so it is the first of the next step, and b is its row.
+/// The last stage is at the new point, so it is also the first of the next step, and b is its row.
 const DORMAND_PRINCE: Tableau = Tableau {
     c: &[0.0, 0.2, 0.3, 0.8, 8.0 / 9.0, 1.0, 1.0],
     a: &[
@@ -227,7 +227,8 @@ const DORMAND_PRINCE: Tableau = Tableau {
 const ERROR: [f64; 7] =
     [71.0 / 57600.0, 0.0, -71.0 / 16695.0, 71.0 / 1920.0, -17253.0 / 339200.0, 22.0 / 525.0, -1.0 / 40.0];
 
-/// Of the continuous extension of order 4 (Hairer et al., II.6): d of its last term, θ²(1 − θ)² h Σᵢ dᵢ kᵢ.
+/// Coefficients dᵢ of the fourth-order continuous extension (Hairer et al., II.6), whose last term is θ²(1 − θ)² h Σᵢ
+/// dᵢ kᵢ.
 const EXTENSION: [f64; 7] = [
     -12715105075.0 / 11282082432.0,
     0.0,
@@ -238,10 +239,10 @@ const EXTENSION: [f64; 7] = [
     69997945.0 / 29380423.0,
 ];
 
-/// A point of a quadrature on [0, 1] and its weight.
+/// Quadrature point on [0, 1] and its weight.
 type Node = [f64; 2];
 
-/// The Gauss–Legendre rules by their number of points.
+/// Gauss–Legendre rules, by number of points.
 const GAUSS_LEGENDRE: [&[Node]; 4] = [
     &[],
     &[[0.5, 1.0]],
@@ -255,16 +256,16 @@ struct Tolerances {
     integral: f64,
 }
 
-/// Where a sample is in time, and the step it tries.
+/// Time of a sample and the step it tries.
 #[derive(Clone, Copy)]
 struct Clock {
     t: f64,
     h: f64,
-    /// The step after it, if this one is accepted.
+    /// Size of the following step, if this one is accepted.
     then: f64,
-    /// End of the step: t + h, or the end of the span to the last bit.
+    /// End of the step: t + h, or exactly the end of the span.
     next: f64,
-    /// Whether the last step was rejected: then the next one may not grow.
+    /// Whether the last step was rejected, after which the next may not grow.
     rejected: bool,
     /// Whether the last error estimate was NaN or infinite.
     non_finite: bool,
@@ -280,17 +281,17 @@ impl Clock {
     }
 }
 
-/// The samples of one integration. A row is x and, unless a quadrature finds it, the integral if one is asked for:
-/// `width` numbers.
+/// Samples of one integration. A row has `width` numbers: x and, unless a quadrature computes it, the integral if one
+/// is wanted.
 struct Batch<'a> {
     dimension: usize,
     width: usize,
-    /// Where in each step the integrand is evaluated; none if the integral is a component.
+    /// Quadrature points of each step; empty if the integral is a component.
     nodes: &'static [Node],
-    /// The integrals that the quadrature finds.
+    /// Integrals computed by the quadrature.
     sums: Vec<f64>,
     y: Vec<f64>,
-    /// The point at which a row is evaluated next; after all stages of Dormand–Prince, the new point.
+    /// Next evaluation point of each row; after all stages of Dormand–Prince, the new point.
     trial: Vec<f64>,
     k: Vec<Vec<f64>>,
     clocks: Vec<Clock>,
@@ -346,7 +347,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// k_stage of these rows, at their trial points.
+    /// Evaluates k_stage of these rows at their trial points.
     fn evaluate(&mut self, rows: &[usize], stage: usize, c: f64) {
         if rows.is_empty() {
             return;
@@ -379,7 +380,7 @@ impl<'a> Batch<'a> {
         self.y[i] + h * sum
     }
 
-    /// The stages of one step from `first` on.
+    /// Evaluates the stages of one step from `first` on.
     fn stages(&mut self, rows: &[usize], tableau: &Tableau, first: usize) {
         for stage in first..tableau.c.len() {
             for &row in rows {
@@ -429,7 +430,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Adds the integrals over the steps of these rows, h Σ w rate(t + θh, x(t + θh)).
+    /// Adds the quadrature h Σ w rate(t + θh, x(t + θh)) over the steps of these rows.
     fn accumulate(&mut self, rows: &[usize]) {
         if rows.is_empty() {
             return;
@@ -459,8 +460,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Element i at t + θh of a step whose stages are all there: the polynomial of order 4 that has the step's ends and
-    /// slopes.
+    /// Element i at t + θh of a step with all stages computed: the fourth-order polynomial that matches the step's ends
+    /// and slopes.
     fn extension(&self, i: usize, h: f64, theta: f64) -> f64 {
         let shift = self.trial[i] - self.y[i];
         let (first, last) = (h * self.k[0][i] - shift, shift - h * self.k[6][i]);
@@ -469,7 +470,7 @@ impl<'a> Batch<'a> {
         self.y[i] + theta * (shift + other * (first + theta * (last - first + other * rest)))
     }
 
-    /// Sets the step a sample tries next; false if it is given up.
+    /// Plans the step a sample tries next; false if the sample is given up.
     fn plan(&mut self, row: usize, end: f64, max_steps: usize) -> bool {
         let (clock, report) = (&mut self.clocks[row], &mut self.reports[row]);
         report.end = if report.accepted + report.rejected >= max_steps {
@@ -483,7 +484,7 @@ impl<'a> Batch<'a> {
         } else {
             End::Done
         };
-        // A step that would leave a sliver behind takes it along.
+        // a step that would leave a sliver is extended to the end
         if (1.01 * clock.h).abs() >= (end - clock.t).abs() {
             clock.h = end - clock.t;
             clock.next = end;
@@ -493,7 +494,7 @@ impl<'a> Batch<'a> {
         report.end == End::Done
     }
 
-    /// Whether the step of a sample is accepted; sets the length of the next.
+    /// Whether a sample's step is accepted; sets the size of the next.
     fn judge(&mut self, row: usize, tolerances: &Tolerances) -> bool {
         let h = self.clocks[row].h;
         let error =
@@ -514,7 +515,7 @@ impl<'a> Batch<'a> {
         true
     }
 
-    /// To the end of an accepted step.
+    /// Advances a row to the end of its accepted step.
     fn advance(&mut self, row: usize) {
         let range = row * self.width..(row + 1) * self.width;
         let clock = &mut self.clocks[row];
@@ -524,7 +525,7 @@ impl<'a> Batch<'a> {
         first[0][range.clone()].copy_from_slice(&rest[5][range]);
     }
 
-    /// Size of a vector in units of the tolerance at this row: root mean square of x, magnitude of the integral,
+    /// Norm of a vector in units of the tolerance at this row: root mean square over x or magnitude of the integral,
     /// whichever is larger; infinite if any element is not finite.
     fn norm(&self, row: usize, vector: impl Fn(usize) -> f64, tolerances: &Tolerances) -> f64 {
         let first = row * self.width;
@@ -535,7 +536,7 @@ impl<'a> Batch<'a> {
         }
         let x = (sum / self.dimension as f64).sqrt();
         let integral = (first + self.dimension..first + self.width).map(|i| (vector(i) / tolerances.integral).abs());
-        // f64::max would drop a NaN.
+        // f64::max would ignore a NaN
         let all: f64 = integral.fold(x, |a, b| if a >= b { a } else { b });
         if all.is_finite() && x.is_finite() {
             all
@@ -544,7 +545,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// The first derivative of every row, and a first step by the estimates of Hairer et al., II.4.
+    /// Evaluates the first derivative of every row and sets the first step by the estimates of Hairer et al., II.4.
     fn first_steps(&mut self, rows: &[usize], [start, end]: [f64; 2], tolerances: &Tolerances) {
         let span = end - start;
         self.clocks.iter_mut().for_each(|clock| clock.t = start);
@@ -571,7 +572,7 @@ impl<'a> Batch<'a> {
             let steepest = slope.max(curvature);
             let next = if steepest <= 1e-15 { (1e-3 * h).max(1e-6) } else { (0.01 / steepest).powf(0.2) };
             let next = next.min(100.0 * h).min(span.abs());
-            // A first guess that is lost in infinities starts over from a short step.
+            // a first guess lost to infinities is replaced by a short step
             let next = if next > 0.0 { next } else { 1e-6 * span.abs() };
             self.clocks[row].h = next.copysign(span);
         }

@@ -1,8 +1,8 @@
-//! Solvers against known solutions, their orders, and what may go wrong.
+//! Solvers against known solutions, their orders, and failure modes.
 
 use super::*;
 
-/// dx/dt = A(t) x, a rotation with growth whose pace is that of the row; the integral is that of its divergence.
+/// dx/dt = A(t) x, a rotation with growth at a rate given by the row; the integral is that of the divergence.
 fn spiral(pace: &'static [f64]) -> impl FnMut(Stage) {
     move |stage| {
         for (i, &row) in stage.rows.iter().enumerate() {
@@ -63,7 +63,7 @@ fn a_tight_tolerance_of_the_integral_alone_is_kept() {
         let method =
             Method::DormandPrince { absolute: 0.1, relative: 0.1, log_density, quadrature: 0, max_steps: 10_000 };
         let (mut x, mut integral) = (vec![0.0], vec![0.0]);
-        // x stands still: only the integral can ask for short steps
+        // x is constant: only the integral can require short steps
         let reports = integrate(&method, [0.0, 2.0], 1, &mut x, &mut integral, &mut |stage: Stage| {
             stage.dx.fill(0.0);
             stage.rate.iter_mut().zip(stage.t).for_each(|(r, t)| *r = (8.0 * t).sin());
@@ -74,7 +74,7 @@ fn a_tight_tolerance_of_the_integral_alone_is_kept() {
     assert!(tight < 1e-8 && tight < loose && many > 2 * few, "{loose} {few} {tight} {many}");
 }
 
-/// The integral of a rate along x = 1 + t³ − t from 0 to 2. The continuous extension, of order 4, has no error there.
+/// Integral of a rate along x = 1 + t³ − t from 0 to 2, where the fourth-order continuous extension is exact.
 fn along_a_cubic(quadrature: usize, rate: impl Fn(f64, f64) -> f64) -> f64 {
     let method = Method::DormandPrince { absolute: 1e9, relative: 0.0, log_density: 1e9, quadrature, max_steps: 9 };
     let (mut x, mut integral) = (vec![1.0], vec![0.0]);
@@ -123,7 +123,7 @@ fn a_quadrature_asks_for_the_integrand_only_at_its_points() {
 
 #[test]
 fn nothing_is_evaluated_outside_the_span_and_the_end_is_hit_exactly() {
-    // the right-hand side has a pole just beyond the end, where an overshooting solver would fall in
+    // the right-hand side has a pole just beyond the end, which an overshooting solver would hit
     for method in [Method::default(), Method::Rk4 { steps: 7 }, Method::Euler { steps: 7 }] {
         for [start, end] in [[1.0f64, 1e-3], [1e-3, 1.0], [0.1, 0.7]] {
             let (low, high) = (start.min(end), start.max(end));

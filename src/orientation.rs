@@ -1,21 +1,20 @@
 //! Densities averaged over orientations.
 //!
-//! A flow in Cartesian coordinates that was trained on turned frames is invariant under rotation only as far as it has
-//! learned to be, and what it has not is noise in its weights. A target can be extended by K rotations, uniform and
-//! independent: e^{−u(x)} dR₁ … dR_K. A sample is one of the K copies R_k x, whichever, drawn from q, the others being
-//! turned at random, and its density is
+//! A flow in Cartesian coordinates trained on rotated frames is invariant under rotation only as far as it has learned
+//! to be; the remainder is noise in its weights. A target can be extended by K rotations, uniform and independent:
+//! e^{−u(x)} dR₁ … dR_K. A sample is one of the K copies R_k x, whichever, drawn from q, with the others rotated at
+//! random, and its density is
 //!
 //! ```text
 //! q̄(x; R) = 1/K Σ q(R_k x)
 //! ```
 //!
-//! So the weights e^{−u}/q̄ are exact for any K, if a sample counts itself as one of its copies, since it is the one
-//! that was drawn, and a current configuration, whose orientation says nothing, has K fresh ones. They vary the less
-//! the larger K is.
+//! So the weights e^{−u}/q̄ are exact for any K, if a sample counts itself as one of its copies (it is the one that was
+//! drawn) and a current configuration, whose orientation is arbitrary, gets K fresh ones. They vary less as K grows.
 //!
-//! That holds for any u if x itself is turned at random, as proposals of moves are (`Generator::average_rotations`). A
-//! sample that stays as it was drawn is its own copy without a turn, R_k = 1, and has such weights for targets only
-//! that do not know of directions.
+//! That holds for any u if x itself is rotated at random, as proposals of moves are (`Generator::average_rotations`). A
+//! sample that stays as drawn is its own copy with R_k = 1; its weights are exact only for rotationally invariant
+//! targets.
 
 use crate::coordinates::superpose::random_rotation;
 use crate::density::{Density, Evaluation, Scope, Status};
@@ -23,10 +22,10 @@ use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::weights::log_sum_exp;
 
-/// Most copies: that many likelihoods are computed in one call.
+/// Maximum number of copies, whose likelihoods are computed in one call.
 const MOST: usize = 1 << 10;
 
-/// Errors: no rotations or too many; a density that does not describe the orientation of a molecule.
+/// Errors: a number of rotations that is zero or too large; a density that does not describe a molecule's orientation.
 pub fn check(density: &dyn Density, rotations: usize) -> Result<()> {
     if !(1..=MOST).contains(&rotations) {
         return Err(Error::invalid(format!("an average over {rotations} rotations: use 1 to {MOST}")));
@@ -40,9 +39,11 @@ pub fn check(density: &dyn Density, rotations: usize) -> Result<()> {
     }
 }
 
-/// ln q̄ of each row of `x[n][dimension]`, turned about the origin. With `drawn`, log q of the rows, each row is one of
-/// its copies itself, and one that is not inside stays what it is; else all are turned. Random numbers are those of the
-/// row's stream.
+/// ln q̄ of each row of `x[n][dimension]` under rotations about the origin. With `drawn` = log q of the rows, each row
+/// counts as one of its own copies, and a row that is not inside stays so; otherwise all copies are rotated. Random
+/// numbers come from the row's stream.
+///
+/// Errors: a failing density.
 pub fn averaged(
     density: &dyn Density,
     x: &[f64],
@@ -72,7 +73,8 @@ pub fn averaged(
     Ok((0..x.len() / d).map(of_row).collect())
 }
 
-/// Copies outside the support count as zeros; if all are, the mean is outside for the reason of the first.
+/// ln of the mean density of the copies, of which those outside the support count as zero; if all are outside, the
+/// status of the first.
 fn mean<'a>(copies: impl Iterator<Item = &'a Evaluation>) -> Evaluation {
     let copies: Vec<Evaluation> = copies.copied().collect();
     let inside: Vec<f64> = copies.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
@@ -86,7 +88,7 @@ fn mean<'a>(copies: impl Iterator<Item = &'a Evaluation>) -> Evaluation {
 mod tests {
     use super::*;
 
-    /// Over one rotation a sample is its only copy.
+    /// With one rotation a sample is its own only copy.
     #[test]
     fn a_sample_counts_itself_and_no_other_as_its_copy() {
         struct Never;

@@ -1,10 +1,10 @@
-//! Work on many rows shared by the processes that `mpirun` started, its ranks.
+//! Work on many rows, shared by the processes (ranks) started by `mpirun`.
 //!
-//! Every rank runs the same program on the same inputs and knows the same of all rows; only what is costly of a row, a
-//! sample or its energies, is computed by one rank and told to the others. Rows have their random streams by their
-//! number among all, and sums run over all rows in their order on every rank, so the results are the same to the last
-//! bit on any number of ranks. What a rank decides from rounded numbers it must decide as the others do: `same`
-//! compares what all are about to work on, and machines that round differently are an error and not a wrong answer.
+//! Every rank runs the same program on the same inputs and holds the same data for all rows; only what is costly about
+//! a row, its sample or energies, is computed by one rank and sent to the others. Random streams are those of a row's
+//! global index, and sums run over all rows in order on every rank, so the results are the same to the last bit on any
+//! number of ranks. Decisions based on rounded numbers must agree on all ranks: `same` compares the data that all are
+//! about to work on, so that machines that round differently cause an error instead of a wrong answer.
 
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// The processes of a run.
 pub trait Ranks {
-    /// Number of this process, from 0; the first one prints and writes.
+    /// Index of this process, from 0; the first one prints and writes.
     fn rank(&self) -> usize {
         0
     }
@@ -28,7 +28,7 @@ pub trait Ranks {
         1
     }
 
-    /// The numbers of all ranks, in the order of ranks. Every rank has to call it.
+    /// Concatenates the numbers of all ranks, in rank order. Collective: every rank has to call it.
     fn gather(&self, own: Vec<f64>) -> Result<Vec<f64>> {
         Ok(own)
     }
@@ -39,33 +39,33 @@ pub trait Ranks {
     }
 }
 
-/// One process.
+/// A single process.
 pub struct Alone;
 
 impl Ranks for Alone {}
 
 impl dyn Ranks + '_ {
-    /// The rank that writes and reports.
+    /// Whether this is the rank that writes and reports.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }
 
-    /// Which of n rows are this rank's.
+    /// This rank's share of n rows.
     pub fn share(&self, n: usize) -> Range<usize> {
         let start = |rank| n * rank / self.size();
         start(self.rank())..start(self.rank() + 1)
     }
 
-    /// Numbers of n rows in their order, as many for each, of which every rank computes those of its share.
+    /// Computes numbers of n rows, equally many for each, where every rank computes its share; returns all in order.
     ///
-    /// Errors: this rank's; the others wait for it, so it has to end them ([`run`] does).
+    /// Errors: those of this rank, while the others wait for it; the caller has to end them (as [`run`] does).
     pub fn rows(&self, n: usize, compute: impl FnOnce(Range<usize>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
         let share = self.share(n);
         let own = if share.is_empty() { Vec::new() } else { compute(share)? };
         self.gather(own)
     }
 
-    /// The same for evaluations.
+    /// Like `rows`, for evaluations.
     pub fn evaluations(
         &self,
         n: usize,
@@ -80,15 +80,15 @@ impl dyn Ranks + '_ {
         Ok(packed.chunks_exact(2).map(unpack).collect())
     }
 
-    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number. Errors: also
-    /// more than memory holds.
+    /// Draws n samples of a density `[n][dimension]` with their log q, from streams by row index. Errors: a failing
+    /// density, more than memory holds.
     pub fn sample(&self, density: &dyn Density, n: usize, seed: u64) -> Result<(Vec<f64>, Vec<Evaluation>)> {
         let mut own = room(self.share(n).len().checked_mul(density.dimension()), 0.0)?;
         let log_q = self.evaluations(n, |rows, log_q| density.sample(&streams(seed, rows), &mut own, log_q))?;
         Ok((self.gather(own)?, log_q))
     }
 
-    /// Errors: another rank has other numbers here; `what` says which.
+    /// Errors: the ranks hold different numbers here; `what` describes them.
     pub fn same(&self, numbers: &[f64], what: &str) -> Result<()> {
         if self.size() == 1 {
             return Ok(());
@@ -103,8 +103,8 @@ impl dyn Ranks + '_ {
     }
 }
 
-/// As many of these values; None is a number too large to be one. Errors: more than memory holds, instead of an end
-/// without a word.
+/// A vector of n copies of `value`; n = None stands for an overflow. Errors: more than memory holds, instead of an
+/// abort.
 pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
     let mut values = Vec::new();
     match n.filter(|&n| values.try_reserve_exact(n).is_ok()) {
@@ -116,31 +116,31 @@ pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
     }
 }
 
-/// Streams of the samples in these rows of a run.
+/// Streams for samples of these rows of a run.
 pub fn streams(seed: u64, rows: Range<usize>) -> impl Fn(usize) -> Stream + Sync {
     move |row| Stream::new(seed, StreamId::Sample, (rows.start + row) as u64, 0)
 }
 
-/// A hash of the numbers' bits, word by word, as an integer that a double holds exactly.
+/// Hash of the numbers' bits, word by word, as an integer that an f64 holds exactly.
 fn digest(numbers: &[f64]) -> f64 {
     let mix = |hash: u64, number: &f64| (hash ^ number.to_bits()).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
     let hash = numbers.iter().fold(0xcbf2_9ce4_8422_2325 ^ numbers.len() as u64, mix);
     (hash >> 11) as f64
 }
 
-/// Runs `body` on the ranks that `mpirun` started, else alone. A rank that fails says why and ends the others.
+/// Runs `body` on the ranks started by `mpirun`, else alone. A rank that fails reports why and ends the others.
 ///
-/// Errors: those of `body` in a single process; one of several processes that know nothing of each other.
+/// Errors: those of `body` in a single process; several processes that do not know of each other.
 pub fn run<T>(body: impl FnOnce(&dyn Ranks) -> Result<T>) -> Result<T> {
     let ranks = start()?;
     let done = body(ranks.as_ref());
     if let (Err(error), 2..) = (&done, ranks.size()) {
         if ranks.rank() > 0 {
-            // an error that all ranks meet is told by the first, which ends the others meanwhile
+            // an error on all ranks is reported by the first, which ends the others meanwhile
             sleep(Duration::from_secs(1));
         }
         let said = format!("modejump: rank {} of {}: {error}\n", ranks.rank(), ranks.size());
-        // what mpirun has not passed on when it learns of the end is lost, as is all of it where standard error is
+        // output that mpirun has not forwarded when it learns of the end is lost, and all of it is if standard error is
         // closed
         let _ = std::io::stderr().write_all(said.as_bytes());
         sleep(Duration::from_millis(500));
@@ -170,7 +170,7 @@ fn start() -> Result<Box<dyn Ranks>> {
     }
 }
 
-/// How many processes `mpirun` says it has started (of MPICH and what descends from it, or of Open MPI), or `srun`.
+/// Number of processes that `mpirun` (MPICH and its descendants, or Open MPI) or `srun` says it has started.
 fn launched() -> Option<usize> {
     ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]
         .iter()

@@ -9,52 +9,53 @@ use crate::nn::real::vectorised;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum StreamId {
-    /// Latent points of proposals.
+    /// Latent points and other random choices of proposals.
     Proposal = 1,
-    /// The uniform number of the Metropolis test.
+    /// The uniform number of a Metropolis test.
     Accept = 2,
     /// Choice among several proposals (i-SIR).
     Select = 3,
     /// Velocities redrawn after acceptance.
     Velocity = 4,
-    /// Samples that a user asked for.
+    /// Samples that a user asked for, and those drawn for training pools.
     Sample = 5,
-    /// Resampling of weighted configurations.
+    /// Resampling of weighted configurations; in training also the samples and shuffles of refinement.
     Resample = 6,
     /// Initial weights of a model.
     Initialise = 7,
     /// Batches and shuffles of training.
     Train = 8,
-    /// Bootstrap of error estimates.
+    /// Bootstrap error estimates, and the evaluations made during training.
     Bootstrap = 9,
     /// Choice among the moves of a mixture.
     Mixture = 10,
-    /// Langevin or other local dynamics of test systems.
+    /// Local dynamics: Langevin walkers ([`crate::engines::langevin`]), the moves of annealed and sequential Monte
+    /// Carlo ([`crate::annealing`]), random walks.
     Dynamics = 11,
     /// Numbers drawn by tests.
     Test = 12,
-    /// Probes of estimated divergences.
+    /// Probe vectors of estimated divergences.
     Probe = 13,
-    /// The centroid of a current configuration, for densities in which it is noise.
+    /// The centroid given to a current configuration, for densities in which the centroid is noise.
     Centroid = 14,
-    /// Moves on a path between a density and a target.
+    /// The path of an annealed move ([`crate::moves::Annealed`]).
     Anneal = 15,
-    /// Steps in the latent space of a flow.
+    /// Steps in a flow's latent space.
     Latent = 16,
     /// The uniform number of an exchange between two replicas.
     Exchange = 17,
-    /// Momenta and tests of an environment that relaxes on the path of a driven move.
+    /// Momenta and Metropolis tests of an environment that relaxes along a driven path.
     Relax = 18,
-    /// Auxiliary coordinates beside a current configuration.
+    /// Auxiliary coordinates drawn for a current configuration.
     Auxiliary = 19,
-    /// Rotations of averages over orientations.
+    /// Random rotations over which a density is averaged.
     Orientation = 20,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
-/// Ten rounds of Philox4x32: 128 random bits for a counter and a key.
+/// Ten rounds of Philox4x32: 128 random bits from a counter and a key.
 pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for round in 0..10 {
         if round > 0 {
@@ -68,10 +69,10 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// Blocks that [`Stream::fill_normal`] makes at a time.
+/// Philox blocks that [`Stream::fill_normal`] computes side by side.
 const SIDE_BY_SIDE: usize = 8;
 
-/// [`philox4x32`] of counters that differ in their first word, as four words of every one.
+/// [`philox4x32`] for counters that differ in their first word only; returns word k of every block in row k.
 #[inline(always)]
 fn philox4x32_side_by_side(
     first: [u32; SIDE_BY_SIDE],
@@ -96,14 +97,14 @@ fn philox4x32_side_by_side(
     counters
 }
 
-/// In the open interval (0, 1), from 52 of the bits: those of a number from 1 to 2, less 1, and half a unit of the last
-/// place more.
+/// Uniform number in the open interval (0, 1) from the top 52 of `bits`: as the mantissa of a float in [1, 2), minus 1,
+/// plus half a unit in the last place.
 #[inline(always)]
 fn uniform(bits: u64) -> f64 {
     f64::from_bits(1f64.to_bits() | bits >> 12) - 1.0 + 0.5 / (1u64 << 52) as f64
 }
 
-/// Two standard normal numbers of two uniform ones: √(−2 ln u) (cos 2πv, sin 2πv).
+/// Two standard normal numbers from two uniform ones (Box–Muller): √(−2 ln u) (cos 2πv, sin 2πv).
 #[inline(always)]
 fn box_muller(u: f64, v: f64) -> [f64; 2] {
     let radius = (-2.0 * ln(u)).sqrt();
@@ -111,7 +112,8 @@ fn box_muller(u: f64, v: f64) -> [f64; 2] {
     [radius * cos, radius * sin]
 }
 
-/// At this size of a float its last bit is 1, so that adding it rounds to a whole number, which is in the last bits.
+/// Magnitude at which the last bit of an f64 is worth 1: adding it rounds to an integer, which then stands in the last
+/// bits.
 const WHOLE: f64 = 1.5 * (1u64 << 52) as f64;
 
 /// ln x of a normal positive x, to one unit in the last place, without a branch: x = 2^k (1 + f), 1/√2 < 1 + f < √2,
@@ -139,8 +141,8 @@ fn ln(x: f64) -> f64 {
     k * LN_2[0] - ((half - (s * (half + series) + k * LN_2[1])) - f)
 }
 
-/// Cosine and sine of v turns, 0 ≤ v ≤ 1, to one unit in the last place, without a branch: from the nearest quarter by
-/// fdlibm's minimax polynomials.
+/// Cosine and sine of v turns, 0 ≤ v ≤ 1, to one unit in the last place, without a branch: reduced to the nearest
+/// quarter turn, then fdlibm's minimax polynomials.
 #[inline(always)]
 fn turn(v: f64) -> [f64; 2] {
     const SIN: [f64; 6] = [
@@ -170,7 +172,7 @@ fn turn(v: f64) -> [f64; 2] {
     [signed(a, quarter.wrapping_add(1)), signed(b, quarter)]
 }
 
-/// A sequence of random numbers, fixed by its five coordinates.
+/// A sequence of random numbers, determined by seed, stream, step, replica and index.
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: [u32; 2],
@@ -180,7 +182,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// `replica` uses 24 bits.
+    /// Stream from index 0. Only the low 24 bits of `replica` are used.
     pub fn new(seed: u64, id: StreamId, step: u64, replica: u32) -> Stream {
         Stream {
             key: [seed as u32, (seed >> 32) as u32],
@@ -190,7 +192,7 @@ impl Stream {
         }
     }
 
-    /// The same stream from position `index` on; positions are 2⁻¹ of the numbers drawn by [`Stream::u64`].
+    /// The same stream repositioned at block `index`; each block yields two numbers of [`Stream::u64`].
     pub fn at(mut self, index: u32) -> Stream {
         self.counter[0] = index;
         self.spare = None;
@@ -198,7 +200,7 @@ impl Stream {
         self
     }
 
-    /// Key and counter of a stream that nothing was drawn from, for kernels that draw from it.
+    /// Key and counter of a stream from which nothing has been drawn, for GPU kernels that continue it; None otherwise.
     pub fn start(&self) -> Option<[u32; 6]> {
         let fresh = self.spare.is_none() && self.spare_normal.is_none();
         let [a, b, c, d] = self.counter;
@@ -216,12 +218,12 @@ impl Stream {
         u64::from(word[0]) | u64::from(word[1]) << 32
     }
 
-    /// Uniform in the open interval (0, 1), 52 bits.
+    /// Uniform number in the open interval (0, 1), with 52 random bits.
     pub fn uniform(&mut self) -> f64 {
         uniform(self.u64())
     }
 
-    /// Standard normal (Box–Muller).
+    /// Standard normal number (Box–Muller).
     pub fn normal(&mut self) -> f64 {
         if let Some(value) = self.spare_normal.take() {
             return value;
@@ -231,7 +233,7 @@ impl Stream {
         first
     }
 
-    /// The numbers of as many calls of [`Stream::normal`], some times faster: several are made side by side.
+    /// Fills `out` with the numbers that as many calls of [`Stream::normal`] would return, several times faster.
     pub fn fill_normal(&mut self, out: &mut [f64]) {
         let size = if self.spare_normal.is_none() { 2 * SIDE_BY_SIDE } else { usize::MAX };
         let mut groups = out.chunks_exact_mut(size);

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 
-/// Errors: a temperature (K) that is not positive.
+/// Errors: a temperature (K) that is not positive and finite.
 pub fn require_temperature(kelvin: f64) -> Result<()> {
     match kelvin > 0.0 && kelvin.is_finite() {
         true => Ok(()),
@@ -23,11 +23,11 @@ pub trait Target {
     /// u and ∇ₓu (1/nm for molecules), `gradient[n][dimension]`.
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()>;
 
-    /// Moves the environment, what belongs to the system and not to x (a solvent), while x is held fast, by a kernel
-    /// that is reversible for e^{−u(x, ·)}: its own Metropolis test included, if it needs one. Returns u(x, ·) where
-    /// the environment then is; later energies are those there. Random numbers are a function of the attempt, which the
-    /// target knows of, and of `stage`, counted from 0 in each. Driven moves need it; their caller puts the environment
-    /// back after an attempt that is not accepted.
+    /// Moves the environment (the part of the system that is not in x, such as a solvent) while x is held fixed, by a
+    /// kernel reversible for e^{−u(x, ·)}, which includes its own Metropolis test if it needs one. Returns u(x, ·) for
+    /// the new environment; later energies refer to it. Random numbers are a function of the attempt, which the target
+    /// knows, and of `stage`, counted from 0 in each attempt. Needed by driven moves; the caller restores the
+    /// environment after an attempt that is not accepted.
     ///
     /// Errors: a target without an environment.
     fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {

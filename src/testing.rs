@@ -1,6 +1,6 @@
-//! What unit tests have in common.
+//! Helpers shared by unit tests.
 
-/// ln|det| by elimination with pivots.
+/// ln|det a|, by Gaussian elimination with partial pivoting.
 pub fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
     let n = a.len();
     let mut log = 0.0;

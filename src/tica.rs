@@ -8,34 +8,34 @@
 //! C₀ = Σ w (x xᵀ + y yᵀ)/2Σw,   C_τ = Σ w (x yᵀ + y xᵀ)/2Σw,   C_τ v = λ C₀ v
 //! ```
 //!
-//! about the mean Σ w (x + y)/2Σw. A component is v·(x − mean), scaled by its eigenvalue λ (the kinetic map: Noé and
-//! Clementi, J. Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime.
+//! relative to the mean Σ w (x + y)/2Σw. A component is v·(x − mean), scaled by its eigenvalue λ (the kinetic map: Noé
+//! and Clementi, J. Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime.
 
 use crate::error::{Error, Result};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
 
-/// Directions of features with less variance than this are left out.
+/// Variance below which directions in feature space are left out.
 const LEAST_VARIANCE: f64 = 1e-6;
 
-/// Fewer pairs of frames than this for a feature are fitted rather than averaged over: components are then seen to be
-/// slow that are noise.
+/// Minimum number of frame pairs per feature. With fewer, the fit adapts to noise, and components appear slow that are
+/// not.
 const FEWEST_PAIRS: usize = 10;
 
 /// The slowest linear components of a trajectory.
 #[derive(Clone, Debug)]
 pub struct Tica {
     mean: DVector<f64>,
-    /// `[features][components]`
+    /// Linear map from features to components, `[features][components]`.
     transform: DMatrix<f64>,
     /// λ of each component, descending.
     pub eigenvalues: Vec<f64>,
 }
 
 impl Tica {
-    /// The first `components` of a trajectory `features[n][dimension]` at a lag in frames.
+    /// Fits the slowest `components` of a trajectory `features[n][dimension]` at a lag in frames.
     ///
-    /// Errors: fewer frames than twice the lag, fewer than ten pairs of frames a feature, features that are not finite,
-    /// fewer independent features than components, a trajectory without a stationary distribution.
+    /// Errors: fewer frames than twice the lag, fewer than ten pairs of frames per feature, features that are not
+    /// finite, fewer independent features than components, a trajectory without a stationary distribution.
     pub fn fit(features: &[f64], dimension: usize, lag: usize, components: usize) -> Result<Tica> {
         let n = features.len() / dimension.max(1);
         if lag == 0 || n / 2 < lag.max(2) {
@@ -81,7 +81,7 @@ impl Tica {
         Ok(Tica { mean, transform: DMatrix::from_columns(&columns), eigenvalues })
     }
 
-    /// Components `[n][components]` of `features[n][dimension]`, without a unit.
+    /// Components `[n][components]` of `features[n][dimension]`, dimensionless.
     pub fn project(&self, features: &[f64]) -> Vec<f64> {
         let d = self.mean.len();
         let row = |x: &[f64]| {
@@ -92,8 +92,8 @@ impl Tica {
     }
 }
 
-/// Weights of the pairs (x, y) under which the mean of y is that of x: w = 1 + (x − x̄)·R u, where R whitens the
-/// covariance of x, and (1 − Kᵀ) u = Rᵀ(ȳ − x̄), K = Rᵀ C_τ R. They may be negative where the data are few.
+/// Koopman weights of the pairs (x, y), under which y has the mean of x: w = 1 + (x − x̄)·R u, where R whitens the
+/// covariance of x, and (1 − Kᵀ) u = Rᵀ(ȳ − x̄), K = Rᵀ C_τ R. They may be negative if data are few.
 fn koopman_weights(x: &DMatrix<f64>, y: &DMatrix<f64>) -> Result<DVector<f64>> {
     let n = x.nrows() as f64;
     let means = [x, y].map(|m| m.row_mean());
@@ -114,7 +114,7 @@ fn koopman_weights(x: &DMatrix<f64>, y: &DMatrix<f64>) -> Result<DVector<f64>> {
     Ok((x * whitening * u).add_scalar(1.0))
 }
 
-/// R with Rᵀ C R = 1 on the directions in which C has variance.
+/// Whitening matrix R with Rᵀ C R = 1, on the directions in which C has variance.
 fn inverse_root(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     let eigen = SymmetricEigen::new(covariance.clone());
     let kept: Vec<DVector<f64>> = (0..covariance.nrows())
@@ -144,7 +144,7 @@ mod tests {
             }
             let [a, b, c] = state;
             pure.push(a);
-            // a sum of the first two is a feature without news
+            // the sum of the first two is a redundant feature
             features.extend([2.0 * a + b + 5.0, b - c, a + 3.0 * c - 1.0, 2.0 * a + b]);
         }
         (pure, features)
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn weights_take_a_start_out_of_equilibrium_away() {
-        // 500 frames from twenty standard deviations off: relaxation takes fifty
+        // 500 frames starting twenty standard deviations away: relaxation takes fifty
         let (_, features) = mixed(500, 20.0);
         let block = |from: usize| DMatrix::from_row_slice(490, 4, &features[4 * from..4 * (from + 490)]);
         let (x, y) = (block(0), block(10));

@@ -1,13 +1,14 @@
-//! Optimal transport between samples: exact in one dimension, exact between as many points by assignment, and sliced.
+//! Optimal transport between samples: exact in one dimension, exact between equally many points by assignment, and
+//! sliced.
 //!
-//! W_p = (min E |x − y|^p)^{1/p} over all joint distributions of x and y with the two marginals (Villani, "Optimal
-//! transport", 2009). Between finite samples it is positive even if both come from one distribution.
+//! W_p = (min E |x − y|^p)^{1/p} over all joint distributions of x and y with the two given marginals (Villani,
+//! "Optimal transport", 2009). Between finite samples it is positive even if both come from one distribution.
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::weights::select;
 
-/// Weighted points: rows `[n][dimension]`, and n weights that sum to one.
+/// Weighted points: rows `[n][dimension]` and n weights that sum to one.
 #[derive(Clone, Copy, Debug)]
 pub struct Cloud<'a> {
     rows: &'a [f64],
@@ -38,12 +39,12 @@ impl<'a> Cloud<'a> {
         self.weights.len()
     }
 
-    /// `[n][dimension]`
+    /// Points `[n][dimension]`.
     pub fn rows(&self) -> &'a [f64] {
         self.rows
     }
 
-    /// Coordinates of a point.
+    /// Number of coordinates per point.
     pub fn dimension(&self) -> usize {
         self.dimension
     }
@@ -57,8 +58,8 @@ impl<'a> Cloud<'a> {
         &self.rows[i * self.dimension..(i + 1) * self.dimension]
     }
 
-    /// `m` of the rows in proportion to their weights, by a comb with one random shift: every row within one copy of
-    /// its share.
+    /// Systematic resampling: indices of `m` rows in proportion to their weights, with one random shift; the copies of
+    /// every row differ from its share by less than one.
     fn comb(&self, m: usize, stream: &mut Stream) -> Vec<usize> {
         let shift = stream.uniform();
         let points: Vec<f64> = (0..m).map(|i| (i as f64 + shift) / m as f64).collect();
@@ -66,7 +67,7 @@ impl<'a> Cloud<'a> {
     }
 }
 
-/// W_p on the line, exact for weighted samples: the quantile functions are coupled, (∫₀¹ |F⁻¹ − G⁻¹|^p)^{1/p}.
+/// W_p in one dimension, exact for weighted samples, by coupling the quantile functions: (∫₀¹ |F⁻¹ − G⁻¹|^p)^{1/p}.
 /// Errors: clouds of another dimension than one.
 pub fn on_the_line(p: i32, a: Cloud, b: Cloud) -> Result<f64> {
     if a.dimension != 1 || b.dimension != 1 {
@@ -75,7 +76,7 @@ pub fn on_the_line(p: i32, a: Cloud, b: Cloud) -> Result<f64> {
     Ok(line(p, (a.rows, a.weights), (b.rows, b.weights)).powf(1.0 / f64::from(p)))
 }
 
-/// ∫₀¹ |F⁻¹ − G⁻¹|^p of values with weights.
+/// ∫₀¹ |F⁻¹ − G⁻¹|^p of weighted values.
 fn line(p: i32, a: (&[f64], &[f64]), b: (&[f64], &[f64])) -> f64 {
     let sorted = |(values, weights): (&[f64], &[f64])| {
         let mut order: Vec<(f64, f64)> = values.iter().copied().zip(weights.iter().copied()).collect();
@@ -88,7 +89,7 @@ fn line(p: i32, a: (&[f64], &[f64]), b: (&[f64], &[f64])) -> f64 {
         let mass = f64::min(left_a, left_b);
         sum += mass * (a[i].0 - b[j].0).abs().powi(p);
         (left_a, left_b) = (left_a - mass, left_b - mass);
-        // whichever is used up goes on; what rounding leaves at the end is dropped
+        // advance whichever is used up; rounding left over at the end is dropped
         if left_a <= left_b {
             i += 1;
             let Some(next) = a.get(i) else { return sum };
@@ -101,9 +102,9 @@ fn line(p: i32, a: (&[f64], &[f64]), b: (&[f64], &[f64])) -> f64 {
     }
 }
 
-/// W₂ with the squared distance given, by exact assignment between `points` rows of either at most: all rows where both
-/// have that many or fewer and equal weights, else rows in proportion to their weights (the numbers come from
-/// `stream`).
+/// W₂ for a given squared distance, by exact assignment between at most `points` rows of each cloud: all rows if both
+/// have that many or fewer and equal weights, else rows resampled in proportion to their weights with random numbers
+/// from `stream`.
 pub fn by_assignment(
     a: Cloud,
     b: Cloud,
@@ -119,9 +120,10 @@ pub fn by_assignment(
 }
 
 /// √D times the sliced W₂ (Rabin et al. 2012; Bonneel et al. 2015) of points with D coordinates: the root of D times
-/// the mean squared W₂ of the projections, all rows and weights used. The directions are `bases` random orthonormal
-/// bases; over a basis Σ(θ·v)² = |v|², so this is never more than W₂, and is W₂ for a translation. Errors: clouds of
-/// different dimensions.
+/// the mean squared W₂ of the projections, using all rows and weights. The directions are `bases` random orthonormal
+/// bases; over a basis Σ(θ·v)² = |v|², so the result never exceeds W₂ and equals it for a translation.
+///
+/// Errors: clouds of different dimensions.
 pub fn sliced(a: Cloud, b: Cloud, bases: usize, stream: &mut Stream) -> Result<f64> {
     if a.dimension != b.dimension {
         return Err(Error::invalid(format!("points of {} and of {} coordinates", a.dimension, b.dimension)));
@@ -139,14 +141,14 @@ pub fn sliced(a: Cloud, b: Cloud, bases: usize, stream: &mut Stream) -> Result<f
     Ok((sum / bases as f64).sqrt())
 }
 
-/// An orthonormal basis, uniform over all of them.
+/// A uniformly distributed random orthonormal basis.
 fn random_basis(dimension: usize, stream: &mut Stream) -> Vec<Vec<f64>> {
     let normals = nalgebra::DMatrix::from_fn(dimension, dimension, |_, _| stream.normal());
     normals.qr().q().column_iter().map(|column| column.iter().copied().collect()).collect()
 }
 
-/// The column of every row in the cheapest one-to-one assignment, by shortest augmenting paths with potentials, O(n³)
-/// (Kuhn 1955; Jonker and Volgenant 1987).
+/// Optimal assignment: the column of every row in the cheapest one-to-one assignment, by shortest augmenting paths with
+/// potentials, O(n³) (Kuhn 1955; Jonker and Volgenant 1987).
 pub fn assignment(n: usize, cost: impl Fn(usize, usize) -> f64) -> Vec<usize> {
     let costs: Vec<f64> = (0..n * n).map(|k| cost(k / n, k % n)).collect();
     const FREE: usize = usize::MAX;
@@ -186,7 +188,7 @@ pub fn assignment(n: usize, cost: impl Fn(usize, usize) -> f64) -> Vec<usize> {
                 taken => row = taken,
             }
         };
-        // turn the path over
+        // flip the augmenting path
         let mut column = end;
         while column != FREE {
             let before = previous[column];
@@ -274,7 +276,7 @@ mod tests {
         let found = on_the_line(2, cloud(&x), cloud(&wide)).unwrap();
         assert!((found - (0.25f64 + 0.49).sqrt()).abs() < 0.02, "{found}");
         assert!((on_the_line(1, cloud(&x), cloud(&moved)).unwrap() - 0.4).abs() < 1e-9);
-        // the same by weights: N(0, 1) weighted to N(0.3, 1)
+        // the same through weights: N(0, 1) reweighted to N(0.3, 1)
         let log_w: Vec<f64> = x.iter().map(|x| 0.3 * x).collect();
         let weighted = crate::weights::normalised(&log_w).unwrap();
         let found = on_the_line(2, Cloud::new(&x, 1, &weighted).unwrap(), cloud(&x)).unwrap();

@@ -1,19 +1,19 @@
-//! How far the screen of delayed acceptance is believed.
+//! How far the screen of delayed acceptance is trusted.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// Fewest configurations that a fit is made from.
+/// Minimum number of configurations for a fit.
 const FEWEST: usize = 20;
-/// Log-weights that lie this many standard deviations from the median, the deviation judged by the quartiles, are left
-/// out of a fit: such configurations are never accepted, whatever a screen says of them.
+/// Outlier limit of a fit, in standard deviations from the median (estimated from the quartiles): configurations with
+/// log-weights beyond are left out, since they are never accepted, whatever a screen says.
 const FAR: f64 = 5.0;
 
-/// Stage 1 of delayed acceptance weighs by log w_s = −`energy` · u − `density` · log q_s.
+/// Coefficients of stage 1 of delayed acceptance, log w_s = −`energy` · u − `density` · log q_s.
 ///
-/// Any numbers leave the move exact. Best is what guesses log w = −u − log q best: one and one if q_s is q; less of the
-/// density where its errors are of the size of log w itself, for then only a part of what it says of log w is to be
-/// believed.
+/// The move is exact for any values. Best are those that best predict log w = −u − log q: one and one if q_s is q; a
+/// smaller `density` where the errors of log q_s are as large as log w itself, since then it should be believed only in
+/// part.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trust {
@@ -28,10 +28,10 @@ impl Default for Trust {
 }
 
 impl Trust {
-    /// As if q_s were q.
+    /// Full trust, as if q_s were q.
     pub const FULL: Trust = Trust { energy: 1.0, density: 1.0 };
 
-    /// What stands for log q in a weight −u − log q, so that the weight is w_s.
+    /// The value that replaces log q in −u − log q, so that the weight becomes w_s.
     pub fn log_density(&self, u: f64, log_q_s: f64) -> f64 {
         match *self == Trust::FULL {
             true => log_q_s,
@@ -39,7 +39,7 @@ impl Trust {
         }
     }
 
-    /// Errors: numbers that are not finite.
+    /// Errors: coefficients that are not finite.
     pub fn check(&self) -> Result<()> {
         match self.energy.is_finite() && self.density.is_finite() {
             true => Ok(()),
@@ -52,10 +52,10 @@ impl Trust {
         }
     }
 
-    /// The numbers by which log w_s guesses log w best, by least squares over samples of q, a constant aside. Samples
-    /// with a number that is not finite do not count.
+    /// Coefficients for which log w_s best predicts log w, by least squares over samples of q with a free constant.
+    /// Samples with non-finite values are ignored.
     ///
-    /// Errors: too few samples; all alike.
+    /// Errors: too few samples, samples that are all alike.
     pub fn fit(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Trust> {
         let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
         let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
@@ -76,7 +76,7 @@ impl Trust {
     }
 }
 
-/// Median of one value or more, and the standard deviation that a normal distribution of their quartiles has.
+/// Median of at least one value, and the standard deviation of a normal distribution with the same quartiles.
 pub fn robust(mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
     let [lower, median, upper] = [1, 2, 3].map(|k| values[k * (values.len() - 1) / 4]);
@@ -94,7 +94,7 @@ mod tests {
         let mut normal = |n: usize| (0..n).map(|_| stream.normal()).collect::<Vec<f64>>();
         let n = 20_000;
         let (log_w, noise, u) = (normal(n), normal(n), normal(n));
-        // a screen whose error is as large as log w: half of it is to be believed, of the energy as of the density
+        // a screen whose error is as large as log w: it should be trusted by half, in energy and density alike
         let log_q: Vec<f64> = (0..n).map(|i| -5.0 * u[i] - log_w[i]).collect();
         let u: Vec<f64> = u.iter().map(|u| 5.0 * u).collect();
         let log_q_s: Vec<f64> = (0..n).map(|i| log_q[i] + noise[i] + 3.0).collect();

@@ -1,4 +1,5 @@
-//! Units are OpenMM's: nm, ps, kJ/mol, K, radian, dalton. Conversions happen at file and engine borders only.
+//! Units are OpenMM's: nm, ps, kJ/mol, K, radian, dalton. Conversions happen only where files and engines are read or
+//! written.
 
 /// Avogadro constant, 1/mol (2019 SI; the value OpenMM compiles in).
 pub const AVOGADRO: f64 = 6.022_140_76e23;

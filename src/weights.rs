@@ -1,7 +1,7 @@
-//! **Weights**: importance log-weights log w = −u − log q and what is made of them.
+//! **Weights**: importance log-weights log w = −u − log q and statistics computed from them.
 //!
 //! A weight of zero is a log-weight of −∞: the sample lies where e^{−u} vanishes. NaN and +∞ are refused, because no
-//! average over them means anything. Samples are taken to be independent; time series belong to [`crate::free_energy`].
+//! average over them is meaningful. Samples are taken to be independent; for time series see [`crate::free_energy`].
 
 pub mod on_device;
 
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::rng::Stream;
 use std::collections::BTreeMap;
 
-/// Below this many effective samples weights do not know their own scatter: an error made of them is near zero however
-/// wrong the average is, so that none is given.
+/// Minimum effective sample size for an error estimate. With less, weights do not reveal their own variance: the
+/// estimated error would be near zero however wrong the average is, so none is given.
 pub const FEWEST_FOR_ERRORS: usize = 5;
 
-/// A number and its standard error. Of importance weights the error is NaN below [`FEWEST_FOR_ERRORS`] effective
+/// A value and its standard error. With importance weights the error is NaN below [`FEWEST_FOR_ERRORS`] effective
 /// samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
@@ -22,7 +22,7 @@ pub struct Estimate {
     pub standard_error: f64,
 }
 
-/// log w = −u − log q of samples of the density, one a row.
+/// log w = −u − log q of samples of the density.
 ///
 /// A sample that the model itself could not place (status other than `Inside`), or whose u is NaN or infinite, has
 /// weight zero. Errors: the slices have different lengths.
@@ -62,7 +62,8 @@ pub fn normalised(log_weights: &[f64]) -> Result<Vec<f64>> {
     Ok(log_weights.iter().map(|w| (w - total).exp()).collect())
 }
 
-/// Standard error of an average with these normalised weights from its variance; NaN where they are too few.
+/// Standard error of an average with these normalised weights, given its variance; NaN if the effective sample size is
+/// too small.
 pub(crate) fn standard_error(weights: &[f64], variance: f64) -> f64 {
     let effective = 1.0 / weights.iter().map(|w| w * w).sum::<f64>();
     match effective.round() < FEWEST_FOR_ERRORS as f64 {
@@ -94,13 +95,13 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
     Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
 }
 
-/// How many independent samples particles are worth of which resampling has multiplied some: 1/Σ share² of the
-/// [`families`].
+/// Effective number of independent samples among particles duplicated by resampling: 1/Σ share² over [`families`].
 pub fn effective_families(log_weights: &[f64], ancestors: &[usize]) -> f64 {
     1.0 / families(log_weights, ancestors).iter().map(|share| share * share).sum::<f64>()
 }
 
-/// Share of all weight that each family has, the particles that descend from one ancestor; those of none are left out.
+/// Share of the total weight of each family, the particles that descend from one ancestor; families without weight are
+/// left out.
 pub fn families(log_weights: &[f64], ancestors: &[usize]) -> Vec<f64> {
     let total = log_sum_exp(log_weights);
     let mut shares = BTreeMap::new();
@@ -110,9 +111,9 @@ pub fn families(log_weights: &[f64], ancestors: &[usize]) -> Vec<f64> {
     shares.into_values().filter(|&share| share > 0.0).collect()
 }
 
-/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E
-/// w, with both from the weighted samples themselves. Delta-method error: the influence of a sample is (2 Eₗ min(w, wₗ)
-/// − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero where no weight is positive.
+/// Mean acceptance rate of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w,
+/// w′)/E w, both estimated from the weighted samples. Delta-method error: the influence of sample l is (2 E min(w, wₗ)
+/// − 2 E min(w, w′))/E w − A (wₗ − E w)/E w. Zero where no weight is positive.
 pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let n = log_weights.len() as f64;
     let largest = log_weights.iter().copied().filter(|w| w.is_finite()).fold(f64::NEG_INFINITY, f64::max);
@@ -122,7 +123,7 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let mut w: Vec<f64> = log_weights.iter().map(|w| if w.is_finite() { (w - largest).exp() } else { 0.0 }).collect();
     w.sort_by(f64::total_cmp);
     let mean = w.iter().sum::<f64>() / n;
-    // mean over l of min(w, w_l): those below w in order contribute themselves, the rest w
+    // mean over l of min(w, w_l): weights below w in order contribute themselves, the rest w
     let mut below = 0.0;
     let minima: Vec<f64> = w
         .iter()
@@ -140,35 +141,35 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     Estimate { value, standard_error: standard_error(&w, variance) }
 }
 
-/// ln(√n ⟨w⟩), the largest log-weight that truncated importance sampling leaves (Ionides, J. Comput. Graph. Stat. 17,
-/// 295 (2008)).
+/// ln(√n ⟨w⟩), the cap on log-weights in truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 295
+/// (2008)).
 pub fn truncation_limit(log_weights: &[f64]) -> f64 {
     log_sum_exp(log_weights) - 0.5 * (log_weights.len() as f64).ln()
 }
 
-/// What is done to importance weights before averages are made of them.
+/// How importance weights are modified before averages are taken.
 ///
-/// Any of the three that change weights trades variance for a bias that no error bar shows; the raw effective sample
-/// size and k̂ are what tells of the generator, whatever the rule.
+/// Each of the three rules that change weights trades variance for a bias that no error bar shows; the raw effective
+/// sample size and k̂ are what measures the generator, whatever the rule.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
-    /// Nothing.
+    /// Unmodified.
     Raw,
     /// w ← min(w, √n ⟨w⟩): truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)). Every
     /// sample stays; the bias vanishes as n grows.
     Truncated,
-    /// The largest weights replaced by order statistics of a fitted tail, [`pareto_smoothed`].
+    /// The largest weights are replaced by order statistics of a fitted tail, see [`pareto_smoothed`].
     Smoothed,
-    /// Samples whose log-weight is above its (1 − share) quantile are **deleted**, as published evaluations of
-    /// generators do it (Tan et al., Sequential Boltzmann Generators, 2025; share 0.002). The bias does not vanish as n
-    /// grows: what the generator draws too seldom is drawn less still. An effective sample size of what is left says
-    /// nothing of the generator.
+    /// Samples whose log-weight is above its (1 − share) quantile are **deleted**, as in published evaluations of
+    /// generators (Tan et al., Sequential Boltzmann Generators, 2025; share 0.002). The bias does not vanish as n
+    /// grows: what the generator undersamples is undersampled further. The effective sample size of the remainder says
+    /// nothing about the generator.
     QuantileClipped { share: f64 },
 }
 
 impl Rule {
-    /// The word for it in files and reports.
+    /// Name in files and reports.
     pub fn name(self) -> &'static str {
         match self {
             Rule::Raw => "raw",
@@ -178,8 +179,10 @@ impl Rule {
         }
     }
 
-    /// Log-weights by this rule, in their places, and how many of them it changed; a deleted sample has −∞. Errors: no
-    /// weight above zero, NaN or +∞, a share outside \[0, 1) or of so many samples that none with weight is left.
+    /// Applies the rule: returns the log-weights in their order and the number of them changed; a deleted sample has
+    /// −∞.
+    ///
+    /// Errors: no weight above zero, NaN or +∞, a share outside \[0, 1) or so large that no weight remains.
     pub fn apply(self, log_weights: &[f64]) -> Result<(Vec<f64>, usize)> {
         check(log_weights)?;
         let n = log_weights.len() as f64;
@@ -211,8 +214,8 @@ impl Rule {
     }
 }
 
-/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞. Between −∞
-/// and a finite value it is −∞.
+/// Quantile q of at least one value, with linear interpolation between order statistics. Values may be −∞; between −∞
+/// and a finite value the quantile is −∞.
 pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -226,7 +229,9 @@ pub fn quantile(values: &[f64], q: f64) -> f64 {
     }
 }
 
-/// ln Z of the target over that of the density, ln (1/n) Σ w, with its delta-method error sd(w)/(√n mean(w)).
+/// ln Z of the target relative to the density, ln (1/n) Σ w, with the delta-method error sd(w)/(√n mean(w)).
+///
+/// Errors: those of [`effective_sample_size`].
 pub fn log_normaliser(log_weights: &[f64]) -> Result<Estimate> {
     let n = log_weights.len() as f64;
     let ess = effective_sample_size(log_weights)?;
@@ -236,8 +241,10 @@ pub fn log_normaliser(log_weights: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: standard_error(&normalised(log_weights)?, variance) })
 }
 
-/// Self-normalised importance-sampling mean Σ w a / Σ w with the delta-method error (Σ W²(a − mean)²)^½,
-/// W the normalised weights (Owen, "Monte Carlo theory, methods and examples", eq. 9.8). `a[n]`.
+/// Self-normalised importance-sampling mean Σ w a / Σ w of `a[n]` with the delta-method error (Σ W²(a − mean)²)^½, W
+/// the normalised weights (Owen, "Monte Carlo theory, methods and examples", eq. 9.8).
+///
+/// Errors: other lengths, a NaN or +∞ weight, no weight above zero.
 pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
     same_length(log_weights, a)?;
     let weights = normalised(log_weights)?;
@@ -246,8 +253,8 @@ pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: standard_error(&weights, variance) })
 }
 
-/// The same mean with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n
-/// pairs (w, a), drawn from `stream`. Errors: fewer than two replicates.
+/// [`mean`] with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n pairs (w,
+/// a), drawn from `stream`. Errors: also fewer than two replicates.
 pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream: &mut Stream) -> Result<Estimate> {
     let value = mean(log_weights, a)?.value;
     let weights = normalised(log_weights)?;
@@ -263,7 +270,9 @@ pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream:
 }
 
 /// Standard deviation of `statistic` over resamplings with replacement of the rows 0..n. Resamplings on which the
-/// statistic is not finite (all weights drawn are zero) are drawn again at most `replicates` times in all.
+/// statistic is not finite (all weights drawn are zero) are redrawn, at most `replicates` times in all.
+///
+/// Errors: no rows, fewer than two replicates or finite values.
 pub fn bootstrap(
     n: usize,
     replicates: usize,
@@ -304,24 +313,24 @@ fn same_length(log_weights: &[f64], a: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// KL divergence of the distribution that `log_weights` of some samples stand for from the one that `other` weights of
-/// the same samples do, Σ W ln(W/W′) with normalised weights; constants in either cancel. Infinite if a sample with
-/// weight has none in `other`. Delta-method error: the influence of a sample is W (ln(W/W′) − KL) + W′ − W.
+/// KL divergence of the distribution represented by `log_weights` of some samples from that of `other` weights of the
+/// same samples, Σ W ln(W/W′) with normalised weights; constants in either cancel. Infinite if a sample with weight has
+/// none in `other`. Delta-method error: the influence of a sample is W (ln(W/W′) − KL) + W′ − W.
 pub fn divergence(log_weights: &[f64], other: &[f64]) -> Result<Estimate> {
     same_length(log_weights, other)?;
     let (w, v) = (normalised(log_weights)?, normalised(other)?);
     let ratio = |w: f64, v: f64| if w > 0.0 { w * (w / v).ln() } else { 0.0 };
     let value: f64 = w.iter().zip(&v).map(|(&w, &v)| ratio(w, v)).sum();
     let variance: f64 = w.iter().zip(&v).map(|(&w, &v)| (ratio(w, v) - w * value + v - w).powi(2)).sum();
-    // NaN if either are too few
+    // NaN if either effective sample size is too small
     Ok(Estimate { value, standard_error: standard_error(&w, standard_error(&v, variance).powi(2)) })
 }
 
-/// How [`resample`] spends its uniform numbers. All three keep E\[copies of i\] = n Wᵢ.
+/// How [`resample`] uses uniform numbers. All three satisfy E\[copies of i\] = n Wᵢ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resampling {
-    /// One uniform number for the whole comb; least variance in practice.
+    /// One uniform number shifts the whole comb; least variance in practice.
     Systematic,
     /// One uniform number in each of n strata.
     Stratified,
@@ -330,6 +339,8 @@ pub enum Resampling {
 }
 
 /// Indices of `n` samples drawn in proportion to their weights, in increasing order (Douc & Cappé 2005).
+///
+/// Errors: those of [`normalised`].
 pub fn resample(log_weights: &[f64], n: usize, method: Resampling, stream: &mut Stream) -> Result<Vec<usize>> {
     let weights = normalised(log_weights)?;
     let mut points: Vec<f64> = match method {
@@ -344,7 +355,7 @@ pub fn resample(log_weights: &[f64], n: usize, method: Resampling, stream: &mut 
     Ok(select(&weights, &points))
 }
 
-/// For each point of [0, 1], in increasing order, the row in whose share of the normalised weights it falls.
+/// For each point of [0, 1], in increasing order, the row whose share of the normalised weights contains it.
 pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
     // The cumulative sum may end at 1 − ε: the last sample of positive weight then takes the remaining points.
     let last = weights.iter().rposition(|w| *w > 0.0).unwrap_or(0);
@@ -359,20 +370,20 @@ pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
     points.iter().map(pick).collect()
 }
 
-/// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail (Vehtari,
+/// Pareto k̂ of the largest weights: the shape of a generalised Pareto distribution fitted to the upper tail (Vehtari,
 /// Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
-/// above 0.7 they are not to be trusted.
+/// above 0.7 they cannot be trusted.
 ///
-/// The tail is what lies above a cut-off. +∞ where it has fewer than five weights, or most of it is nothing beside the
-/// largest: the worst that weights can be. −∞ where fewer than five are larger than the cut-off but for rounding, and
-/// none by more than twice, as of a perfect generator: equal weights have no tail, and are the best.
+/// The tail is what lies above a cut-off. Returns +∞, the worst case, if it has fewer than five weights or most of it
+/// is negligible beside the largest. Returns −∞, the best, if fewer than five weights exceed the cut-off by more than
+/// rounding and none by more than a factor of two, as for a perfect generator: equal weights have no tail.
 pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
     Ok(tail_fit(log_weights).map_or_else(|k| k, |tail| tail.shape))
 }
 
-/// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, cut at the
-/// largest raw weight; and k̂. Samples keep their places. With no fit the weights come back unchanged.
+/// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, capped at the
+/// largest raw weight; and k̂. Samples keep their order. Without a fit the weights are returned unchanged.
 pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
     check(log_weights)?;
     let mut smoothed = log_weights.to_vec();
@@ -393,7 +404,7 @@ pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
     Ok((smoothed, tail.shape))
 }
 
-/// Log-weights that differ by this share of their size, or by this, are equal.
+/// Tolerance, relative or absolute, below which log-weights count as equal.
 const EQUAL: f64 = 1e-12;
 
 /// Fitted tail of w/max w above `cutoff`; `rows` in increasing order of weight.
@@ -405,7 +416,7 @@ struct Tail {
     scale: f64,
 }
 
-/// Without a fit k̂ itself, as [`pareto_k`] says.
+/// Fits the tail; if there is no fit, the error is k̂ itself, as [`pareto_k`] defines it.
 fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let n = log_weights.len();
     let size = (0.2 * n as f64).min(3.0 * (n as f64).sqrt()).ceil() as usize;
@@ -417,8 +428,8 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let (max, lowest) = (log_weights[order[n - 1]], log_weights[order[n - size - 1]]);
     let cutoff = (lowest - max).exp();
     let mut rows = order.split_off(n - size);
-    // weights as large as the cut-off are no part of the tail; where it is nothing beside the largest they are what has
-    // collapsed
+    // weights equal to the cut-off are not part of the tail; where the cut-off is negligible beside the largest weight,
+    // they have collapsed
     if cutoff > 0.0 {
         rows.retain(|&i| log_weights[i] - lowest > EQUAL * max.abs().max(1.0));
         if rows.len() < 5 {
@@ -432,7 +443,7 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     Ok(Tail { rows, max, cutoff, shape, scale })
 }
 
-/// Shape and scale of a generalized Pareto distribution from increasing excesses, by the empirical-Bayes estimate of
+/// Shape and scale of a generalised Pareto distribution from increasing excesses, by the empirical-Bayes estimate of
 /// Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", Technometrics 51
 /// (2009). Positive shape: heavy tail. None if the excesses are degenerate.
 pub fn generalized_pareto(excesses: &[f64]) -> Option<(f64, f64)> {

@@ -92,7 +92,7 @@ fn resampling_keeps_the_expected_number_of_copies() {
     }
 }
 
-/// What rounding leaves at the end of the sum belongs to the last sample with a weight.
+/// A remainder left by rounding goes to the last sample with weight.
 #[test]
 fn points_beyond_the_sum_choose_no_sample_of_weight_zero() {
     assert_eq!(select(&[0.0, 0.5, 0.25, 0.0, 0.0], &[0.1, 0.6, 0.8, 1.0]), [1, 2, 2, 2]);
@@ -141,11 +141,11 @@ fn pareto_k_without_a_fit_tells_collapsed_weights_from_equal_ones() {
     let equal = [-3.0; 100];
     assert_eq!(pareto_k(&equal).unwrap(), f64::NEG_INFINITY);
     assert_eq!(pareto_smoothed(&equal).unwrap(), (equal.to_vec(), f64::NEG_INFINITY));
-    // a perfect generator, but for rounding
+    // a perfect generator, up to rounding
     let rounded: Vec<f64> = (0..1000).map(|i| -191.6 - 3e-14 * f64::from(i % 7)).collect();
     assert_eq!(pareto_k(&rounded).unwrap(), f64::NEG_INFINITY);
     assert_eq!(pareto_smoothed(&rounded).unwrap(), (rounded, f64::NEG_INFINITY));
-    // bounded ones, of which some are as large as the cut-off: far from collapsed
+    // bounded weights, some as large as the cut-off: far from collapsed
     let of_two = |large: usize, factor: f64| -> Vec<f64> {
         (0..2000).map(|i| if i < large { factor.ln() - 50.0 } else { -50.0 }).collect()
     };
@@ -157,16 +157,16 @@ fn pareto_k_without_a_fit_tells_collapsed_weights_from_equal_ones() {
     }
     assert_eq!(pareto_k(&of_two(4, 1.9)).unwrap(), f64::NEG_INFINITY);
     assert_eq!(pareto_k(&of_two(4, 2.1)).unwrap(), f64::INFINITY);
-    // of a lot of them one has all the weight, as of a generator that has missed the target
+    // one of many samples has all the weight, as with a generator that has missed the target
     let collapsed: Vec<f64> = (0..1000).map(|i| -1000.0 * f64::from(i)).collect();
     assert_eq!(pareto_k(&collapsed).unwrap(), f64::INFINITY);
     let single = [vec![0.0], vec![f64::NEG_INFINITY; 999]].concat();
     assert_eq!(pareto_k(&single).unwrap(), f64::INFINITY);
-    // too few to have a tail, whatever they are
+    // too few to have a tail, whatever their values
     assert_eq!(pareto_k(&[0.0; 10]).unwrap(), f64::INFINITY);
 }
 
-/// One sample has all the weight: averages are its values, whose scatter nobody knows.
+/// One sample has all the weight: averages are its values, whose scatter is unknown.
 #[test]
 fn averages_of_collapsed_weights_have_no_error() {
     let n = 1000;
@@ -187,7 +187,7 @@ fn averages_of_collapsed_weights_have_no_error() {
     none(crate::free_energy::shift_between_states(&vec![0.0; n], &near, &state).unwrap());
     let profile = crate::histogram::circular_profile(&vec![0.1; n], &log_w, 4).unwrap();
     none(profile.density[2]);
-    // five samples do
+    // five effective samples suffice
     assert_eq!(mean(&[0.0; 5], &[1.0; 5]).unwrap().standard_error, 0.0);
     assert!(mean(&[0.0; 4], &[1.0; 4]).unwrap().standard_error.is_nan());
 }
@@ -253,14 +253,14 @@ fn deleting_all_that_have_weight_is_refused_for_what_it_is() {
         assert!(message.contains(&format!("only {finite} have")) && message.contains("0.002 of 1000"), "{message}");
     };
     clip(1);
-    // the quantile lies between a weight of zero and one that is none
+    // the quantile lies between a weight of zero and a positive one
     clip(2);
     let three = [vec![1.0, 2.0, 3.0], vec![f64::NEG_INFINITY; 997]].concat();
     let (kept, changed) = Rule::QuantileClipped { share: 0.002 }.apply(&three).unwrap();
     assert_eq!((kept[0], changed), (1.0, 2));
 }
 
-/// Truncation costs less bias the more samples there are; deleting a share of them does not.
+/// The bias of truncation decreases with the number of samples; that of deleting a share of them does not.
 #[test]
 fn the_bias_of_truncation_vanishes_and_that_of_deletion_does_not() {
     let bias = |rule: Rule, n: usize| {
@@ -307,7 +307,7 @@ fn the_divergence_of_shifted_gaussians_is_known_and_its_error_honest() {
 
 #[test]
 fn the_shift_between_states_is_known_and_its_error_honest() {
-    // populations of a half and of a sixth, so that errors tell whose they are
+    // populations of a half and of a sixth, so that mixing up the errors shows
     let (s, a) = (0.8, 1.2);
     let upper = 0.5 * libm::erfc(a * s / 2f64.sqrt());
     let truth = -(upper / (1.0 - upper)).ln();

@@ -1,4 +1,4 @@
-//! The two ends of an annealing path: configurations with both their energies and gradients.
+//! The two ends of an annealing path: configurations with both energies and gradients.
 
 use super::Space;
 use crate::coordinates::vector::{add_to_atom, centroid, Vec3};
@@ -9,7 +9,7 @@ use crate::parallel::{Alone, Ranks};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 
-/// Configurations with both their energies: −ln q and u, `[n]`, and the gradients `[n][dimension]`.
+/// Configurations `x[n][dimension]` with both energies, −ln q and u, `[n]`, and their gradients `[n][dimension]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Points {
     pub x: Vec<f64>,
@@ -20,7 +20,7 @@ pub struct Points {
 }
 
 impl Points {
-    /// Configurations without a finite energy at either end.
+    /// Configurations with infinite energies at both ends.
     fn nowhere(x: Vec<f64>, dimension: usize) -> Points {
         let (n, zeros) = (x.len() / dimension, vec![0.0; x.len()]);
         Points {
@@ -40,7 +40,7 @@ impl Points {
         self.x.len() / self.n().max(1)
     }
 
-    /// E_t of a row; infinite where either energy is not finite: no particle goes there.
+    /// E_t of a row; infinite where either energy is not finite, so that no particle goes there.
     pub fn energy(&self, row: usize, t: f64) -> f64 {
         match (1.0 - t) * self.source[row] + t * self.target[row] {
             energy if self.source[row].is_finite() && self.target[row].is_finite() => energy,
@@ -59,7 +59,7 @@ impl Points {
         &self.x[row * self.dimension()..(row + 1) * self.dimension()]
     }
 
-    /// Row `from` of other points becomes row `to`.
+    /// Copies row `from` of `other` to row `to`.
     pub(super) fn copy_row(&mut self, to: usize, other: &Points, from: usize) {
         let d = self.dimension();
         self.source[to] = other.source[from];
@@ -86,25 +86,25 @@ impl Points {
     }
 }
 
-/// The two ends of a path, and where it may go between them.
+/// Density and target at the two ends of a path, and the space in which it may move.
 pub struct Bridge<'a> {
     pub density: &'a dyn Density,
     pub target: &'a mut dyn Target,
     pub space: Space,
-    /// Of a target of x and auxiliary coordinates ([`crate::models::JointTarget`]): what these are.
+    /// For a target of x with auxiliary coordinates ([`crate::models::JointTarget`]), what these are.
     pub steering: Steering,
-    /// They share the evaluations.
+    /// Processes that share the evaluations.
     pub ranks: &'a dyn Ranks,
 }
 
 impl<'a> Bridge<'a> {
-    /// Paths through all configurations, in one process.
+    /// Paths in the full space, evaluated by one process.
     pub fn new(density: &'a dyn Density, target: &'a mut dyn Target) -> Bridge<'a> {
         Bridge { density, target, space: Space::Full, steering: Steering::NONE, ranks: &Alone }
     }
 
-    /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and
-    /// has infinite energies. Errors: a failing density or target, other dimensions.
+    /// Both energies with their gradients at `x[n][dimension]`. Rows that are not finite are passed to neither end and
+    /// get infinite energies. Errors: a failing density or target, other dimensions.
     pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
         let d = self.density.dimension();
         if self.target.dimension() != d {
@@ -153,8 +153,8 @@ impl<'a> Bridge<'a> {
         Ok(points)
     }
 
-    /// u(x) of every row. The target's end of the path has more: the noise of the centroid, auxiliary coordinates, the
-    /// volume of the space.
+    /// u(x) of every row, alone: [`Points::target`] also contains the noise of the centroid, auxiliary coordinates, and
+    /// the volume factor of the space.
     pub fn reduced_potential(&self, points: &Points) -> Vec<f64> {
         let beside = |x: &[f64]| {
             let auxiliary = &x[x.len() - self.steering.auxiliary..];
@@ -165,7 +165,7 @@ impl<'a> Bridge<'a> {
         rows.zip(&points.target).map(|(x, target)| target - beside(x)).collect()
     }
 
-    /// 1/σ² where the centroid is noise.
+    /// 1/σ² if the centroid is noise.
     fn stiffness(&self) -> Option<f64> {
         match self.density.scope() {
             Scope::Noisy { sigma } => Some(1.0 / (sigma * sigma)),
@@ -173,7 +173,7 @@ impl<'a> Bridge<'a> {
         }
     }
 
-    /// Where the centroid is noise, log q is relative to it; both ends have it.
+    /// Adds the energy of the centroid's noise to both ends; log q is relative to it.
     fn add_noise_of_centroid(&self, points: &mut Points) {
         let Some(stiffness) = self.stiffness() else { return };
         let d = points.dimension();
@@ -189,7 +189,7 @@ impl<'a> Bridge<'a> {
         }
     }
 
-    /// Both ends as densities of the coordinates that the space leaves free.
+    /// Turns both ends into densities of the free coordinates of the space.
     fn keep_to_space(&self, points: &mut Points) {
         if self.space == Space::Full {
             return;
@@ -207,14 +207,15 @@ impl<'a> Bridge<'a> {
         }
     }
 
-    /// Samples of the density.
+    /// Draws n samples of the density and evaluates them. Errors: those of [`Bridge::evaluate`], more than memory
+    /// holds.
     pub fn sample(&mut self, n: usize, seed: u64) -> Result<Points> {
         let (x, _) = self.ranks.sample(self.density, n, seed)?;
         self.evaluate(x)
     }
 }
 
-/// −ln of the density of a centroid, without its constant.
+/// −ln density of a centroid, up to a constant.
 fn energy_of_noise(stiffness: f64, c: Vec3) -> f64 {
     0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>()
 }

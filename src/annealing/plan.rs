@@ -1,53 +1,55 @@
-//! A plan of temperatures and steps, made by a pilot run.
+//! Plan of temperatures and step sizes, made by a pilot run.
 
 use super::{Annealing, Bridge, Kernel, Options, Points, Progress, Stage};
 use crate::error::{Error, Result};
 use crate::weights;
 use serde::{Deserialize, Serialize};
 
-/// Where the acceptance of adjusted moves is wanted.
+/// Range in which the acceptance of adjusted moves should lie.
 const WANTED: [f64; 2] = [0.55, 0.65];
-/// By how much a step is changed at a time, until there are one that is too short and one that is too long.
+/// Factor by which a step size is changed until one too short and one too long are known.
 const CHANGE: f64 = 4.0;
-/// Such two steps are one.
+/// Ratio below which two step sizes count as equal.
 const ALIKE: f64 = 1.1;
-/// Steps that are tried at one temperature.
+/// Maximum number of step sizes tried at one temperature.
 const MOST_TRIED: usize = 16;
-/// Fewest pilots: the conditional effective sample size of n is never below 1/n of them, and of few it says nothing.
+/// Minimum number of pilots: the conditional effective sample size of n is never below 1/n of them, so for few it is
+/// meaningless.
 pub const FEWEST_PILOTS: usize = 10;
 
 /// How the temperatures of a plan are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Temperatures {
-    /// So that the conditional effective sample size (Zhou, Johansen and Aston 2016) of each step is this share of all.
-    /// Errors: more than `most` of them.
+    /// Adaptive: the conditional effective sample size (Zhou, Johansen and Aston 2016) of each temperature step is this
+    /// share of all particles. Errors: more than `most` temperatures.
     Share { share: f64, most: usize },
-    /// So many, evenly spaced.
+    /// This number of evenly spaced temperatures.
     Even(usize),
 }
 
-/// T even temperatures 1/T … 1 with one step.
+/// `stages` = T even temperatures 1/T … 1 with one step size.
 pub fn even(stages: usize, step: f64) -> Vec<Stage> {
     (1..=stages).map(|j| Stage { t: j as f64 / stages as f64, step }).collect()
 }
 
-/// A pilot run, with samples that are none of those of the run itself, so that its weights know nothing of the choice.
+/// A pilot run, on samples separate from those of the run itself, so that the run's weights are independent of the
+/// plan.
 ///
-/// At each temperature the step of adjusted moves is changed until 55 to 65 % of them are accepted; it is frozen with
-/// the plan. Moves without a test keep the step that was given.
+/// At each temperature the step size of adjusted moves is tuned until 55 to 65 % are accepted, and is then frozen in
+/// the plan. Moves without a test keep the given step size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pilot {
-    /// Its plan is what has been found so far.
+    /// The pilot particles; its plan is what has been found so far.
     run: Annealing,
     temperatures: Temperatures,
     step: f64,
-    /// Moves of all pilots that were made: each has random numbers of its own.
+    /// Number of moves made by all pilots so far; each has its own random numbers.
     moves: u64,
 }
 
 impl Pilot {
-    /// Errors: as for a run; a share outside (0, 1); too few pilots to tell it.
+    /// Errors: as for [`Annealing::new`]; a share outside (0, 1); too few pilots to measure it.
     pub fn new(
         bridge: &mut Bridge,
         pilots: Points,
@@ -75,17 +77,18 @@ impl Pilot {
         }
     }
 
-    /// Where the pilots are.
+    /// Temperature t of the pilots.
     pub fn t(&self) -> f64 {
         self.run.plan.last().map_or(0.0, |stage| stage.t)
     }
 
-    /// What has been found so far; the whole plan once t is 1.
+    /// Plan found so far; complete once t is 1.
     pub fn plan(&self) -> &[Stage] {
         &self.run.plan
     }
 
-    /// Finds one more temperature and its step. Errors: as for a run; more temperatures than there may be.
+    /// Finds the next temperature and its step size. Errors: a failing density or target, more temperatures than
+    /// allowed.
     pub fn stage(&mut self, bridge: &mut Bridge) -> Result<Progress> {
         let (before, stages) = (self.t(), self.run.plan.len());
         let t = match self.temperatures {
@@ -114,16 +117,16 @@ impl Pilot {
     }
 }
 
-/// A search for the step at one temperature.
+/// Search for the step size at one temperature.
 #[derive(Default)]
 pub(super) struct Search {
     tried: usize,
-    /// The longest step that was too short, the shortest one that was too long.
+    /// The longest step known to be too short, and the shortest known to be too long.
     bounds: [Option<f64>; 2],
 }
 
 impl Search {
-    /// What to try after a step with this acceptance; none if that one will do.
+    /// Next step size to try after `step` gave this acceptance; None if `step` is to be used.
     pub(super) fn after(&mut self, step: f64, acceptance: f64) -> Option<f64> {
         self.tried += 1;
         if acceptance > WANTED[1] {
@@ -144,7 +147,7 @@ impl Search {
     }
 }
 
-/// The whole of a pilot run: the plan.
+/// Makes a whole pilot run and returns its plan. Errors: those of [`Pilot::new`] and [`Pilot::stage`].
 pub fn plan(
     bridge: &mut Bridge,
     pilots: Points,
@@ -159,7 +162,7 @@ pub fn plan(
     Ok(pilot.run.plan)
 }
 
-/// The t′ at which n (Σ W w)²/Σ W w² of the incremental weights w falls to `share` n, by bisection.
+/// Finds, by bisection, the t′ at which n (Σ W w)²/Σ W w² of the incremental weights w falls to `share` n.
 pub(super) fn next_temperature(run: &Annealing, t: f64, share: f64) -> f64 {
     let differences: Vec<f64> =
         run.points.target.iter().zip(&run.points.source).map(|(u, source)| u - source).collect();
@@ -172,7 +175,7 @@ pub(super) fn next_temperature(run: &Annealing, t: f64, share: f64) -> f64 {
     if conditional(1.0 - t) >= share {
         return 1.0;
     }
-    // of the logarithm, as clashes have energies of any size; each step forward is one, however short
+    // bisect in the logarithm, as clashes have energies of any size; every step is forward, however short
     let (mut low, mut high) = (f64::MIN_POSITIVE.ln(), (1.0 - t).ln());
     for _ in 0..100 {
         let middle = 0.5 * (low + high);

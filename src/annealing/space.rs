@@ -1,22 +1,22 @@
-//! Which configurations a path may visit.
+//! Subspaces in which a path may move.
 
 use crate::coordinates::vector::{atom, centre, dot, scale, set_atom, sub, Vec3};
 
-/// A linear space of displacements. A density that leaves the centroid or a frame of three atoms alone is carried to
-/// the target without touching it: the paths are those of the other coordinates, whatever the target says of the rest.
+/// A linear space of displacements. A density that leaves the centroid, or a frame of three atoms, alone is annealed to
+/// the target without changing it: paths move the other coordinates only, whatever the target's dependence on the rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Space {
     /// All displacements.
     Full,
-    /// Those that leave the centroid where it is.
+    /// Displacements that leave the centroid in place.
     Centred,
-    /// Those that leave the frame where it is: the first atom stays, the second moves along the third axis, the third
-    /// in the half-plane of the first and third. `axes` are orthonormal.
+    /// Displacements that preserve the frame: the first atom stays, the second moves along the third axis, the third in
+    /// the half-plane of the first and third. `axes` are orthonormal.
     Frame { frame: [usize; 3], axes: [Vec3; 3] },
 }
 
 impl Space {
-    /// The part of a displacement or of a gradient that the space allows, `v[dimension]`.
+    /// Projects a displacement or gradient `v[dimension]` onto the space, in place.
     pub fn project(&self, v: &mut [f64]) {
         match *self {
             Space::Full => {}
@@ -31,8 +31,8 @@ impl Space {
         }
     }
 
-    /// ln of the Cartesian volume that belongs to a unit of volume of the free coordinates, up to a constant, and its
-    /// slope by atoms; −∞ where there is none.
+    /// Log of the Cartesian volume per unit volume of the free coordinates, up to a constant, and its gradient as
+    /// (atom, vector) pairs; −∞ where undefined.
     ///
     /// With position and orientation of a frame given, z the distance of its first two atoms and ρ that of the third
     /// from their line, dx = dx₀ · z² dz dΩ · ρ dρ dφ dz′ · …: orientations account for dΩ and dφ, so the volume is z²

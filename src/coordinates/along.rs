@@ -1,23 +1,23 @@
-//! Reaction coordinates: functions of a configuration.
+//! Reaction coordinates (collective variables): functions of a configuration.
 
 use super::vector::{add_to_atom, atom, distance, sub, torsion, torsion_gradient, unit};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// A function r(x) of a configuration.
+/// A reaction coordinate r(x).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Along {
-    /// The torsion of four atoms, counted from 0, rad within ±π.
+    /// Torsion of four atoms, counted from 0, in rad within ±π.
     Torsion([usize; 4]),
-    /// The distance of two atoms, nm.
+    /// Distance between two atoms, nm.
     Distance([usize; 2]),
-    /// One number of x, for systems that are no molecules.
+    /// One component of x, for systems that are not molecules.
     Component(usize),
 }
 
 impl Along {
-    /// Errors: atoms or a component that configurations of `dimension` numbers do not have, an atom twice.
+    /// Errors: atoms or a component beyond configurations of `dimension` numbers, a repeated atom.
     pub fn check(&self, dimension: usize) -> Result<()> {
         let lacking = match self {
             Along::Torsion(atoms) => beyond(atoms, dimension),
@@ -37,7 +37,7 @@ impl Along {
         }
     }
 
-    /// Whether r lives on a circle of 2π.
+    /// Whether r is periodic with 2π.
     pub fn is_periodic(&self) -> bool {
         matches!(self, Along::Torsion(_))
     }
@@ -54,7 +54,7 @@ impl Along {
         }
     }
 
-    /// gx += g ∂r/∂x.
+    /// Adds g ∂r/∂x to gx.
     pub fn vjp(&self, x: &[f64], g: f64, gx: &mut [f64]) {
         match *self {
             Along::Torsion(atoms) => {
@@ -78,20 +78,20 @@ fn beyond(atoms: &[usize], dimension: usize) -> Option<String> {
     Some(format!("atom {lacking} of {}", dimension / 3))
 }
 
-/// Half a turn, and what rounding may leave of one.
+/// Half a turn, with an allowance for rounding.
 const TURN: f64 = std::f64::consts::PI + 1e-6;
 
-/// A region of configurations: r(x) in a range.
+/// Region of configuration space: r(x) within a range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Region {
     pub along: Along,
-    /// [from, to); rad within ±π for a torsion, whose range may go around: from 2.2 to −1, say.
+    /// Range [from, to); for a torsion in rad within ±π, where it may wrap around, such as from 2.2 to −1.
     pub range: [f64; 2],
 }
 
 impl Region {
-    /// Errors: atoms or a component that configurations of `dimension` numbers do not have, a range that holds nothing.
+    /// Errors: atoms or a component beyond configurations of `dimension` numbers, an empty range.
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
         let [from, to] = self.range;

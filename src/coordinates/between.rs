@@ -1,4 +1,4 @@
-//! Ways from one configuration to another, which are the same seen from either end.
+//! Interpolation paths between configurations, which are the same from either end.
 
 use super::frame::Frame;
 use super::superpose::{superposing_rotation, Rotation};
@@ -6,21 +6,23 @@ use super::vector::{centre, shift, Vec3};
 use super::InternalCoordinates;
 use crate::density::Status;
 
-/// A way x(t) from x(0) to x(1), such that the way back passes the same configurations: x_{a→b}(t) = x_{b→a}(1 − t).
+/// Interpolation path x(t) from x(0) to x(1) whose reverse visits the same configurations: x_{a→b}(t) = x_{b→a}(1 − t).
 #[derive(Debug)]
 pub enum Between<'a> {
-    /// Bonds, angles and Cartesian rows change linearly, torsions on the shorter arc; the frame stays where it is.
+    /// Bonds, angles and Cartesian rows change linearly, torsions along the shorter arc; the frame stays in place.
     Internal { coordinates: &'a InternalCoordinates, frame: Frame, from: Vec<f64>, change: Vec<f64> },
     /// Every coordinate changes linearly.
     Straight { from: Vec<f64>, change: Vec<f64> },
-    /// The molecule turns about its centroid at a constant rate, by the rotation that superposes the two ends best, and
-    /// every coordinate changes linearly beside that.
+    /// The molecule rotates about its centroid at a constant rate, by the rotation that best superposes the two ends,
+    /// while every coordinate also changes linearly.
     Turning { centroid: Vec3, rotation: Rotation, from: Vec<f64>, change: Vec<f64> },
 }
 
 impl<'a> Between<'a> {
-    /// Between `a[atoms][3]` and `b[atoms][3]` (nm), which have one frame. Errors: `Singular` where coordinates are
-    /// undefined, and where a torsion differs by half a turn exactly, which has no shorter arc.
+    /// Path in internal coordinates between `a[atoms][3]` and `b[atoms][3]` (nm), which share a frame.
+    ///
+    /// Errors: the status of an end that cannot be encoded; `Singular` if the frame is undefined or a torsion differs
+    /// by exactly half a turn, which has no shorter arc.
     pub fn internal(coordinates: &'a InternalCoordinates, a: &[f64], b: &[f64]) -> Result<Between<'a>, Status> {
         let inside = |x: &[f64]| {
             let mut u = vec![0.0; coordinates.dimension()];
@@ -43,13 +45,13 @@ impl<'a> Between<'a> {
         Ok(Between::Internal { coordinates, frame, from, change })
     }
 
-    /// Between any two configurations.
+    /// Straight path between any two configurations.
     pub fn straight(a: &[f64], b: &[f64]) -> Between<'a> {
         Between::Straight { from: a.to_vec(), change: difference(a, b) }
     }
 
-    /// Between `a[atoms][3]` and `b[atoms][3]` with one centroid. Errors: `Singular` where the best rotation is by half
-    /// a turn exactly, which can be made in two directions.
+    /// Path with rotation between `a[atoms][3]` and `b[atoms][3]`, which share a centroid. Errors: `Singular` if the
+    /// best rotation is by exactly half a turn, which can be made in two directions.
     pub fn turning(a: &[f64], b: &[f64]) -> Result<Between<'a>, Status> {
         let (mut from, mut to) = (a.to_vec(), b.to_vec());
         let centroid = centre(&mut from);
@@ -63,7 +65,7 @@ impl<'a> Between<'a> {
         Ok(Between::Turning { centroid, rotation, from, change })
     }
 
-    /// x(t), 0 < t < 1.
+    /// x(t), 0 < t < 1. Errors: the status of a point that has no configuration.
     pub fn at(&self, t: f64) -> Result<Vec<f64>, Status> {
         let along = |from: &[f64], change: &[f64]| -> Vec<f64> {
             from.iter().zip(change).map(|(from, change)| from + t * change).collect()
@@ -160,7 +162,7 @@ mod tests {
         assert!((phi(&middle) - expected).abs() < 1e-9, "{} {expected}", phi(&middle));
     }
 
-    /// A way through the molecule's own rotation keeps its shape; a straight one squeezes it.
+    /// A path that rotates the molecule keeps its shape; a straight one squeezes it.
     #[test]
     fn a_turning_molecule_keeps_its_shape() {
         let mut a = chain(1.0, 0.11);

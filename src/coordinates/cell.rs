@@ -1,19 +1,19 @@
-//! Periodic boxes by their lengths and angles, as crystals have them.
+//! Periodic boxes by lengths and angles, as in crystallography.
 
 use super::vector::{cross, dot, norm, scale, sub};
 use super::whole::BoxVectors;
 
-/// A box, however it is turned.
+/// A box up to rotation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
-    /// Of a, b and c, nm.
+    /// Lengths of a, b and c, nm.
     pub lengths: [f64; 3],
-    /// Of α (between b and c), β (a and c) and γ (a and b).
+    /// Cosines of α (between b and c), β (a and c) and γ (a and b).
     pub cosines: [f64; 3],
 }
 
 impl Cell {
-    /// That of box vectors.
+    /// Cell of box vectors.
     pub fn new(vectors: &BoxVectors) -> Cell {
         let lengths = vectors.map(norm);
         let cosine = |i: usize, j: usize| dot(vectors[i], vectors[j]) / (lengths[i] * lengths[j]);
@@ -25,7 +25,7 @@ impl Cell {
         self.cosines.map(|cosine| cosine.clamp(-1.0, 1.0).acos().to_degrees())
     }
 
-    /// Box vectors with a along x and b in the plane of x and y; none where these lengths and angles span no volume.
+    /// Box vectors with a along x and b in the xy plane; None if these lengths and angles span no volume.
     pub fn vectors(&self) -> Option<BoxVectors> {
         let ([a, b, c], [alpha, beta, gamma]) = (self.lengths, self.cosines);
         let sine = (1.0 - gamma * gamma).sqrt();
@@ -37,7 +37,7 @@ impl Cell {
     }
 }
 
-/// Lengths, and the angles where one is not right.
+/// Lengths, and also the angles unless all are right angles.
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let [a, b, c] = self.lengths;
@@ -49,8 +49,8 @@ impl std::fmt::Display for Cell {
     }
 }
 
-/// Whether two boxes, with a along x and b in the plane of x and y, repeat space alike: vectors differ by lattice
-/// vectors, and by no more than this share of their lengths.
+/// Whether two boxes, with a along x and b in the xy plane, have the same lattice: their vectors differ by lattice
+/// vectors and at most by `tolerance`, as a fraction of their lengths.
 pub fn are_alike(these: &BoxVectors, those: &BoxVectors, tolerance: f64) -> bool {
     (0..3).all(|k| {
         let mut difference = sub(these[k], those[k]);

@@ -1,4 +1,4 @@
-//! Handedness of stereocentres: a generator of one hand gives the other hand no density.
+//! Handedness of stereocentres: a generator of one hand gives the other hand zero density.
 
 use super::topology::Topology;
 use super::vector::{atom, cross, dot, sub};
@@ -14,12 +14,12 @@ pub struct Stereocentre {
 }
 
 impl Stereocentre {
-    /// The largest number among its four atoms.
+    /// Largest atom index among its four atoms.
     pub fn last_atom(&self) -> usize {
         self.neighbours.iter().fold(self.centre, |last, &atom| last.max(atom))
     }
 
-    /// Whether `x[atoms][3]` has this hand.
+    /// Whether `x[atoms][3]` has this handedness.
     pub fn holds(&self, x: &[f64]) -> bool {
         (triple_product(x, self.centre, self.neighbours) > 0.0) == self.positive
     }
@@ -30,7 +30,7 @@ fn triple_product(x: &[f64], centre: usize, neighbours: [usize; 3]) -> f64 {
     dot(a, cross(b, c))
 }
 
-/// Atoms with four neighbours that all differ as parts of the bond graph, with the hand they have in `x`.
+/// Atoms with four topologically distinct neighbours, with the handedness they have in `x`.
 pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
     let neighbours = topology.neighbours();
     let rank = graph_ranks(topology, &neighbours);
@@ -44,8 +44,8 @@ pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
         .collect()
 }
 
-/// Atoms with four neighbours of which two are alike and end there, such as the hydrogens of a methyl group: their
-/// labels give the centre a hand, the one it has in `x`. The first two neighbours are the alike ones.
+/// Atoms with four neighbours of which two are equivalent and terminal, such as the hydrogens of a methyl group: their
+/// labels give the centre a handedness, the one it has in `x`. The first two neighbours are the equivalent ones.
 pub fn prochiral_centres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
     let neighbours = topology.neighbours();
     let rank = graph_ranks(topology, &neighbours);
@@ -61,8 +61,8 @@ pub fn prochiral_centres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
     (0..neighbours.len()).filter_map(centre).collect()
 }
 
-/// Numbers from 0 for the atoms of a molecule, in the order in which they first appear; atoms that the bond graph
-/// cannot tell apart, such as the hydrogens of a methyl group, have the same one.
+/// Equivalence classes of the atoms of a molecule, numbered from 0 in order of first appearance; atoms that the bond
+/// graph cannot distinguish, such as the hydrogens of a methyl group, share a class.
 pub fn classes(topology: &Topology) -> Vec<usize> {
     let ranks = graph_ranks(topology, &topology.neighbours());
     let mut seen: Vec<usize> = Vec::new();
@@ -76,8 +76,8 @@ pub fn classes(topology: &Topology) -> Vec<usize> {
     ranks.into_iter().map(&mut number).collect()
 }
 
-/// Equal numbers for atoms that cannot be told apart by repeatedly comparing elements and neighbours (Morgan's
-/// refinement).
+/// Ranks of atoms, equal for those that cannot be distinguished by repeatedly comparing elements and neighbours
+/// (Morgan's refinement).
 fn graph_ranks(topology: &Topology, neighbours: &[Vec<usize>]) -> Vec<usize> {
     let n = neighbours.len();
     let number = |keys: &[(usize, Vec<usize>)]| -> Vec<usize> {

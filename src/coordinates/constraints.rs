@@ -1,39 +1,39 @@
-//! Bonds that the engine constrains: the metric (Fixman) term of the target, and the check that a proposal keeps them.
+//! Bonds constrained by the engine: the metric (Fixman) term of the target, and the check that proposals keep them.
 
 use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 
-// How far a bond of one length may be from it depends on who wrote it down. Proposals keep it to rounding in f64, and
-// are held to that (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in
-// single precision: the configuration that a move finds (`CONFIGURATION_TOLERANCE`) and frames of full precision
-// (`FRAME_TOLERANCE`) may be off by ten times that, still a hundredth of what thermal motion does. Positions in xtc and
-// gro files are rounded to 0.001 nm, so that a bond of one length is told by its spread alone (`ROUNDED_FRAME_SPREAD`),
-// which is no proof.
+// How far a constrained bond may deviate depends on where the positions come from. Proposals keep it to f64 rounding
+// and are held to that (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in
+// single precision: the current configuration of a move (`CONFIGURATION_TOLERANCE`) and frames of full precision
+// (`FRAME_TOLERANCE`) may deviate ten times as much, which is still a hundredth of thermal motion. Positions in xtc and
+// gro files are rounded to 0.001 nm, so a rigid bond shows only by its small spread (`ROUNDED_FRAME_SPREAD`), which is
+// no proof.
 
-/// Largest |d − d₀|/d₀ of a proposal, and of the length that a model keeps from that of the engine.
+/// Largest |d − d₀|/d₀ in a proposal, and between the lengths kept by a model and by the engine.
 const PROPOSAL_TOLERANCE: f64 = 1e-6;
-/// The same of a configuration that is encoded, beyond which it is out of the model's support (in
-/// `cuda/internal_coordinates.cuh` too).
+/// Largest |d − d₀|/d₀ in a configuration to be encoded, beyond which it is outside the model's support (also in
+/// `cuda/internal_coordinates.cuh`).
 pub const CONFIGURATION_TOLERANCE: f64 = 1e-4;
-/// Largest deviation from the mean, as a share of it, in frames of full precision.
+/// Largest relative deviation from the mean in frames of full precision.
 const FRAME_TOLERANCE: f64 = 1e-4;
 /// Largest standard deviation in frames that may be rounded, nm. Rounding to 0.001 nm gives a rigid bond 0.0004; the
 /// stiffest bonds of molecules have 0.002 at 300 K.
 const ROUNDED_FRAME_SPREAD: f64 = 7e-4;
-/// Fewer frames say nothing of a spread.
+/// Minimum number of frames from which a spread is judged.
 const FEWEST: usize = 20;
 
-/// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model
-/// keeps of which there are samples alone. Of no frames none; of a few these may be more than the model keeps, and of
-/// one they are all.
+/// Those of `pairs` with the same length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model
+/// keeps fixed, when only its samples are known. Empty without frames; with few frames more pairs than the model keeps
+/// may be returned, with one frame all are.
 pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
     let is_kept = |lengths: &[f64], mean: f64| lengths.iter().all(|d| (d - mean).abs() <= FRAME_TOLERANCE * mean);
     bonds_that(is_kept, pairs, x, dimension)
 }
 
-/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), whose digits may be few, with their mean
-/// lengths: the bonds that a simulation has probably constrained. None of fewer than 20 frames.
+/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), which may be rounded, with their mean lengths:
+/// bonds that a simulation has probably constrained. Empty for fewer than 20 frames.
 pub fn rigid_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
     let is_rigid = |lengths: &[f64], mean: f64| {
         let variance = lengths.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / lengths.len() as f64;
@@ -42,7 +42,7 @@ pub fn rigid_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(us
     bonds_that(is_rigid, pairs, x, dimension)
 }
 
-/// The pairs whose lengths in the frames, with the mean of these, pass a test.
+/// Pairs whose lengths in the frames, given with their mean, pass a test; with their mean lengths.
 fn bonds_that(
     test: impl Fn(&[f64], f64) -> bool,
     pairs: &[[usize; 2]],
@@ -60,12 +60,12 @@ fn bonds_that(
     pairs.iter().filter_map(bond).collect()
 }
 
-/// Whether this is the bond of these two atoms, which may stand in either order.
+/// Whether this bond joins the two atoms of `pair`, in either order.
 pub fn joins(&(a, b, _): &(usize, usize, f64), pair: [usize; 2]) -> bool {
     pair == [a, b] || pair == [b, a]
 }
 
-/// Constrained pairs of one molecule.
+/// Constrained pairs of one molecule, with lengths and masses.
 #[derive(Clone, Debug)]
 pub struct Constraints {
     pairs: Vec<[usize; 2]>,
@@ -73,14 +73,16 @@ pub struct Constraints {
     inverse_masses: Vec<f64>,
     /// Constraints that share atoms, directly or through others: Z is block-diagonal over these.
     clusters: Vec<Vec<usize>>,
-    /// Room for the largest block.
+    /// Workspace for the largest block.
     block: Vec<f64>,
     units: Vec<Vec3>,
 }
 
 impl Constraints {
-    /// `pairs` are atom indices, `lengths` nm, `masses` one per atom of the molecule, dalton. Errors: an atom out of
-    /// range, a length or the mass of a constrained atom that is not positive, an atom bound to itself.
+    /// Constraints with atom indices `pairs`, `lengths` in nm, and `masses` of all atoms of the molecule, dalton.
+    ///
+    /// Errors: an atom out of range, a length or a constrained atom's mass that is not positive, an atom bound to
+    /// itself.
     pub fn new(pairs: &[[usize; 2]], lengths: &[f64], masses: &[f64]) -> Result<Constraints> {
         if pairs.len() != lengths.len() {
             return Err(Error::invalid(format!("{} constraints with {} lengths", pairs.len(), lengths.len())));
@@ -115,12 +117,12 @@ impl Constraints {
         })
     }
 
-    /// Of all bonds that an engine constrains (its indices of two atoms, length in nm) those of the model, by the
-    /// model's indices; nothing if it constrains none of them. `atoms[k]` is the engine's index of the model's atom k,
-    /// and `masses[k]` its mass, dalton.
+    /// Selects the model's constraints from `all` that an engine has (its indices of two atoms, length in nm),
+    /// renumbered to the model's indices; None if it constrains none of the model's bonds. `atoms[k]` is the engine's
+    /// index of the model's atom k, `masses[k]` its mass, dalton.
     ///
-    /// Errors: an atom of the model that is tied to one of no model, by its `label`; what [`Constraints::new`] or
-    /// [`Constraints::check_kept`] refuses.
+    /// Errors: an atom of the model constrained to one outside it, by its `label`; those of [`Constraints::new`] and
+    /// [`Constraints::check_kept`].
     pub fn among(
         all: &[(usize, usize, f64)],
         atoms: &[usize],
@@ -150,10 +152,11 @@ impl Constraints {
         Ok(constraints)
     }
 
-    /// Refuses, naming the bond by the `label` of its atoms, unless what an engine constrains are the bonds `kept` (i,
-    /// j, length in nm), which every sample of the generator has at exactly this length: one that the engine leaves
-    /// free would put its configurations out of the generator's support, one that the generator varies is in no
-    /// configuration of the engine.
+    /// Checks that the engine constrains exactly the bonds `kept` (i, j, length in nm), which have these lengths in
+    /// every sample of the generator. A kept bond that the engine leaves free would put its configurations outside the
+    /// generator's support; a constrained bond that the generator varies would never occur in the engine.
+    ///
+    /// Errors: the first bond that differs, named by the `label` of its atoms.
     pub fn check_kept(
         kept: &[(usize, usize, f64)],
         constraints: Option<&Constraints>,
@@ -203,14 +206,13 @@ impl Constraints {
         self.pairs.iter().zip(&self.lengths).map(deviation).fold(0.0, f64::max)
     }
 
-    /// Whether every constrained bond has its length, to the rounding that proposals are held to.
+    /// Whether every constrained bond has its length, within the tolerance for proposals.
     pub fn are_kept(&self, x: &[f64]) -> bool {
         self.largest_deviation(x) <= PROPOSAL_TOLERANCE
     }
 
-    /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the
-    /// metric of the masses: v ← v − M⁻¹ Gᵀ Z⁻¹ G v. Velocities from Maxwell–Boltzmann become those of the constrained
-    /// molecule.
+    /// Projects velocities `v[atoms][3]` at `x` onto those that preserve the constrained lengths, orthogonally in the
+    /// mass metric: v ← v − M⁻¹ Gᵀ Z⁻¹ G v. Maxwell–Boltzmann velocities become those of the constrained molecule.
     pub fn project_velocities(&mut self, x: &[f64], v: &mut [f64]) {
         self.set_units(x);
         for c in 0..self.clusters.len() {
@@ -222,7 +224,7 @@ impl Constraints {
             });
             let rates = nalgebra::DVector::from_iterator(n, rates);
             let z = nalgebra::DMatrix::from_row_slice(n, n, &self.block[..n * n]);
-            // a singular Z: collinear bonds of one triangle, which no molecule has
+            // Z is singular for collinear bonds of one triangle, which no molecule has
             let Some(multipliers) = z.cholesky().map(|z| z.solve(&rates)) else { continue };
             for (&k, multiplier) in cluster.iter().zip(multipliers.iter()) {
                 for (i, sign) in self.pairs[k].into_iter().zip([-1.0, 1.0]) {
@@ -233,9 +235,9 @@ impl Constraints {
         }
     }
 
-    /// ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974; Frenkel and Smit, ch.
-    /// 15). Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u. NaN where Z is
-    /// singular.
+    /// Metric (Fixman) term ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974;
+    /// Frenkel and Smit, ch. 15). Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u.
+    /// NaN where Z is singular.
     pub fn log_metric(&mut self, x: &[f64]) -> f64 {
         self.set_units(x);
         let mut log_det = 0.0;
@@ -253,7 +255,7 @@ impl Constraints {
         }
     }
 
-    /// Z of one cluster, from the units; returns its size.
+    /// Fills in Z of one cluster from the unit vectors; returns its size.
     fn fill_block(&mut self, cluster: usize) -> usize {
         let cluster = &self.clusters[cluster];
         let n = cluster.len();
@@ -267,7 +269,7 @@ impl Constraints {
     }
 }
 
-/// Σ over shared atoms of ±1/m: plus where the atom has the same end in both pairs, minus otherwise.
+/// Σ ±1/m over shared atoms: plus if the atom is at the same end of both pairs, minus otherwise.
 fn coupling(c: [usize; 2], d: [usize; 2], inverse_masses: &[f64]) -> f64 {
     let mut sum = 0.0;
     for (i, &a) in c.iter().enumerate() {
@@ -303,7 +305,7 @@ fn log_det_positive(m: &mut [f64], n: usize) -> f64 {
 }
 
 fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
-    // The smallest atom index of its cluster labels an atom.
+    // atoms of a cluster are labelled by their smallest index
     let mut root: Vec<usize> = (0..n_atoms).collect();
     fn find(root: &mut [usize], mut i: usize) -> usize {
         while root[i] != i {
@@ -323,7 +325,7 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
     by_root.into_values().collect()
 }
 
-/// A length for messages, without what a change of units has left of digits.
+/// A length rounded for messages, without digits left over from unit conversion.
 fn written(length: f64) -> f64 {
     (1e9 * length).round() / 1e9
 }
@@ -388,7 +390,7 @@ mod tests {
         }
         let momentum = |v: &[f64], axis: usize| (0..5).map(|i| masses[i] * v[3 * i + axis]).sum::<f64>();
         assert!((0..3).all(|axis| (momentum(&v, axis) - momentum(&drawn, axis)).abs() < 1e-12));
-        // orthogonal in the metric of the masses: what is taken out and what stays have no product
+        // the removed part is orthogonal to the rest in the mass metric
         let product: f64 = (0..15).map(|k| masses[k / 3] * v[k] * (drawn[k] - v[k])).sum();
         assert!(product.abs() < 1e-12 && v != drawn);
     }
@@ -405,7 +407,7 @@ mod tests {
     fn bonds_of_one_length_are_found_in_frames() {
         let mut x = METHYL.repeat(3);
         x[15 + 12] = 0.01; // atom 4 of the second frame
-        x[30 + 3] += 1e-6; // atom 1 of the third, as of rounding
+        x[30 + 3] += 1e-6; // atom 1 of the third, like rounding
         let kept = kept_bonds(&[[1, 0], [0, 4], [2, 0]], &x, 15);
         let lengths = [(1, 0), (2, 0)].map(|(a, b)| (a, b, distance(&METHYL, a, b)));
         assert_eq!(kept.len(), 2, "{kept:?}");
@@ -443,7 +445,7 @@ mod tests {
             let is_first = |&(i, j, length): &(usize, usize, f64)| (i, j) == (0, 1) && (length - 0.1).abs() < 2e-4;
             assert!(rigid.len() == 1 && is_first(&rigid[0]), "{rigid:?}");
         }
-        // of rounded frames the strict test finds nothing
+        // the strict test finds nothing in rounded frames
         assert_eq!([&exact, &rounded].map(|x| kept_bonds(&bonds, x, 9).len()), [1, 0]);
         assert!(rigid_bonds(&bonds, &exact[..9 * (FEWEST - 1)], 9).is_empty());
     }
@@ -462,7 +464,7 @@ mod tests {
             (&[first][..], "X2 - X0 is constrained to 0.11 nm, but the model varies it"),
             (&[first, (0, 2, 0.1101)], "X2 - X0 is constrained to 0.11 nm, but the model keeps it at 0.1101 nm"),
             (&[first, second, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
-            // two faults: the same one is named by whoever asks
+            // two faults: which one is reported is fixed
             (&[first, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
         ] {
             let message = check(kept, Some(&constraints));

@@ -1,11 +1,11 @@
-//! The frame of three atoms that says where a molecule is and how it is turned.
+//! The frame of three atoms that defines a molecule's position and orientation.
 
 use super::vector::{add, atom, cross, dot, norm, scale, set_atom, sub, unit, Vec3};
 
-/// A frame whose angle has a smaller sine has no direction.
+/// Sine of the frame's angle below which its orientation is undefined.
 const SINGULAR: f64 = 1e-6;
 
-/// Origin at the first atom; z axis to the second, the third in the half-plane of positive x.
+/// Origin at the first atom; z axis to the second; the third in the half-plane of positive x.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     pub origin: Vec3,
@@ -14,7 +14,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// None if the three atoms are on a line.
+    /// Frame of these atoms; None if they are collinear.
     pub fn of(x: &[f64], atoms: [usize; 3]) -> Option<Frame> {
         let origin = atom(x, atoms[0]);
         let (a, b) = (sub(atom(x, atoms[1]), origin), sub(atom(x, atoms[2]), origin));

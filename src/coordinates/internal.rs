@@ -2,11 +2,11 @@
 //!
 //! With `d`, θ, φ of every row and the frame's two bonds and angle, the Cartesian volume per internal volume is Π d²
 //! sin θ (frame: d₀₁² d₁₂² sin θ₀₁₂), times the volume of position and orientation, which the generator leaves alone.
-//! The orientation is measured by (α/2π, cos β, γ/2π) when angles are normalised, else by (α, cos β, γ).
+//! Orientation is measured by (α/2π, cos β, γ/2π) when angles are normalised, else by (α, cos β, γ).
 //!
 //! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms.
-//! That is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be
-//! inverted.
+//! That is a rotation, so its volume factor is one, and unlike a projection on principal components it is always
+//! invertible.
 
 use super::constraints::CONFIGURATION_TOLERANCE;
 use super::placement::{Axes, Placement, SINGULAR};
@@ -16,8 +16,8 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use std::f64::consts::PI;
 
-/// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes
-/// of orientation (½, ½, ½) in normalised angles.
+/// Orientation of a generated configuration: direction of the frame's first bond and side of its third atom. These are
+/// the axes of orientation (½, ½, ½) in normalised angles.
 const AXIS: Vec3 = [0.0, -0.866_025_403_784_438_6, 0.5];
 const SIDE: Vec3 = [1.0, 0.0, 0.0];
 
@@ -30,17 +30,19 @@ pub struct InternalCoordinates {
     pub zmatrix: ZMatrix,
     n_atoms: usize,
     normalize_angles: bool,
-    /// Length of every bond (frame bonds first), where it is constrained.
+    /// Length of every bond (frame bonds first) that is constrained.
     pub(crate) fixed: Vec<Option<f64>>,
-    /// Place in `u` of every bond that is free.
+    /// Index in `u` of every free bond.
     pub(crate) slot: Vec<usize>,
     n_free: usize,
-    /// Rows kept as Cartesian components.
+    /// Whether each row is kept as Cartesian components.
     pub(crate) cartesian: Vec<bool>,
 }
 
 impl InternalCoordinates {
-    /// `fixed` lists constrained bonds as (i, j, length in nm); each must be a bond of the z-matrix.
+    /// Internal coordinates by a z-matrix. `fixed` lists constrained bonds as (i, j, length in nm).
+    ///
+    /// Errors: a constraint that is not a bond of the z-matrix, or whose length is not positive.
     pub fn new(zmatrix: ZMatrix, normalize_angles: bool, fixed: &[(usize, usize, f64)]) -> Result<InternalCoordinates> {
         let n_rows = zmatrix.rows.len();
         let mut lengths = vec![None; n_rows + 2];
@@ -82,8 +84,10 @@ impl InternalCoordinates {
     }
 
     /// Keeps these rows as Cartesian components (nm) along the axes of their reference atoms (j, k, l): unit(j − k),
-    /// the plane's normal unit((j − k) × (j − l)), and their cross product. They stand in the places of bond, angle and
+    /// the plane's normal unit((j − k) × (j − l)), and their cross product. In `u` they replace bond, angle and
     /// torsion.
+    ///
+    /// Errors: a row out of range, or one whose bond is constrained.
     pub fn with_cartesian_rows(mut self, rows: &[usize]) -> Result<InternalCoordinates> {
         for &row in rows {
             if row >= self.cartesian.len() {
@@ -99,7 +103,7 @@ impl InternalCoordinates {
         Ok(self)
     }
 
-    /// Atoms, the three of the frame included.
+    /// Number of atoms, including the three of the frame.
     pub fn n_atoms(&self) -> usize {
         self.n_atoms
     }
@@ -109,20 +113,20 @@ impl InternalCoordinates {
         self.n_free + self.n_angles() + self.n_torsions()
     }
 
-    /// Bonds that vary.
+    /// Number of free bonds.
     pub fn n_bonds(&self) -> usize {
         self.n_free
     }
-    /// Angles, that of the frame included.
+    /// Number of angles, including the frame's.
     pub fn n_angles(&self) -> usize {
         self.zmatrix.rows.len() + 1
     }
-    /// Torsions, one a row of the z-matrix.
+    /// Number of torsions, one per row of the z-matrix.
     pub fn n_torsions(&self) -> usize {
         self.zmatrix.rows.len()
     }
 
-    /// Whether angles and torsions are taken to [0, 1], as bgflow does.
+    /// Whether angles and torsions are scaled to [0, 1], as in bgflow.
     pub fn normalize_angles(&self) -> bool {
         self.normalize_angles
     }
@@ -157,7 +161,7 @@ impl InternalCoordinates {
         self.n_free + self.n_angles()
     }
 
-    /// Writes `u` and returns the log-determinant of the generating direction, ln|∂x/∂u|.
+    /// Maps `x` to `u`; returns ln|∂x/∂u|, the log-determinant of the generating direction.
     pub fn to_internal(&self, x: &[f64], u: &mut [f64]) -> (f64, Status) {
         if x.iter().any(|v| !v.is_finite()) {
             return (0.0, Status::NonFinite);
@@ -195,7 +199,7 @@ impl InternalCoordinates {
         (log_det, status)
     }
 
-    /// A full turn of a torsion in `u`.
+    /// Length of a full turn of a torsion in `u`.
     pub(super) fn turn(&self) -> f64 {
         if self.normalize_angles {
             1.0
@@ -204,7 +208,7 @@ impl InternalCoordinates {
         }
     }
 
-    /// Places in `u` of the torsions, without rows that are kept as Cartesian components.
+    /// Indices in `u` of the torsions, except of rows kept as Cartesian components.
     pub(super) fn circles(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.n_torsions()).filter(|r| !self.cartesian[*r]).map(|r| self.torsion_offset() + r)
     }
@@ -215,12 +219,12 @@ impl InternalCoordinates {
         (torsion - middle) / self.turn()
     }
 
-    /// Takes whole turns from torsions beyond theirs.
+    /// Wraps torsions into one turn.
     pub(super) fn within_a_turn(&self, u: &mut [f64]) {
         self.circles().for_each(|place| u[place] -= self.turn() * self.turns(u[place]).round());
     }
 
-    /// Places in `u` of a row's bond, angle and torsion.
+    /// Indices in `u` of a row's bond, angle and torsion.
     fn places(&self, row: usize) -> [usize; 3] {
         [self.slot[row + 2], self.angle_offset() + row + 1, self.torsion_offset() + row]
     }
@@ -261,7 +265,7 @@ impl InternalCoordinates {
         }
     }
 
-    /// Writes `x` with the frame's first atom at the origin, and returns ln|∂x/∂u|.
+    /// Maps `u` to `x`, with the frame's first atom at the origin; returns ln|∂x/∂u|.
     pub fn to_cartesian(&self, u: &[f64], x: &mut [f64]) -> (f64, Status) {
         if u.iter().any(|v| !v.is_finite()) {
             return (0.0, Status::NonFinite);
@@ -286,7 +290,7 @@ impl InternalCoordinates {
             }
             log_det += theta.sin().ln();
         }
-        // a torsion beyond its turn would come back as another one, of another density
+        // a torsion outside its range would be encoded as another one, with another density
         if self.circles().any(|place| self.turns(u[place]).abs() > 0.5) {
             return (0.0, Status::OutOfSupport);
         }
@@ -317,7 +321,7 @@ impl InternalCoordinates {
         (log_det, status)
     }
 
-    /// Adds to `gx` the cotangent of `x` from the cotangents of `u` and of the log-determinant.
+    /// Adds to `gx` the cotangent of `x` from those of `u` and of the log-determinant.
     pub fn to_internal_vjp(&self, x: &[f64], gu: &[f64], g_log_det: f64, gx: &mut [f64]) {
         let (angle_scale, torsion_scale) = self.scales();
         let bond_back = |bond: usize, i: usize, j: usize, gx: &mut [f64]| {
@@ -455,7 +459,7 @@ mod tests {
         (internal, u)
     }
 
-    /// It would come back as another one, whose log q is another.
+    /// It would be encoded as another torsion, with another log q.
     #[test]
     fn a_torsion_beyond_its_turn_is_out_of_support() {
         for normalize in [true, false] {
@@ -471,7 +475,7 @@ mod tests {
         }
     }
 
-    /// By their name, and not as a log-determinant that is no number.
+    /// Reported by their status, not as a NaN log-determinant.
     #[test]
     fn bonds_and_angles_that_are_none_are_out_of_support() {
         for normalize in [true, false] {
@@ -488,7 +492,7 @@ mod tests {
         }
     }
 
-    /// Also where the three that nearly are on a line have no angle of their own among the coordinates.
+    /// Also if the nearly collinear atoms have no angle of their own among the coordinates.
     #[test]
     fn references_that_are_nearly_on_a_line_are_singular() {
         let mut x = [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.15, 0.08, 0.0, 0.2, 1e-3, 0.0, -0.05, 0.02, 0.07];

@@ -1,4 +1,4 @@
-//! From Cartesian coordinates to the coordinates a generator works in, and back, with exact log-determinants.
+//! Maps between Cartesian coordinates and the coordinates of a generator, with exact log-determinants.
 
 pub mod along;
 pub mod between;
@@ -28,11 +28,11 @@ use crate::density::{Scope, Status};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 
-/// The coordinates of a generator as the model file describes them.
+/// Coordinates of a generator, as described in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CoordinatesConfig {
-    /// The numbers as they are.
+    /// Cartesian or abstract coordinates, used as they are.
     Cartesian { dimension: usize },
     /// Bonds, angles and torsions; position and orientation are left alone.
     Internal {
@@ -41,7 +41,7 @@ pub enum CoordinatesConfig {
         rows: Vec<[usize; 4]>,
         /// θ/π and (φ+π)/2π instead of radians.
         normalize_angles: bool,
-        /// Bonds of constant length: (i, j, nm).
+        /// Bonds of constant length: (i, j, length in nm).
         #[serde(default)]
         constraints: Vec<(usize, usize, f64)>,
         #[serde(default)]
@@ -60,7 +60,9 @@ pub enum Coordinates {
 }
 
 impl Coordinates {
-    /// `label` names an atom in error messages.
+    /// Builds the map. `label` names an atom in error messages.
+    ///
+    /// Errors: an invalid z-matrix, constraints that are not bonds of it, Cartesian rows or stereocentres out of range.
     pub fn new(config: &CoordinatesConfig, label: impl Fn(usize) -> String) -> Result<Coordinates> {
         match config {
             CoordinatesConfig::Cartesian { dimension } => Ok(Coordinates::Cartesian(*dimension)),
@@ -78,7 +80,7 @@ impl Coordinates {
         }
     }
 
-    /// Bonds, angles and torsions, if these are the coordinates.
+    /// The internal coordinates, if there are any.
     pub fn internal(self) -> Option<InternalCoordinates> {
         match self {
             Coordinates::Cartesian(_) => None,
@@ -86,7 +88,7 @@ impl Coordinates {
         }
     }
 
-    /// Numbers per configuration x.
+    /// Number of coordinates of a configuration x.
     pub fn dimension_x(&self) -> usize {
         match self {
             Coordinates::Cartesian(n) => *n,
@@ -94,7 +96,7 @@ impl Coordinates {
         }
     }
 
-    /// Numbers per generator point u.
+    /// Number of coordinates of a generator point u.
     pub fn dimension_u(&self) -> usize {
         match self {
             Coordinates::Cartesian(n) => *n,
@@ -102,7 +104,7 @@ impl Coordinates {
         }
     }
 
-    /// What of a configuration the density is of.
+    /// Which part of a configuration a density in these coordinates describes.
     pub fn scope(&self) -> Scope {
         match self {
             Coordinates::Cartesian(_) => Scope::Full,
@@ -110,7 +112,7 @@ impl Coordinates {
         }
     }
 
-    /// Bonds of constant length: (i, j, nm).
+    /// Bonds of constant length: (i, j, length in nm).
     pub fn constraints(&self) -> Vec<(usize, usize, f64)> {
         match self {
             Coordinates::Cartesian(_) => Vec::new(),
@@ -118,7 +120,7 @@ impl Coordinates {
         }
     }
 
-    /// x → u; returns ln|∂x/∂u|.
+    /// Maps x → u; returns ln|∂x/∂u|.
     pub fn encode(&self, x: &[f64], u: &mut [f64]) -> (f64, Status) {
         match self {
             Coordinates::Cartesian(_) => {
@@ -129,7 +131,7 @@ impl Coordinates {
         }
     }
 
-    /// u → x; returns ln|∂x/∂u|.
+    /// Maps u → x; returns ln|∂x/∂u|.
     pub fn generate(&self, u: &[f64], x: &mut [f64]) -> (f64, Status) {
         match self {
             Coordinates::Cartesian(_) => {

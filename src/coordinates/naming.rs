@@ -1,11 +1,11 @@
-//! Which atom is which in two lists of one molecule, whose programs may follow other conventions: PDB has HB2 and HB3
-//! where GROMACS has HB1 and HB2, and CD1, OXT and H1 where it has CD, OC2 and HH31.
+//! Matching of atoms between two lists of one molecule, whose programs may follow different conventions: PDB has HB2
+//! and HB3 where GROMACS has HB1 and HB2, and CD1, OXT and H1 where it has CD, OC2 and HH31.
 
 use super::topology::{residue_name, residue_runs};
 use super::Topology;
 use crate::error::{Error, Result};
 
-/// Residues that force fields have more than one name for, by protonation and bridges; first the common one.
+/// Alternative names of residues in force fields, by protonation and bridges; the common one first.
 const RESIDUES: &[&[&str]] = &[
     &["HIS", "HID", "HIE", "HIP", "HSD", "HSE", "HSP", "HISA", "HISB", "HISD", "HISE", "HISH"],
     &["CYS", "CYX", "CYM", "CYSH"],
@@ -15,16 +15,16 @@ const RESIDUES: &[&[&str]] = &[
     &["NME", "NMA", "NAC"],
 ];
 
-/// The oxygens of the C terminus.
+/// Names of the two oxygens of the C terminus.
 const CARBOXYLATES: [[&str; 2]; 3] = [["OC1", "OC2"], ["OT1", "OT2"], ["O1", "O2"]];
 
 impl Topology {
-    /// Where each atom is in another program's list of the same molecule: `order[i]` is the index there of atom i here.
-    /// Atoms are told by their names within their residues, also by those of other conventions; residues by their names
-    /// in the order in which they come, whatever their numbers, as `ALA2` or `ALA`.
+    /// Index of each atom in another program's list of the same molecule: `order[i]` is the index there of atom i here.
+    /// Atoms are matched by name within their residues, including names of other conventions; residues by name in order
+    /// of appearance, whatever their numbers, as `ALA2` or `ALA`.
     ///
-    /// Errors: another number of atoms or residues, a residue of another name, an atom that is not there or is there
-    /// twice; named.
+    /// Errors: another number of atoms or residues, a residue of another name, an atom that is missing there or occurs
+    /// twice; each is named.
     pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
         if names.len() != self.n_atoms() || residues.len() != names.len() {
             return Err(Error::invalid(format!("{} atoms given, the model has {}", names.len(), self.n_atoms())));
@@ -62,8 +62,8 @@ impl Topology {
         Ok(order)
     }
 
-    /// Whether another list of as many atoms has them in this order, by their names, also by those of other conventions;
-    /// `whose` says of what this is the list.
+    /// Checks that another list of as many atoms has them in this order, by name, including names of other conventions;
+    /// `whose` describes the owner of this list.
     ///
     /// Errors: the first atom that differs.
     pub fn require_order(&self, other: &Topology, whose: &str) -> Result<()> {
@@ -84,7 +84,7 @@ impl Topology {
     }
 }
 
-/// The name that stands for all names of a residue.
+/// The common name that represents all names of a residue.
 fn common_name(label: &str) -> &str {
     let name = residue_name(label);
     RESIDUES.iter().find(|names| names.contains(&name)).map_or(name, |names| names[0])
@@ -92,13 +92,13 @@ fn common_name(label: &str) -> &str {
 
 /// Why two lists of names are not those of one residue.
 pub(super) enum Unmatched {
-    /// An atom here, by its place.
+    /// Index of an atom here that has no match there.
     Missing(usize),
-    /// A name there.
+    /// Name that occurs twice there.
     Twice(String),
 }
 
-/// Where in one list of a residue's atoms those of another are, which has as many.
+/// Index in `theirs` of each atom name in `own`, two equally long lists of one residue.
 pub(super) fn match_names(
     own: &[impl AsRef<str>],
     theirs: &[impl AsRef<str>],
@@ -127,7 +127,7 @@ pub(super) fn match_names(
     places.iter().enumerate().map(|(i, place)| place.ok_or(Unmatched::Missing(i))).collect()
 }
 
-/// Names with their numbers at the end (1HB is HB1), and the oxygens of the C terminus as PDB has them.
+/// Names with their numbers moved to the end (1HB becomes HB1), and the oxygens of the C terminus as in PDB.
 fn common_names(names: &[impl AsRef<str>]) -> Vec<String> {
     let mut names: Vec<String> = names.iter().map(|name| turned(name.as_ref())).collect();
     let place = |wanted: &str| names.iter().position(|name| name == wanted);
@@ -147,7 +147,7 @@ fn stem(name: &str) -> &str {
     name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '#')
 }
 
-/// Of the hydrogen of an amide, of those at the N terminus, and of a cap's methyl group.
+/// Stem of a name, unified for the amide hydrogen, hydrogens at the N terminus, and the methyl group of a cap.
 fn common_stem(name: &str) -> &str {
     match stem(name) {
         "HN" | "HT" | "HH" => "H",
@@ -156,7 +156,8 @@ fn common_stem(name: &str) -> &str {
     }
 }
 
-/// Heavy atoms each by its name; hydrogens of one stem together, in the order of their numbers: HB# are HB2 and HB3.
+/// Groups of atoms: each heavy atom by its name; numbered hydrogens of one stem together, in the order of their numbers
+/// (HB# for HB2 and HB3).
 fn series(names: &[String]) -> Vec<(String, Vec<usize>)> {
     let mut found: Vec<(String, Vec<usize>)> = Vec::new();
     for (i, name) in names.iter().enumerate() {
@@ -248,7 +249,7 @@ mod tests {
         in_order("NME3: N H C H1 H2 H3", "NMA3: N H CH3 HH31 HH32 HH33");
         in_order("CYX2: N H", "CYS2: N H");
         assert_eq!(matched("GLY1: HA2 CA HA3", "GLY1: HA2 HA1 CA").unwrap(), [1, 2, 0]);
-        // names that say nothing, another tautomer
+        // names without information, another tautomer
         for (own, theirs) in [("LIG1: C1 C2", "LIG1: C3 C4"), ("HID1: HD1 HE1 HD2", "HIE1: HE1 HE2 HD2")] {
             assert!(matched(own, theirs).is_err(), "{theirs}");
         }
@@ -266,10 +267,10 @@ mod tests {
         other.names.swap(2, 5);
         let message = own.require_order(&other, "model").unwrap_err().to_string();
         assert!(message.contains("UNL7:H4 (atom 3) stands where the model has LIG1:H2 (atom 3)"), "{message}");
-        // names that are elements and numbers are names, too
+        // element symbols with numbers are also names
         let (hoh, ohh) = (topology("LIG1: H1 O2 H3"), topology("LIG1: O1 H2 H3"));
         assert!(hoh.require_order(&ohh, "model").unwrap_err().to_string().contains("O1"));
-        // in the right order by another convention
+        // in the right order, in another convention
         topology("GLY1: CA HA2 HA3").require_order(&topology("GLY1: CA HA1 HA2"), "model").unwrap();
         assert!(topology("GLY1: CA HA2 HA3").require_order(&topology("GLY1: CA HA2 HA1"), "model").is_err());
     }

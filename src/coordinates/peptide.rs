@@ -1,8 +1,8 @@
-//! Peptides as transferable models see them: numbers for atoms and residues, and orders in which the atoms come
+//! Peptides as transferable models see them: type numbers for atoms and residues, and atom orders
 //! (transferable-samplers: Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 //!
-//! A table of the twenty amino acids says all: which atoms a residue has, and in which order. What it does not list
-//! cannot be expressed: caps, disulphide bridges, other states of protonation.
+//! A table of the twenty amino acids defines everything: which atoms a residue has, and in which order. What it does
+//! not list cannot be expressed: caps, disulphide bridges, other protonation states.
 
 use super::naming::match_names;
 use super::topology::{residue_name, residue_runs, Topology};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Names of the atom types; the type of the first is 1, for 0 was the reference's padding.
+/// Names of the atom types, numbered from 1; 0 was the padding of the reference.
 const ATOM_TYPES: [&str; 54] = [
     "C", "CA", "CB", "CD", "CD1", "CD2", "CE", "CE1", "CE2", "CE3", "CG", "CG1", "CG2", "CH2", "CZ", "CZ2", "CZ3", "H",
     "HA", "HB", "HD", "HD1", "HD2", "HE", "HE1", "HE2", "HE3", "HG", "HG1", "HG2", "HH", "HH1", "HH2", "HZ", "HZ2",
@@ -18,7 +18,7 @@ const ATOM_TYPES: [&str; 54] = [
     "SG",
 ];
 
-/// An amino acid and its side chain in two orders, the second empty where it is the first.
+/// An amino acid with its side chain in two orders, `variant` empty if equal to `standard`.
 struct AminoAcid {
     name: &'static str,
     standard: &'static str,
@@ -29,7 +29,7 @@ const fn amino_acid(name: &'static str, standard: &'static str, variant: &'stati
     AminoAcid { name, standard, variant }
 }
 
-/// By residue type, from 1.
+/// Amino acids by residue type, numbered from 1.
 const AMINO_ACIDS: [AminoAcid; 20] = [
     amino_acid("ALA", "CB HB1 HB2 HB3", ""),
     amino_acid("ARG", "CB HB2 HB3 CG HG2 HG3 CD HD2 HD3 NE HE CZ NH1 HH11 HH12 NH2 HH21 HH22", ""),
@@ -73,34 +73,34 @@ const AMINO_ACIDS: [AminoAcid; 20] = [
     amino_acid("VAL", "CB HB CG1 HG11 HG12 HG13 CG2 HG21 HG22 HG23", "CB HB CG2 HG21 HG22 HG23 CG1 HG11 HG12 HG13"),
 ];
 
-/// Backbone atoms before and after the side chain, from the N terminus to the C terminus and back.
+/// Backbone atoms before and after the side chain, in N-to-C order and in C-to-N order.
 const FORWARD: [&[&str]; 2] = [&["N", "H", "H2", "H3", "CA", "HA", "HA2", "HA3"], &["C", "O", "OXT"]];
 const BACKWARD: [&[&str]; 2] = [&["OXT", "C", "O", "CA", "HA", "HA2", "HA3"], &["N", "H", "H2", "H3"]];
-/// Atoms of the ends: of the first residue alone, of the last alone.
+/// Atoms of the terminal residues only: of the first, and of the last.
 const ENDS: [&[&str]; 2] = [&["H2", "H3"], &["OXT"]];
-/// What no residue lacks: of all, of glycine, of the others.
+/// Atoms that every residue must have; those of glycine only; those of all others.
 const NEEDED: [&[&str]; 3] = [&["N", "CA", "C", "O"], &["HA2", "HA3"], &["HA"]];
 
-/// What a network sees of a peptide beside its coordinates.
+/// Network input for a peptide, apart from its coordinates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoding {
-    /// Of each atom: 1 to 54.
+    /// Type of each atom, 1 to 54.
     pub atom_types: Vec<u32>,
-    /// Of each atom's residue: 1 to 20, in the order of their three-letter names.
+    /// Type of each atom's residue, 1 to 20, in the order of their three-letter names.
     pub residue_types: Vec<u32>,
-    /// The number of each atom's residue, counted from 1.
+    /// Position of each atom's residue in the chain, counted from 1.
     pub residue_positions: Vec<u32>,
     pub n_residues: u32,
 }
 
-/// A linear peptide of the twenty amino acids, its N terminus charged or not.
+/// A linear peptide of the twenty amino acids, with a charged or neutral N terminus.
 #[derive(Clone, Debug)]
 pub struct Peptide {
     pub encoding: Encoding,
     residues: Vec<Residue>,
 }
 
-/// Type, and names with their places in the topology.
+/// Amino-acid type, and atom names with their indices in the topology.
 #[derive(Clone, Debug)]
 struct Residue {
     kind: usize,
@@ -119,11 +119,12 @@ impl Residue {
 }
 
 impl Peptide {
-    /// Atoms are told by the names of PDB files, or those of other conventions (`HB1` and `HB2` for `HB2` and `HB3`),
-    /// residues by their labels, a new one where the label changes. HIE is another name for HIS, with its hydrogen at NE2.
+    /// Peptide of a topology. Atoms are recognised by the names of PDB files or of other conventions (`HB1` and `HB2`
+    /// for `HB2` and `HB3`); a new residue starts where the label changes. HIE is accepted for HIS with its hydrogen at
+    /// NE2.
     ///
-    /// Errors name the residue or the atom that cannot be expressed, is there twice, is not there, or is not bonded to
-    /// the next; bonds are compared where there are any.
+    /// Errors name the residue or atom that cannot be expressed, occurs twice, is missing, or is not bonded to the
+    /// next; bonds are checked only if the topology has any.
     pub fn of(topology: &Topology) -> Result<Peptide> {
         let labels: Vec<&str> = topology.residues.iter().map(String::as_str).collect();
         let mut encoding =
@@ -181,7 +182,7 @@ impl Peptide {
     }
 }
 
-/// Place of a residue's amino acid in the table.
+/// Index of a residue's amino acid in the table.
 fn amino_acid_of(label: &str) -> Result<usize> {
     let name = match residue_name(label) {
         "HIE" => "HIS",
@@ -197,7 +198,7 @@ fn amino_acid_of(label: &str) -> Result<usize> {
     })
 }
 
-/// Atoms of residues that have all of them get the names that the table has for them.
+/// Renames the atoms of complete residues to the table's names.
 fn with_names_of_the_table(topology: &Topology, runs: &[Range<usize>], kinds: &[usize]) -> Topology {
     let mut named = topology.clone();
     for (k, (run, &kind)) in runs.iter().zip(kinds).enumerate() {
@@ -205,14 +206,14 @@ fn with_names_of_the_table(topology: &Topology, runs: &[Range<usize>], kinds: &[
         let names = names_of_residue(kind, given, [k == 0, k + 1 == runs.len()]);
         let Ok(places) = match_names(&names, given) else { continue };
         for (name, place) in names.iter().zip(places) {
-            // the first hydrogen of the N terminus is H here
+            // the table calls the first hydrogen of the N terminus H
             named.names[run.start + place] = if *name == "H1" { "H" } else { name }.into();
         }
     }
     named
 }
 
-/// The names of a residue with all its atoms; where it is the first, with as many hydrogens on N as there are atoms for.
+/// Names of all atoms of a residue; in the first residue, with as many hydrogens on N as the number of atoms allows.
 fn names_of_residue(kind: usize, given: &[String], [is_first, is_last]: [bool; 2]) -> Vec<&'static str> {
     let AminoAcid { name, standard, .. } = AMINO_ACIDS[kind];
     let is_proline = name == "PRO";
@@ -230,7 +231,7 @@ fn names_of_residue(kind: usize, given: &[String], [is_first, is_last]: [bool; 2
     names
 }
 
-/// Every atom is one of its residue's, once, and none of the side chain is missing.
+/// Checks that every atom is known for its residue and occurs once, and that no atom of the side chain is missing.
 fn check(topology: &Topology, run: Range<usize>, residue: &Residue) -> Result<()> {
     let (label, name) = (&topology.residues[run.start], AMINO_ACIDS[residue.kind].name);
     let known: Vec<&str> = FORWARD.iter().flat_map(|part| part.iter().copied()).chain(residue.side(false)).collect();
@@ -255,8 +256,8 @@ fn check(topology: &Topology, run: Range<usize>, residue: &Residue) -> Result<()
     }
 }
 
-/// The ends are charged, or the N terminus is NH2; between them is an amide. Without this a ring, or chains beside each
-/// other, would pass for one linear peptide, whose encoding is the same.
+/// Checks that the ends are charged, or the N terminus is NH2, and that residues between them are amides. Otherwise a
+/// ring, or separate chains, would pass for one linear peptide with the same encoding.
 fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) -> Result<()> {
     let has = |name: &&&str| residue.find(name).is_some();
     let is_proline = AMINO_ACIDS[residue.kind].name == "PRO";
@@ -284,7 +285,7 @@ fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) ->
     }
 }
 
-/// C of a residue is bonded to N of the next.
+/// Checks that C of a residue is bonded to N of the next.
 fn check_bond(topology: &Topology, before: &Residue, after: &Residue) -> Result<()> {
     let (Some(c), Some(n)) = (before.find("C"), after.find("N")) else { return Ok(()) };
     let bond = [c.min(n) as usize, c.max(n) as usize];
@@ -298,7 +299,7 @@ fn check_bond(topology: &Topology, before: &Residue, after: &Residue) -> Result<
     }
 }
 
-/// Number of an atom's type. Hydrogens of one heavy atom share a type, and so do the oxygens of a carboxylate.
+/// Type number of an atom. Hydrogens on one heavy atom share a type, and so do the oxygens of a carboxylate.
 fn atom_type(residue: &str, name: &str) -> Option<u32> {
     let is_ring = ["HIS", "PHE", "TRP", "TYR"].contains(&residue)
         && ["HE", "HD", "HZ", "HH"].iter().any(|start| name.starts_with(start));
@@ -312,18 +313,18 @@ fn atom_type(residue: &str, name: &str) -> Option<u32> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AtomOrder {
-    /// Residues from the C terminus to the N terminus (`c2n`), not the other way (`n2c`).
+    /// Residues from the C terminus to the N terminus (`c2n`), instead of `n2c`.
     pub from_c: bool,
-    /// The heavy atoms of the whole backbone first (`backbone-first`), else residue by residue (`residue-by-residue`).
+    /// Heavy atoms of the whole backbone first (`backbone-first`), instead of `residue-by-residue`.
     pub backbone_first: bool,
-    /// Rings the other way around and branches exchanged (`variant`, not `standard`).
+    /// Rings in the opposite direction and branches exchanged (`variant`, instead of `standard`).
     pub variant: bool,
-    /// The list from its end (`_flip`).
+    /// The whole list reversed (`_flip`).
     pub flip: bool,
 }
 
 impl AtomOrder {
-    /// All sixteen.
+    /// All sixteen orders.
     pub fn all() -> impl Iterator<Item = AtomOrder> {
         (0..16).map(|k| AtomOrder {
             from_c: k & 8 != 0,
@@ -392,7 +393,7 @@ mod tests {
         topology
     }
 
-    /// Encodings and all sixteen orders of peptides, by the reference.
+    /// Encodings and all sixteen orders of peptides, from the reference implementation.
     #[test]
     fn encodings_and_orders_are_those_of_the_reference() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sbg/prose_tiny/topologies.json");
@@ -449,7 +450,7 @@ mod tests {
         assert!(seen.into_iter().eq(1..=54), "every type occurs");
     }
 
-    /// Of GROMACS with Amber's and CHARMM's force fields: it is the same peptide.
+    /// Names of GROMACS with Amber and CHARMM force fields give the same peptide.
     #[test]
     fn names_of_other_conventions_are_known() {
         let of = |residues: &[(&str, &str)]| {
@@ -537,7 +538,7 @@ mod tests {
             let message = Peptide::of(&topology(&chain)).unwrap_err().to_string();
             assert!(message.contains(words), "{words}: {message}");
         }
-        // chains beside each other: bonds, but none between the residues
+        // separate chains: bonds, but none between the residues
         let mut chains = topology(&[("ALA", first), ("ALA", last)]);
         let [c, n] = [chains.find("ALA1", "C").unwrap(), chains.find("ALA2", "N").unwrap()];
         chains.set_bonds([[0, 1], [c, n]]);

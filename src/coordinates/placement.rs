@@ -1,8 +1,8 @@
-//! Placing one atom from three others, and the derivatives of that.
+//! Placement of one atom from three others, with derivatives.
 
 use super::vector::*;
 
-/// Below this sine of an angle, or of the angle that defines a torsion's plane, a configuration is singular.
+/// Sine below which an angle, or the angle that defines a torsion's plane, makes a configuration singular.
 pub const SINGULAR: f64 = 1e-6;
 
 /// Orthonormal axes at atom j: a = unit(j − k), n = unit((j − k) × (j − l)), m = a × n.
@@ -53,14 +53,14 @@ impl Axes {
     }
 }
 
-/// The direction from atom j to the atom being placed: sin θ t − cos θ a with t = cos φ m − sin φ n.
+/// Direction from atom j to the atom being placed: sin θ t − cos θ a with t = cos φ m − sin φ n.
 pub struct Placement {
     pub axes: Axes,
     pub theta: (f64, f64),
     pub phi: (f64, f64),
 }
 
-/// Cotangents of one placement.
+/// Cotangents of the inputs of one placement.
 pub struct PlacementVjp {
     pub d: f64,
     pub theta: f64,

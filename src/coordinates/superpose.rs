@@ -1,16 +1,16 @@
-//! Best superposition of two sets of points.
+//! Optimal superposition of two sets of points, and rotations.
 
 use super::vector::{atom, dot, set_atom};
 use crate::rng::Stream;
 
-/// Turns `x[atoms][3]` about the origin onto `reference`, by the proper rotation with the least Σ|R x − reference|²
-/// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4
-/// matrix). Centre both first.
+/// Rotates `x[atoms][3]` about the origin onto `reference`, by the proper rotation with the least Σ|R x − reference|²
+/// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): its quaternion is the eigenvector of the largest eigenvalue of a 4 × 4
+/// matrix). Both must be centred.
 pub fn superpose(x: &mut [f64], reference: &[f64]) {
     superposing_rotation(x, reference).turn(x);
 }
 
-/// The rotation that [`superpose`] makes.
+/// The rotation that [`superpose`] applies.
 pub fn superposing_rotation(x: &[f64], reference: &[f64]) -> Rotation {
     let mut s = [[0.0; 3]; 3];
     for i in 0..x.len() / 3 {
@@ -34,36 +34,36 @@ pub fn superposing_rotation(x: &[f64], reference: &[f64]) -> Rotation {
 pub struct Rotation([f64; 4]);
 
 impl Rotation {
-    /// Turns `x[atoms][3]` about the origin.
+    /// Rotates `x[atoms][3]` about the origin.
     pub fn turn(&self, x: &mut [f64]) {
         turn(x, rotation(self.0));
     }
 
-    /// The rotation back.
+    /// Inverse rotation.
     pub fn inverse(&self) -> Rotation {
         let [w, x, y, z] = self.0;
         Rotation([w, -x, -y, -z])
     }
 
-    /// Whether the angle is π exactly, so that it makes no difference in which direction.
+    /// Whether the angle is exactly π, so that its direction is ambiguous.
     pub fn is_half_turn(&self) -> bool {
         self.0[0] == 0.0
     }
 
-    /// About the same axis by the fraction `t` of the angle, which is taken between −π and π.
+    /// Rotation about the same axis by the fraction `t` of the angle, taken between −π and π.
     pub fn part(&self, t: f64) -> Rotation {
         let [w, x, y, z] = self.0;
         let (w, x, y, z) = if w < 0.0 { (-w, -x, -y, -z) } else { (w, x, y, z) };
         let sine = (x * x + y * y + z * z).sqrt();
         let half = t * sine.atan2(w);
-        // the axis is undefined where there is nothing to turn
+        // the axis is undefined if the angle is zero
         let scale = if sine > 0.0 { half.sin() / sine } else { 0.0 };
         Rotation([half.cos(), scale * x, scale * y, scale * z])
     }
 }
 
-/// Turns `x[atoms][3]` about the origin by a rotation that is uniform among all (Shoemake 1992: a normal quaternion,
-/// scaled).
+/// Rotates `x[atoms][3]` about the origin by a uniformly distributed random rotation (Shoemake 1992: a normalised
+/// normal quaternion).
 pub fn random_rotation(x: &mut [f64], stream: &mut Stream) {
     let q: [f64; 4] = std::array::from_fn(|_| stream.normal());
     let length = q.iter().map(|q| q * q).sum::<f64>().sqrt();
@@ -145,7 +145,7 @@ mod tests {
         let mut image = mirror.clone();
         superpose(&mut image, &x);
         assert!(distance(&image, &x) > 0.1);
-        // no other rotation does better
+        // no other rotation gives a better fit
         for k in 0..200 {
             assert!(distance(&turned(&mirror, &normals(4, 10 + k)), &x) >= distance(&image, &x) - 1e-9);
         }

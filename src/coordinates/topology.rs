@@ -5,7 +5,7 @@ use crate::io::read_text;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-/// Names, elements, residues and bonds in the order of the coordinates.
+/// Names, elements, residues and bonds of a molecule, in the order of the coordinates.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Topology {
     /// Atom names as in the PDB file.
@@ -34,7 +34,7 @@ impl Backbone {
     }
 }
 
-/// Covalent radii in nm (Cordero et al., Dalton Trans. 2008, 2832), and masses in dalton.
+/// Element symbols with covalent radii in nm (Cordero et al., Dalton Trans. 2008, 2832) and masses in dalton.
 const ELEMENTS: &[(&str, f64, f64)] = &[
     ("H", 0.031, 1.008),
     ("B", 0.084, 10.81),
@@ -61,10 +61,10 @@ fn radius(element: &str) -> Option<f64> {
     ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.1)
 }
 
-/// Heaviest hydrogen, dalton: repartitioning takes it to 4.
+/// Upper limit for the mass of a hydrogen, dalton: mass repartitioning takes it to 4.
 const HEAVIEST_HYDROGEN: f64 = 4.2;
 
-/// The element whose mass (dalton) is nearest, hydrogen for the repartitioned masses up to 4.1.
+/// Element with the nearest mass (dalton); hydrogen for repartitioned masses below 4.2.
 pub fn element_of_mass(mass: f64) -> &'static str {
     if mass < HEAVIEST_HYDROGEN {
         return "H";
@@ -79,7 +79,7 @@ impl Topology {
         self.names.len()
     }
 
-    /// `ALA2:CB (atom 11)`, counting from one as PDB files do.
+    /// Label such as `ALA2:CB (atom 11)`, counting from one as PDB files do.
     pub fn label(&self, atom: usize) -> String {
         match (self.residues.get(atom), self.names.get(atom)) {
             (Some(residue), Some(name)) => format!("{residue}:{name} (atom {})", atom + 1),
@@ -103,9 +103,12 @@ impl Topology {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
     }
 
-    /// Errors: bonds that a System (these masses, these bonded pairs) has and the topology has not, together with some
-    /// that it has not: its atoms are in another order, which masses alone do not tell. Bonds that one of them has more
-    /// than the other, such as to metals, and the constrained angles of rigid water are no matter.
+    /// Checks that a System, with these masses and bonded pairs, has the atoms of the topology in the same order, which
+    /// masses alone do not tell.
+    ///
+    /// Errors: another number of particles or impossible masses; bonds that only the System has together with bonds
+    /// that only the topology has. If just one of them has extra bonds, such as to metals, or constrained angles of
+    /// rigid water, that is accepted.
     pub fn require_system(&self, masses: &[f64], bonds: &[(usize, usize)]) -> Result<()> {
         self.require_masses(masses)?;
         let neighbours = self.neighbours();
@@ -130,12 +133,12 @@ impl Topology {
         }
     }
 
-    /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
-    /// neighbours lighter, but no heavy atom heavier, so that atoms which have changed places show by the one that is
-    /// too heavy for its element. A carbon may have the mass of the hydrogens that a united atom leaves out.
+    /// Checks that these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
+    /// neighbours lighter, but no heavy atom heavier, so swapped atoms are revealed by the one that is too heavy for
+    /// its element. A carbon may include the mass of the hydrogens left out of a united atom.
     ///
     /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen
-    /// particles have none.
+    /// particles, of mass zero, are accepted.
     pub(crate) fn require_masses(&self, masses: &[f64]) -> Result<()> {
         if masses.len() != self.n_atoms() {
             return Err(Error::invalid(format!(
@@ -145,7 +148,7 @@ impl Topology {
             )));
         }
         let residues: Vec<&str> = self.residues.iter().map(String::as_str).collect();
-        // a residue of one atom is an ion, whose names, and what files without elements make of them, are many
+        // a residue of one atom is an ion: its names, and elements guessed from them, vary too much
         for i in residue_runs(&residues).into_iter().filter(|run| run.len() > 1).flatten() {
             let (element, mass) = (&self.elements[i], masses[i]);
             let Some(own) = ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.2) else { continue };
@@ -170,12 +173,12 @@ impl Topology {
         Ok(())
     }
 
-    /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both neighbours.
+    /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both.
     pub fn phi_psi(&self) -> Option<[[usize; 4]; 2]> {
         self.backbone().phi_psi().into_iter().next()
     }
 
-    /// All backbone torsions, atom by atom in the order of the chain.
+    /// All backbone torsions, in the order of their first atoms.
     pub fn backbone(&self) -> Backbone {
         let neighbours = self.neighbours();
         let steps = |chain: &[usize], name: &str| -> Vec<Vec<usize>> {
@@ -196,15 +199,17 @@ impl Topology {
         }
     }
 
-    /// Reads atoms, bonds (CONECT records, else covalent radii) and the coordinates `[atoms][3]` in nm of a PDB file's
-    /// first model.
+    /// Reads the first model of a PDB file: atoms, bonds (CONECT records, else covalent radii) and coordinates
+    /// `[atoms][3]` in nm.
+    ///
+    /// Errors: a file that cannot be read, has no atoms, or has malformed coordinates.
     pub fn from_pdb(path: &Path) -> Result<(Topology, Vec<f64>)> {
         let text = read_text(path)?;
         let mut topology = Topology::default();
         let mut x = Vec::new();
         let mut serials = Vec::new();
         let mut conect = Vec::new();
-        // bonds stand behind all models, of which the first is read
+        // CONECT records follow all models, of which the first is read
         let mut first_model = true;
         for (number, line) in text.lines().enumerate() {
             let bad =
@@ -215,7 +220,8 @@ impl Topology {
                 let field = |from: usize, to: usize| line.get(from..to.min(line.len())).unwrap_or("").trim();
                 let name = field(12, 16).to_string();
                 topology.elements.push(pdb_element(field(76, 78), &name));
-                // a name that ends in a digit would take the number for its own
+                // four columns are used for the name, unless it ends in a digit, which would be taken for part of the
+                // number
                 let four = field(17, 21);
                 let residue = if four.ends_with(|c: char| c.is_ascii_digit()) { field(17, 20) } else { four };
                 topology.residues.push(format!("{residue}{}", field(22, 26)));
@@ -246,20 +252,21 @@ impl Topology {
         Ok((topology, x))
     }
 
-    /// Whether the atoms are those of another topology, in the same order, as far as elements and names tell.
+    /// Whether the atoms agree with those of another topology, in the same order, judging by elements and names.
     pub fn has_atoms_of(&self, other: &Topology) -> bool {
         self.elements == other.elements && self.names == other.names
     }
 
-    /// Replaces the bonds; duplicates and order do not matter.
+    /// Replaces the bonds; input may be unordered and contain duplicates.
     pub fn set_bonds(&mut self, bonds: impl IntoIterator<Item = [usize; 2]>) {
         self.bonds = bonds.into_iter().map(|[i, j]| [i.min(j), i.max(j)]).collect();
         self.bonds.sort_unstable();
         self.bonds.dedup();
     }
 
-    /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii
-    /// are bonded too, but not two atoms that both have such records, as across a bicyclo[1.1.1]pentane.
+    /// Adds bonds by distance, since PDB files have CONECT records for hetero-residues only: pairs closer than 1.25
+    /// times the sum of covalent radii are bonded, unless both atoms have such records, as across a
+    /// bicyclo[1.1.1]pentane.
     fn add_bonds_by_distance(&mut self, x: &[f64]) {
         use super::vector::distance;
         const REACH: f64 = 1.25;
@@ -267,7 +274,7 @@ impl Topology {
         let mut is_told = vec![false; self.n_atoms()];
         bonds.iter().flatten().for_each(|&atom| is_told[atom] = true);
         let radii: Vec<Option<f64>> = self.elements.iter().map(|element| radius(element)).collect();
-        // a bond goes no farther than to the next cell
+        // bonds reach no farther than adjacent cells
         let side = 2.0 * REACH * radii.iter().flatten().fold(1e-3, |widest: f64, &r| widest.max(r));
         let mut cells: HashMap<[i64; 3], Vec<(usize, f64)>> = HashMap::new();
         for (j, b) in radii.iter().enumerate().filter_map(|(j, radius)| Some((j, (*radius)?))) {
@@ -288,18 +295,19 @@ impl Topology {
     }
 }
 
-/// Name and number of a residue label such as `ALA2`, `ALA-1` or `1PE7`, whose number is at its end.
+/// Splits a residue label such as `ALA2`, `ALA-1` or `1PE7` into name and number, which is at its end.
 pub fn residue_parts(label: &str) -> (&str, &str) {
     label.split_at(residue_name(label).len())
 }
 
-/// The same of an ASCII label for fields of so many columns: the beginning of the name, the last digits of the number.
+/// [`residue_parts`] of an ASCII label, cut to fields of `columns` characters: the start of the name, the last digits
+/// of the number.
 pub fn residue_columns(label: &str, columns: usize) -> (&str, &str) {
     let (name, number) = residue_parts(label);
     (&name[..name.len().min(columns)], &number[number.len().saturating_sub(columns)..])
 }
 
-/// The name in a residue label such as `ALA2` or `ALA-1`: all but the number at its end.
+/// Name in a residue label such as `ALA2` or `ALA-1`: all but the number at its end.
 pub(super) fn residue_name(label: &str) -> &str {
     let name = label.trim_end_matches(|c: char| c.is_ascii_digit());
     match name.len() < label.len() {
@@ -308,14 +316,14 @@ pub(super) fn residue_name(label: &str) -> &str {
     }
 }
 
-/// The stretches of equal labels.
+/// Index ranges of consecutive equal labels.
 pub(super) fn residue_runs(labels: &[&str]) -> Vec<std::ops::Range<usize>> {
     let starts: Vec<usize> = (0..labels.len()).filter(|&i| i == 0 || labels[i] != labels[i - 1]).collect();
     let ends = starts.iter().skip(1).copied().chain([labels.len()]);
     starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
 }
 
-/// The element column where there is one, else the name's first letter that is not a digit.
+/// Element column if there is one, else the first letter of the atom name.
 fn pdb_element(column: &str, name: &str) -> String {
     if !column.is_empty() {
         return column.to_string();
@@ -327,7 +335,7 @@ fn pdb_element(column: &str, name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Two residues between caps: their atoms come side chain first, so that no order helps.
+    /// Two residues between caps, with atoms listed side chain first, so that their order does not help.
     #[test]
     fn torsions_of_the_backbone_are_found_by_bonds() {
         let names = ["CH3", "C", "CB", "CA", "N", "C", "CB", "C", "CA", "N", "N", "CH3"];
@@ -342,7 +350,7 @@ mod tests {
         assert_eq!(topology.phi_psi(), Some([[1, 4, 3, 5], [4, 3, 5, 9]]));
     }
 
-    /// CONECT records stand behind all models.
+    /// CONECT records follow all models.
     #[test]
     fn the_first_model_of_a_pdb_file_has_the_bonds_of_all() {
         let atom = |serial: usize, name: &str, element: &str, x: f64| {
@@ -361,7 +369,7 @@ mod tests {
         assert!(x.len() == 6 && (x[3] - 0.22).abs() < 1e-12);
     }
 
-    /// The heads of a bicyclo[1.1.1]pentane are as near as a long bond, and their records say that there is none.
+    /// The bridgeheads of a bicyclo[1.1.1]pentane are as close as a long bond, but their records show none.
     #[test]
     fn records_of_both_atoms_say_whether_they_are_bonded() {
         let bonds_of = |records: &[[usize; 2]]| {
@@ -403,7 +411,7 @@ mod tests {
         let masses = [c, h, h, h, n, h, h];
         let bonds: Vec<(usize, usize)> = topology.bonds.iter().map(|&[a, b]| (b, a)).collect();
         topology.require_system(&masses, &bonds).unwrap();
-        // one more, one less, none, and a pair of an angle
+        // one bond more, one less, none, and an angle's end atoms
         topology.require_system(&masses, &[&bonds[..], &[(1, 6)]].concat()).unwrap();
         topology.require_system(&masses, &bonds[1..]).unwrap();
         topology.require_system(&masses, &[]).unwrap();
@@ -439,7 +447,7 @@ mod tests {
             .unwrap_err()
             .to_string()
             .contains("2 particles, the topology has 7 atoms"));
-        // without a column of elements, chlorine passes for the carbon that its first letter is
+        // without an element column, chlorine is taken for carbon by its first letter
         let mut chloride = methylamine();
         chloride.names[0] = "CL1".into();
         chloride.require_masses(&[35.45, h, h, h, n, h, h]).unwrap();

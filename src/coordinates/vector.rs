@@ -21,7 +21,7 @@ pub fn cross(a: Vec3, b: Vec3) -> Vec3 {
 pub fn norm(a: Vec3) -> f64 {
     dot(a, a).sqrt()
 }
-/// a over its length; NaN for a vector without one.
+/// Unit vector along a; NaN for the zero vector.
 pub fn unit(a: Vec3) -> Vec3 {
     scale(1.0 / norm(a), a)
 }
@@ -31,12 +31,12 @@ pub fn atom(x: &[f64], i: usize) -> Vec3 {
     [x[3 * i], x[3 * i + 1], x[3 * i + 2]]
 }
 
-/// Between atoms i and j of `x[atoms][3]`.
+/// Distance between atoms i and j of `x[atoms][3]`.
 pub fn distance(x: &[f64], i: usize, j: usize) -> f64 {
     norm(sub(atom(x, i), atom(x, j)))
 }
 
-/// Puts atom i of `x[atoms][3]` at r.
+/// Sets atom i of `x[atoms][3]` to r.
 pub fn set_atom(x: &mut [f64], i: usize, r: Vec3) {
     x[3 * i..3 * i + 3].copy_from_slice(&r);
 }
@@ -48,25 +48,25 @@ pub fn add_to_atom(x: &mut [f64], i: usize, s: f64, r: Vec3) {
     }
 }
 
-/// Mean position of the atoms, each with the same weight.
+/// Unweighted mean position of the atoms.
 pub fn centroid(x: &[f64]) -> Vec3 {
     let n = x.len() / 3;
     scale(1.0 / n as f64, (0..n).fold([0.0; 3], |sum, i| add(sum, atom(x, i))))
 }
 
-/// Moves the centroid to the origin; returns where it was.
+/// Moves the centroid to the origin; returns its former position.
 pub fn centre(x: &mut [f64]) -> Vec3 {
     let was = centroid(x);
     shift(x, scale(-1.0, was));
     was
 }
 
-/// Moves every atom by `r`.
+/// Translates every atom by `r`.
 pub fn shift(x: &mut [f64], r: Vec3) {
     (0..x.len() / 3).for_each(|i| add_to_atom(x, i, 1.0, r));
 }
 
-/// Bond angle at `j` between `i` and `k`, in (0, π); by atan2, since acos loses digits at both ends.
+/// Bond angle at `j` between `i` and `k`, in (0, π), by atan2, since acos loses digits at both ends.
 pub fn angle(i: Vec3, j: Vec3, k: Vec3) -> f64 {
     let (a, b) = (sub(i, j), sub(k, j));
     norm(cross(a, b)).atan2(dot(a, b))

@@ -1,12 +1,12 @@
-//! Molecules that a periodic box has cut are made whole again along their bonds.
+//! Making molecules whole that a periodic box has cut, along their bonds.
 
 use super::vector::{add, atom, cross, dot, norm, scale, set_atom, sub, Vec3};
 use crate::error::{Error, Result};
 
-/// Box vectors as rows, nm. Any triclinic box of positive volume.
+/// Box vectors as rows, nm: any triclinic box of positive volume.
 pub type BoxVectors = [[f64; 3]; 3];
 
-/// The order in which atoms are put next to a bonded atom that is already in place.
+/// Order in which atoms are moved next to a bonded atom already in place.
 #[derive(Clone, Debug)]
 pub struct WholeMolecule {
     /// (placed atom, bonded atom to place), breadth first from atom 0.
@@ -20,7 +20,7 @@ impl WholeMolecule {
         self.n_atoms
     }
 
-    /// Errors: an atom number out of range, or an atom that no chain of bonds reaches (named, counting from one).
+    /// Errors: an atom index out of range, an atom that no chain of bonds reaches (named, counting from one).
     pub fn new(n_atoms: usize, bonds: &[[usize; 2]]) -> Result<WholeMolecule> {
         let mut neighbours = vec![Vec::new(); n_atoms];
         for &[i, j] in bonds {
@@ -54,12 +54,14 @@ impl WholeMolecule {
         Ok(WholeMolecule { steps, n_atoms })
     }
 
-    /// Moves every atom of `x[atoms][3]` (nm) by lattice vectors to the image nearest to its bonded neighbour; atom 0
+    /// Moves every atom of `x[atoms][3]` (nm) by lattice vectors to the image nearest its bonded neighbour; atom 0
     /// stays.
     ///
     /// The difference is rounded in fractional coordinates. That finds the true bond vector whenever the bond is
-    /// shorter than half of every distance between opposite box faces, for a fractional coordinate is at
-    /// most |bond|/distance. Errors: a box without volume, a bond that long.
+    /// shorter than half of every distance between opposite box faces, since a fractional coordinate is at most
+    /// |bond|/distance.
+    ///
+    /// Errors: a box without volume, a bond that long, another number of coordinates.
     pub fn apply(&self, box_vectors: &BoxVectors, x: &mut [f64]) -> Result<()> {
         if x.len() != 3 * self.n_atoms {
             return Err(Error::invalid(format!("{} coordinates for {} atoms", x.len(), self.n_atoms)));
@@ -84,7 +86,7 @@ impl WholeMolecule {
                     j + 1
                 )));
             }
-            // Atoms that are in the right image already keep their coordinates to the last bit.
+            // Atoms already in the right image keep their coordinates to the last bit.
             if images != [0.0; 3] {
                 set_atom(x, j, add(atom(x, i), bond));
             }
@@ -93,7 +95,7 @@ impl WholeMolecule {
     }
 }
 
-/// Row vectors from nine numbers.
+/// Box vectors from nine numbers, row by row.
 pub fn box_from_slice(numbers: &[f64; 9]) -> BoxVectors {
     let row = |i: usize| -> Vec3 { [numbers[3 * i], numbers[3 * i + 1], numbers[3 * i + 2]] };
     [row(0), row(1), row(2)]

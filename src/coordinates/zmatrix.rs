@@ -1,4 +1,4 @@
-//! Z-matrix: which three placed atoms fix the bond, angle and torsion of the next.
+//! Z-matrix: the three placed atoms that define bond, angle and torsion of each further atom.
 
 use super::topology::Topology;
 use crate::error::{Error, Result};
@@ -10,15 +10,18 @@ pub type Row = [usize; 4];
 #[derive(Clone, Debug, PartialEq)]
 pub struct ZMatrix {
     pub frame: [usize; 3],
-    /// In the order given; torsions and angles of a generator are stored in this order.
+    /// Rows in the order given, in which a generator's angles and torsions are stored.
     pub rows: Vec<Row>,
-    /// Row indices in an order in which every row finds its three atoms placed.
+    /// Row indices in an order of placement: every row comes after those of its three reference atoms.
     pub order: Vec<usize>,
 }
 
 impl ZMatrix {
-    /// Checks the rows and finds the order of placement: repeatedly all rows whose reference atoms are placed, stable
-    /// by index.
+    /// Checks the rows and finds the order of placement: repeatedly, all rows whose reference atoms are placed, by
+    /// index.
+    ///
+    /// Errors: an atom out of range, placed twice, repeated within a row, not placed or not reachable, named by
+    /// `label`.
     pub fn new(frame: [usize; 3], rows: Vec<Row>, n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
         let mut placed = vec![false; n_atoms];
         let mut listed = vec![false; n_atoms];
@@ -57,7 +60,9 @@ impl ZMatrix {
         Ok(ZMatrix { frame, rows, order })
     }
 
-    /// From rows in bgmol's notation, where the frame atoms have −1 for missing references.
+    /// Z-matrix from rows in bgmol's notation, where frame atoms have −1 for missing references.
+    ///
+    /// Errors: also frame rows that are missing.
     pub fn from_rows_with_frame(rows: &[[i64; 4]], n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
         let missing = |row: &[i64; 4]| row.iter().filter(|&&a| a < 0).count();
         let with = |n: usize| rows.iter().find(|r| missing(r) == n).map(|r| r[0] as usize);
@@ -73,6 +78,8 @@ impl ZMatrix {
     /// The frame starts at the heavy atom nearest the centre of the bond graph, so that chains of placement stay short.
     /// The first atom placed about a bond carries its torsion; its siblings refer to it (improper torsions), so that
     /// they follow its rotation and their own torsions are stiff.
+    ///
+    /// Errors: fewer than three atoms, a molecule that is not connected.
     pub fn automatic(topology: &Topology) -> Result<ZMatrix> {
         let n = topology.n_atoms();
         if n < 3 {
@@ -150,7 +157,7 @@ fn grow(neighbours: &[Vec<usize>], frame: [usize; 3], heavy: &dyn Fn(usize) -> b
     rows
 }
 
-/// A placed atom to measure the torsion about (j, k) from: k's parent, else its first placed neighbour.
+/// Placed atom from which the torsion about (j, k) is measured: k's parent, else k's first placed neighbour.
 fn reference(neighbours: &[Vec<usize>], placed: &[bool], parent: &[usize], j: usize, k: usize) -> usize {
     let up = parent[k];
     if up != j && up != usize::MAX {
@@ -176,8 +183,8 @@ fn distances(neighbours: &[Vec<usize>], from: usize) -> Vec<Option<usize>> {
     distance
 }
 
-/// The heavy atom (any atom if there is none) with the smallest largest bond distance; most neighbours first, then
-/// index.
+/// Centre of the bond graph: the heavy atom (any atom if there is none) whose greatest bond distance to others is
+/// least; ties go to the one with most neighbours, then by index.
 fn graph_centre(neighbours: &[Vec<usize>], heavy: &dyn Fn(usize) -> bool) -> usize {
     let eccentricity = |a: usize| distances(neighbours, a).into_iter().flatten().max().unwrap_or(0);
     let reached = |a: usize| distances(neighbours, a).into_iter().flatten().count();

@@ -1,8 +1,8 @@
 //! Langevin dynamics of many independent walkers on any [`Target`], all walkers in one batch.
 //!
 //! BAOAB splitting (Leimkuhler and Matthews, Appl. Math. Res. Express 2013, 34): half kick, half drift,
-//! Ornstein–Uhlenbeck, half drift, half kick; one gradient a step. Without constraints. With an engine's target it runs
-//! on as many threads as that target has, and its numbers do not depend on them.
+//! Ornstein–Uhlenbeck, half drift, half kick; one gradient per step, no constraints. With an engine's target it uses as
+//! many threads as the target has, and results do not depend on their number.
 
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
@@ -22,11 +22,11 @@ pub struct LangevinOptions {
     pub seed: u64,
 }
 
-/// Walkers with positions, velocities and the step that they have reached: all that a run needs to go on bit for bit.
+/// Walkers with positions, velocities and step count: everything needed to continue a run bit for bit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Langevin {
     options: LangevinOptions,
-    /// Per coordinate: kT/m in (nm/ps)².
+    /// kT/m of each coordinate, (nm/ps)².
     variance: Vec<f64>,
     x: Vec<f64>,
     v: Vec<f64>,
@@ -36,7 +36,10 @@ pub struct Langevin {
 }
 
 impl Langevin {
-    /// `x[walkers][atoms][3]` in nm; `masses[atoms]` in dalton, all positive. Velocities are drawn at the temperature.
+    /// Walkers at `x[walkers][atoms][3]` in nm, with `masses[atoms]` in dalton, all positive; velocities are drawn at
+    /// the temperature.
+    ///
+    /// Errors: other dimensions, a mass that is not positive, a failing target, an energy that is not finite.
     pub fn new(target: &mut dyn Target, masses: &[f64], x: &[f64], options: LangevinOptions) -> Result<Langevin> {
         let dimension = target.dimension();
         if let Some(atom) = masses.iter().position(|&mass| !(mass.is_finite() && mass > 0.0)) {
@@ -61,7 +64,7 @@ impl Langevin {
         Ok(all)
     }
 
-    /// Advances all walkers `n` steps. Errors: the target failed; a walker's energy is no longer finite.
+    /// Advances all walkers by `n` steps. Errors: a failing target, an energy that is no longer finite.
     pub fn step(&mut self, target: &mut dyn Target, n: usize) -> Result<()> {
         let LangevinOptions { friction, timestep, seed, .. } = self.options;
         let dimension = self.variance.len();
@@ -84,8 +87,10 @@ impl Langevin {
         self.check()
     }
 
-    /// Puts one walker at `x[atoms][3]`, with velocities drawn afresh from Maxwell–Boltzmann: velocities are on-step
-    /// ones here, so nothing else is due after a move.
+    /// Moves one walker to `x[atoms][3]` (nm) and draws its velocities from Maxwell–Boltzmann. Velocities are on-step
+    /// here, so no half-step correction is needed.
+    ///
+    /// Errors: a failing target, an energy that is not finite.
     pub fn place(&mut self, target: &mut dyn Target, walker: usize, x: &[f64]) -> Result<()> {
         let dimension = self.variance.len();
         let row = walker * dimension..(walker + 1) * dimension;
@@ -101,7 +106,7 @@ impl Langevin {
         v.iter_mut().zip(&self.variance).for_each(|(v, variance)| *v = variance.sqrt() * stream.normal());
     }
 
-    /// v += Δt/2 · F/m with F/m = −(kT/m) ∇u.
+    /// Half kick: v += Δt/2 · F/m with F/m = −(kT/m) ∇u.
     fn kick(&mut self) {
         let half = 0.5 * self.options.timestep;
         for (v, g) in self.v.chunks_mut(self.variance.len()).zip(self.gradient.chunks(self.variance.len())) {
@@ -119,23 +124,23 @@ impl Langevin {
         }
     }
 
-    /// `x[walkers][atoms][3]`, nm.
+    /// Positions `x[walkers][atoms][3]`, nm.
     pub fn positions(&self) -> &[f64] {
         &self.x
     }
 
-    /// u of each walker.
+    /// Reduced potential u of each walker.
     pub fn reduced_potentials(&self) -> &[f64] {
         &self.u
     }
 
-    /// Instantaneous temperature of all walkers together, K.
+    /// Instantaneous temperature over all walkers, K.
     pub fn temperature(&self) -> f64 {
         let scaled = self.v.iter().zip(self.variance.iter().cycle()).map(|(v, variance)| v * v / variance);
         self.options.temperature * scaled.sum::<f64>() / self.v.len() as f64
     }
 
-    /// Steps that were made.
+    /// Number of steps made.
     pub fn step_count(&self) -> u64 {
         self.step
     }
@@ -205,7 +210,7 @@ mod tests {
         assert_eq!(one.step_count(), 50);
     }
 
-    /// By the force there, and with velocities that know nothing of those before.
+    /// With the force there, and velocities independent of the earlier ones.
     #[test]
     fn a_walker_that_was_placed_goes_on_from_there() {
         let mut target = Harmonic(vec![100.0; 3]);

@@ -8,25 +8,26 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// Counters of the stream between two paths of one attempt: 2²¹ random numbers for each.
+/// Stream counters between two paths of one attempt: 2²¹ random numbers for each.
 const COUNTERS_PER_PATH: u32 = 1 << 20;
-/// Most proposals of an attempt, so that the counters of their paths and of the current state's do not meet.
+/// Maximum number of proposals per attempt, so that the counters of their paths and of the current state's do not
+/// overlap.
 const MOST_PROPOSALS: usize = (1 << 12) - 1;
 
-/// How proposals go from the generator to the target: `moves` moves by a kernel at each stage.
+/// Annealing path from the generator to the target: `moves` moves by a kernel at each stage.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Path {
-    /// With a Metropolis test, [`Kernel::Adjusted`] or [`Kernel::Hamiltonian`].
+    /// A kernel with a Metropolis test, [`Kernel::Adjusted`] or [`Kernel::Hamiltonian`].
     pub kernel: Kernel,
-    /// Rising t from above 0 to 1, each with its step: [`crate::annealing::even`], or a pilot run's
-    /// [`crate::annealing::plan`], which must be over before the first attempt.
+    /// Stages with t rising from above 0 to 1, each with its step size: [`crate::annealing::even`], or
+    /// [`crate::annealing::plan`] from a pilot run, which must be complete before the first attempt.
     pub stages: Vec<Stage>,
     pub moves: usize,
 }
 
 impl Path {
-    /// Errors: stages that do not rise to t = 1, steps that are not positive, no moves, a kernel without a test, more
-    /// random numbers than a path has.
+    /// Errors: stages that do not rise to t = 1, step sizes that are not positive, no moves, a kernel without a
+    /// Metropolis test, more random numbers than a path has.
     fn check(&self, dimension: usize) -> Result<()> {
         if self.stages.is_empty() {
             return Err(Error::invalid("a path of 0 stages leads nowhere: use one or more"));
@@ -47,8 +48,8 @@ impl Path {
         Ok(())
     }
 
-    /// From samples of the density to the target, y in place: at every stage ln W += ln γ_k(y) − ln γ_{k−1}(y), then y
-    /// moves by K_k. Returns ln W of every row.
+    /// Anneals samples y of the density to the target, in place: at every stage ln W += ln γ_k(y) − ln γ_{k−1}(y), then
+    /// y moves by K_k. Returns ln W of every row.
     fn forward(&self, bridge: &mut Bridge, y: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
         let mut log_w = vec![0.0; y.n()];
         let mut before = 0.0;
@@ -60,8 +61,8 @@ impl Path {
         Ok(log_w)
     }
 
-    /// From configurations of the target back to the density: at every stage, the last first, x moves by K_k, then ln
-    /// W += ln γ_k(x) − ln γ_{k−1}(x). Returns ln W of every row.
+    /// Anneals configurations x of the target back to the density, in place: at every stage, from the last to the
+    /// first, x moves by K_k, then ln W += ln γ_k(x) − ln γ_{k−1}(x). Returns ln W of every row.
     fn backward(&self, bridge: &mut Bridge, x: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
         let mut log_w = vec![0.0; x.n()];
         for (k, &stage) in self.stages.iter().enumerate().rev() {
@@ -80,7 +81,7 @@ impl Path {
     }
 }
 
-/// ln W += ln γ_{t+dt} − ln γ_t; −∞ where there is no density at either end.
+/// Adds ln γ_{t+dt} − ln γ_t to ln W; −∞ where the density is zero at either end.
 fn climb(points: &Points, dt: f64, log_w: &mut [f64]) {
     let energies = points.target.iter().zip(&points.source);
     for (w, (u, source)) in log_w.iter_mut().zip(energies) {
@@ -91,25 +92,25 @@ fn climb(points: &Points, dt: f64, log_w: &mut [f64]) {
     }
 }
 
-/// An independence move whose proposals are carried from the generator to the target by annealed importance sampling
+/// Independence move whose proposals are carried from the generator to the target by annealed importance sampling
 /// before they are tested (Neal, Statistics and Computing 11, 125 (2001); as a move: Andrieu, Doucet and Holenstein, J.
-/// R. Stat. Soc. B 72, 269 (2010)). A generator that is a little off everywhere is accepted more often so, at the price
-/// of 2 K gradients of either end in each attempt, K for the proposal and K for the current configuration.
+/// R. Stat. Soc. B 72, 269 (2010)). This raises the acceptance of a generator that is slightly off everywhere, at the
+/// cost of 2 K gradients of density and target in each attempt, K for the proposal and K for the current configuration.
 ///
 /// With γ₀ = q, γ_K = e^{−u}, ln γ_k = (1 − t_k) ln q − t_k u, and kernels K_k reversible for γ_k: a proposal is the
-/// end y_K of a path y₀ ~ q, y_k ~ K_k(y_{k−1}, ·), of weight ln W = Σ ln γ_k(y_{k−1}) − ln γ_{k−1}(y_{k−1}). The
-/// current x is the end of a path as well, which runs backwards from it, by K_K first, and has the weight of the same
+/// end y_K of a path y₀ ~ q, y_k ~ K_k(y_{k−1}, ·), with weight ln W = Σ ln γ_k(y_{k−1}) − ln γ_{k−1}(y_{k−1}). The
+/// current x is also the end of a path, drawn backwards from it starting with K_K, with the weight given by the same
 /// sum. log α = ln W_y − ln W_x.
 ///
-/// Why it is exact: the law of forward paths is Q(y₀ … y_K) = q(y₀) Π K_k(y_{k−1}, y_k). By reversibility γ_k(y_{k−1})
+/// Why it is exact: forward paths have the law Q(y₀ … y_K) = q(y₀) Π K_k(y_{k−1}, y_k). By reversibility γ_k(y_{k−1})
 /// K_k(y_{k−1}, y_k) = γ_k(y_k) K_k(y_k, y_{k−1}), so that W Q = e^{−u(y_K)} Π K_k(y_k, y_{k−1}) = Π(y₀ … y_K), whose
-/// marginal at the end is the target, and whose law of the rest given the end is that of the backward path. Drawing the
-/// backward path afresh leaves Π invariant, and so does an independence move of whole paths from Q, whose weight Π/Q is
-/// W.
+/// marginal at the end is the target and whose conditional of the rest given the end is the law of the backward path.
+/// Drawing a fresh backward path leaves Π invariant, and so does an independence move of whole paths from Q, whose
+/// weight Π/Q is W.
 ///
-/// A generator that leaves position and orientation, or the centroid, alone is carried in the coordinates that it
-/// describes, with the rest as it is ([`crate::annealing::Space`]). Weights in the statistics are W. The log-densities
-/// of an outcome are −u − ln W: what the path's weight says of the density of proposing its end.
+/// A generator that leaves position and orientation, or the centroid, alone is annealed in the coordinates that it
+/// describes, with the rest fixed ([`crate::annealing::Space`]). Weights in the statistics are W. The log-densities of
+/// an outcome are −u − ln W, the effective log-density of proposing the path's end.
 pub struct Annealed {
     generator: Generator,
     path: Path,
@@ -117,8 +118,8 @@ pub struct Annealed {
 }
 
 impl Annealed {
-    /// Errors: a path that [`Path`] does not allow, more than 4095 proposals, a generator that keeps constrained bonds,
-    /// which paths would change.
+    /// Errors: an invalid [`Path`], more than 4095 proposals, a generator with constrained or fixed bonds, which paths
+    /// would change.
     pub fn new(generator: Generator, path: Path) -> Result<Annealed> {
         path.check(generator.dimension())?;
         if generator.keeps_bonds() {
@@ -130,7 +131,7 @@ impl Annealed {
         Ok(Annealed { generator, path, statistics: Statistics::of(Exactness::Exact) })
     }
 
-    /// Why constraints are refused.
+    /// Error that refuses constraints.
     pub(crate) fn keeps_no_bond() -> Error {
         Error::Unsupported(
             "annealed paths move every atom and keep no constrained bond: use a system without constraints and a model that keeps \
@@ -139,7 +140,7 @@ impl Annealed {
         )
     }
 
-    /// Carries the proposals to the target, and the current configuration back; their weights take the place of
+    /// Anneals the proposals to the target and the current configuration back; their path weights replace those from
     /// densities.
     fn anneal(&mut self, target: &mut dyn Target, state: &State) -> Result<()> {
         let Annealed { generator, path, .. } = self;
@@ -175,7 +176,7 @@ impl Annealed {
     }
 }
 
-/// The target as a function of what the density describes: at the place of the current configuration.
+/// The target as a function of what the density describes, evaluated at the position of the current configuration.
 struct Placed<'a> {
     generator: &'a Generator,
     target: &'a mut dyn Target,
@@ -204,7 +205,7 @@ impl Move for Annealed {
 
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         self.generator.begin(target, state)?;
-        // no path leads to a current state outside the support, and the attempt is rejected
+        // from a current state outside the support no path can be drawn, and the attempt is rejected
         if self.generator.current().is_inside() {
             self.anneal(target, state)?;
             for k in 0..self.generator.n_proposals() {

@@ -1,4 +1,4 @@
-//! Proposals as the density draws them, in blocks of attempts, the next block perhaps by a thread of its own.
+//! Proposals as the density draws them, in blocks of attempts; a thread may draw the next block ahead.
 
 use super::Options;
 use crate::density::{Density, Evaluation, Status};
@@ -7,13 +7,14 @@ use crate::rng::{Stream, StreamId};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
+/// Stream counters between two proposals of one attempt: 2²¹ random numbers for each.
 const COUNTERS_PER_PROPOSAL: u32 = 1 << 20;
 
-/// Numbers of steps from here on are of attempts that an engine counts beside its steps: no other follows them by the stride.
+/// Step numbers from here on belong to attempts that an engine counts apart from its steps: they do not follow each
+/// other by the stride.
 const COUNTED: u64 = 1 << 40;
 
-/// Attempts whose proposals are drawn together.
+/// A run of attempts whose proposals are drawn together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Block {
     first_step: u64,
@@ -21,24 +22,24 @@ struct Block {
     replica: u32,
 }
 
-/// Samples of the density with their log q, `[attempts · n_proposals]` rows.
+/// Samples of the density with log q, `[attempts · n_proposals]` rows.
 #[derive(Default)]
 struct Drawn {
     x: Vec<f64>,
     evaluations: Vec<Evaluation>,
 }
 
-/// What is needed to draw a block: the same numbers whoever does it, and when.
+/// All that is needed to draw a block, with the same result whichever thread draws it and when.
 #[derive(Clone)]
 struct Recipe {
     density: Arc<dyn Density>,
     options: Options,
-    /// Without log q.
+    /// Whether samples are drawn without log q.
     points_only: bool,
 }
 
 impl Recipe {
-    /// For the longest block.
+    /// Memory for the longest block.
     fn memory(&self) -> Drawn {
         let Options { n_proposals, stride, batch, .. } = self.options;
         let rows = n_proposals * if stride > 0 { batch } else { 1 };
@@ -68,7 +69,7 @@ impl Recipe {
     }
 }
 
-/// A block that a thread is drawing. Waits for the thread where nobody asks for the block any more.
+/// A block being drawn by a thread. Dropping it waits for the thread.
 struct Ahead {
     block: Block,
     thread: Option<JoinHandle<Result<Drawn>>>,
@@ -92,35 +93,35 @@ impl Ahead {
 impl Drop for Ahead {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            // nobody wants the block; what went wrong with it is of no account
+            // the block is not wanted any more, nor is any error in it
             let _ = thread.join();
         }
     }
 }
 
-/// The blocks of every replica.
+/// Blocks of proposals of every replica.
 ///
 /// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever
-/// of its attempts comes first. The composition of a batch may change the rounding of a network; a block does not
-/// change when a run is restarted in its middle, so the run goes on bit for bit. Replicas that take turns each keep
-/// their block until it is used up.
+/// of its attempts comes first. The composition of a batch may change the rounding of a network; blocks do not change
+/// when a run is restarted within one, so the run continues bit for bit. Replicas that take turns each keep their block
+/// until it is used up.
 pub(super) struct Blocks {
     recipe: Recipe,
-    /// The one of the latest attempt last.
+    /// Replicas by last use, the latest at the end.
     replicas: Vec<OfReplica>,
 }
 
-/// More replicas than these draw their blocks again at every turn.
+/// Number of replicas whose blocks are kept; with more, blocks are redrawn at every turn.
 const MOST_REPLICAS: usize = 64;
 
-/// The block of a replica's present attempt, and maybe the next.
+/// The block of a replica's present attempt, and possibly the next.
 struct OfReplica {
     replica: u32,
     present: Option<Block>,
     drawn: Drawn,
-    /// What a thread draws while the present block is used up.
+    /// Block that a thread draws while the present one is used up.
     ahead: Option<Ahead>,
-    /// Memory for it.
+    /// Spare memory for the next block.
     spare: Drawn,
 }
 
@@ -132,13 +133,15 @@ impl Blocks {
         blocks
     }
 
-    /// From now on samples are drawn without their log q.
+    /// Draws samples without log q from now on.
     pub(super) fn draw_points_only(&mut self) {
         self.recipe.points_only = true;
         self.replicas.clear();
     }
 
     /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
+    ///
+    /// Errors: those of the density, a thread that cannot be started.
     pub(super) fn of(&mut self, step: u64, replica: u32) -> Result<(&[f64], &[Evaluation])> {
         let Options { n_proposals, stride, batch, draw_ahead, .. } = self.recipe.options;
         let on_grid = stride > 0 && step < COUNTED && step.is_multiple_of(stride);
@@ -158,7 +161,7 @@ impl Blocks {
         Ok((&x[rows.start * d..rows.end * d], &evaluations[rows]))
     }
 
-    /// Makes this replica the last of the list; of too many the first is forgotten.
+    /// Makes this replica the last of the list; drops the first if there are too many.
     fn turn_to(&mut self, replica: u32) {
         match self.replicas.iter().position(|of_replica| of_replica.replica == replica) {
             Some(place) => self.replicas[place..].rotate_left(1),
@@ -174,7 +177,7 @@ impl Blocks {
 }
 
 impl OfReplica {
-    /// Makes `block` the present one, and has the next drawn ahead if that is wanted.
+    /// Makes `block` the present one, and starts drawing the next if `ahead`.
     fn draw(&mut self, recipe: &Recipe, block: Block, ahead: bool) -> Result<()> {
         if self.present == Some(block) {
             return Ok(());
@@ -188,7 +191,7 @@ impl OfReplica {
         let length = block.attempts as u64 * recipe.options.stride;
         if let Some(first_step) = block.first_step.checked_add(length).filter(|_| ahead) {
             let memory = match std::mem::take(&mut self.spare) {
-                none if none.x.is_empty() => recipe.memory(), // the first time, or an unwanted block has taken it along
+                none if none.x.is_empty() => recipe.memory(), // first use, or taken by a discarded block
                 memory => memory,
             };
             self.ahead = Some(Ahead::start(recipe, Block { first_step, ..block }, memory)?);

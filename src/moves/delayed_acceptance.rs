@@ -9,38 +9,39 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
-/// Proposals of a generator whose exact log q is dear (the divergence of a continuous flow), screened by a density q_s
-/// that is cheap (an energy-based model) and may be wrong (Christen and Fox 2005; with several steps in stage 1, the
-/// surrogate transition of Liu 2001).
+/// Delayed acceptance for a generator whose exact log q is expensive (the divergence of a continuous flow): a density
+/// q_s that is cheap (an energy-based model) and may be wrong screens the proposals (Christen and Fox 2005; with
+/// several steps in stage 1, the surrogate transition of Liu 2001).
 ///
-/// Stage 1: K Metropolis tests, one for each proposal of the generator, with log w_s = −u − log q_s in place of log w.
-/// They leave e^{−u} q/q_s invariant, reversibly, for the proposals come from q. Stage 2: if that chain has moved from
-/// x to x′, log α = ln c(x′) − ln c(x) with c = q_s/q, the ratio of e^{−u} to what stage 1 leaves invariant. So e^{−u}
-/// is left invariant whatever q_s is, and log q is computed for the state and for one proposal, only if the state has
-/// moved.
+/// Stage 1: K Metropolis tests, one per proposal, with log w_s = −u − log q_s in place of log w. Since proposals come
+/// from q, this chain is reversible for e^{−u} q/q_s. Stage 2: if the chain has moved from x to x′, log α = ln c(x′) −
+/// ln c(x) with c = q_s/q, the ratio of e^{−u} to the density stage 1 leaves invariant. So e^{−u} is left invariant
+/// whatever q_s is, and log q is computed only if the state has moved, for the current state and for one proposal.
 ///
-/// A screen may be believed less than that: with its [`crate::trust::Trust`] (α, β), log q_s above is
-/// (α − 1) u + β log q_s, so that log w_s = −α u − β log q_s.
+/// A screen may be trusted only in part: with its [`crate::trust::Trust`] (α, β), log q_s above becomes (α − 1) u + β
+/// log q_s, so that log w_s = −α u − β log q_s.
 ///
-/// The second stage accepts seldom where ln c varies by more than one or two: [`Statistics::correction_variance`] says.
+/// Stage 2 rarely accepts where ln c varies by more than one or two, see [`Statistics::correction_variance`].
 ///
-/// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: the screen's log-densities and
-/// weights if stage 1 has not moved, the generator's if stage 2 was reached.
+/// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: log-densities and weights of
+/// the screen if stage 1 has not moved, of the generator if stage 2 was reached.
 pub struct DelayedAcceptance {
     generator: Generator,
     statistics: Statistics,
 }
 
 impl DelayedAcceptance {
-    /// The proposals of one attempt (`n_proposals` of the generator's options) are the steps of stage 1. The screen may
-    /// have any exactness. Errors: a screen of another dimension.
+    /// Each proposal of an attempt (`n_proposals` of the generator's options) is a step of stage 1. The screen may have
+    /// any exactness.
+    ///
+    /// Errors: a screen of another dimension.
     pub fn new(mut generator: Generator, screen: Arc<dyn Density>) -> Result<DelayedAcceptance> {
         let trust = screen.trust();
         generator.set_screen(screen, trust)?;
         Ok(DelayedAcceptance { generator, statistics: Statistics::default() })
     }
 
-    /// The exact test between the current state and proposal k; the outcome shows the generator's numbers.
+    /// Exact test between the current state and proposal k; the outcome shows the generator's numbers.
     fn correct(&mut self, k: usize, reduced_potential: f64, uniform: f64) -> Result<Outcome> {
         let generator = &self.generator;
         let [reverse, forward] = generator.exact(k)?;
@@ -63,9 +64,9 @@ impl DelayedAcceptance {
     }
 }
 
-/// The second model for the proposals of the first: at the temperature of that, if both follow one.
+/// The second model as a screen for the first: at the first one's temperature, if both follow one.
 ///
-/// Errors: models of other atoms, or of atoms in another order.
+/// Errors: models of different atoms, or of atoms in a different order; a temperature that the screen refuses.
 pub fn screen_of(model: &Arc<dyn Model>, screen: &Arc<dyn Model>) -> Result<Arc<dyn Model>> {
     if let (Some(a), Some(b)) = (&model.card().topology, &screen.card().topology) {
         if !a.has_atoms_of(b) {
@@ -90,7 +91,7 @@ impl Move for DelayedAcceptance {
         let seed = self.generator.options().seed;
         let mut uniforms = Stream::new(seed, StreamId::Accept, state.step, state.replica);
         let (mut outcome, moved) = chain(&self.generator, state.reduced_potential, &mut uniforms);
-        outcome.probability = 0.0; // of one that ends at stage 1
+        outcome.probability = 0.0; // unless stage 2 is reached
         if let Some(k) = moved {
             outcome = self.correct(k, state.reduced_potential, uniforms.uniform())?;
             if outcome.accepted() {

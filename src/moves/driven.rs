@@ -1,4 +1,4 @@
-//! Driven jumps: a part of the system is pulled to the generator's proposal while the rest gives way.
+//! Driven jumps: part of the system is pulled to the generator's proposal while the rest relaxes.
 
 use super::independence::decide;
 use super::{Generator, Move, Outcome, State, Statistics};
@@ -6,30 +6,29 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use crate::target::Target;
 
-/// Longer ways are a mistake.
+/// Upper limit for `steps`; anything longer is taken for a mistake.
 const MOST_STEPS: usize = 1 << 16;
 
-/// An independence move of a solute s in an environment e (a solvent) that gives way: s′ ~ q is drawn as always, and s
-/// is pulled to it in K perturbations s₀ = s, s₁, …, s_K = s′, between which e relaxes with s_k held fast
+/// Independence move of a solute s in an environment e (a solvent) that relaxes: s′ ~ q is drawn as usual, and s is
+/// pulled to it in K perturbations s₀ = s, s₁, …, s_K = s′, between which e relaxes with s_k held fixed
 /// ([`Target::relax`]). Nonequilibrium candidate Monte Carlo (Nilmeier, Crooks, Minh and Chodera, PNAS 108, E1009
-/// (2011)) with a path that a generator chooses, as in Athènes (Phys. Rev. E 66, 046705 (2002)) and Chen and Roux (J.
-/// Chem. Theory Comput. 11, 3919 (2015)). With the solvent frozen, K = 1, all but the smallest jumps clash.
+/// (2011)) along a path chosen by a generator, as in Athènes (Phys. Rev. E 66, 046705 (2002)) and Chen and Roux (J.
+/// Chem. Theory Comput. 11, 3919 (2015)). With a frozen solvent, K = 1, all but the smallest jumps clash.
 ///
-/// log α = ln q(s)/q(s′) − W with the work W = Σ_k u(s_{k+1}, e_k) − u(s_k, e_k), k = 0 … K − 1; e_k is where the
-/// environment is after k relaxations.
+/// log α = ln q(s)/q(s′) − W with the work W = Σ_k u(s_{k+1}, e_k) − u(s_k, e_k), k = 0 … K − 1, where e_k is the
+/// environment after k relaxations.
 ///
-/// Why it is exact: given (s, e), a path with this s′ has the probability q(s′) Π_{k=1}^{K−1} R_k(e_{k−1}, e_k), where
-/// R_k is reversible for e^{−u(s_k, ·)}. The way back from (s′, e_{K−1}) passes the same s_k in the opposite order
-/// ([`crate::coordinates::Between`]), and is perturbed and relaxed in the same order: perturbation first, perturbation
-/// last. It has the probability q(s) Π R_k(e_k, e_{k−1}), and R_k(e_k, e_{k−1})/R_k(e_{k−1}, e_k) = e^{−u(s_k,
-/// e_{k−1}) + u(s_k, e_k)}. Times e^{−u} at either end, that is the α above. Where the work is infinite, that of the
-/// way back is as well.
+/// Why it is exact: given (s, e), a path to s′ has probability q(s′) Π_{k=1}^{K−1} R_k(e_{k−1}, e_k), where R_k is
+/// reversible for e^{−u(s_k, ·)}. The path back from (s′, e_{K−1}) visits the same s_k in reverse order
+/// ([`crate::coordinates::Between`]), also with a perturbation first and last. It has probability q(s) Π R_k(e_k,
+/// e_{k−1}), and R_k(e_k, e_{k−1})/R_k(e_{k−1}, e_k) = e^{−u(s_k, e_{k−1}) + u(s_k, e_k)}. Times e^{−u} at either end,
+/// the ratio is the α above. Where the work is infinite, so is that of the reverse path.
 ///
-/// q is the density of the shape, measured as in an independence move: the frame stays where it is, and the same
-/// Jacobians cancel. So does the metric term of constraints, but for that of the two ends.
+/// q is the density of the shape, measured as in an independence move: the frame stays in place and the same Jacobians
+/// cancel. So does the metric (Fixman) term of constraints, except at the two ends.
 ///
-/// What an outcome calls the potential of the proposal is u(s, e) + W in its weights. No weights are recorded: u(s, e)
-/// is that of another environment in every attempt.
+/// In an outcome's weights, u(s, e) + W takes the place of the proposal's potential. No weights are recorded, since
+/// u(s, e) belongs to a different environment in every attempt.
 pub struct Driven {
     generator: Generator,
     steps: usize,
@@ -37,7 +36,9 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// `steps` is K, at least 1. Errors: K out of range, a generator with several proposals an attempt.
+    /// A driven move with `steps` = K ≥ 1 perturbations.
+    ///
+    /// Errors: K out of range, a generator with several proposals per attempt.
     pub fn new(generator: Generator, steps: usize) -> Result<Driven> {
         if !(1..=MOST_STEPS).contains(&steps) {
             return Err(Error::invalid(format!("a way of {steps} steps: use 1 to {MOST_STEPS}")));
@@ -51,7 +52,7 @@ impl Driven {
         Ok(Driven { generator, steps, statistics: Statistics::default() })
     }
 
-    /// s₁ … s_{K−1}.
+    /// Intermediate points s₁ … s_{K−1}, or why there are none.
     fn way(&self) -> std::result::Result<Vec<Vec<f64>>, Status> {
         let way = self.generator.way_to(0)?;
         let point = |k: usize| match way.at(k as f64 / self.steps as f64) {
@@ -61,7 +62,7 @@ impl Driven {
         (1..self.steps).map(point).collect()
     }
 
-    /// Pulls the solute to its proposal. Returns u(s′, ·) in the environment at the end of the way.
+    /// Pulls the solute to its proposal. Returns u(s′, ·) in the final environment.
     fn pull(&mut self, target: &mut dyn Target, state: &State) -> Result<f64> {
         let mut way = Vec::new();
         if !self.generator.usable().is_empty() {
@@ -77,7 +78,7 @@ impl Driven {
     }
 }
 
-/// The target with W in place of u(s′) − u(s).
+/// Target whose potential difference between the ends is the work W instead of u(s′) − u(s).
 struct Pulled<'a> {
     target: &'a mut dyn Target,
     way: Vec<Vec<f64>>,
@@ -98,7 +99,7 @@ impl Target for Pulled<'_> {
         self.target.dimension()
     }
 
-    /// u(s, e) + W.
+    /// u(s, e) + W for the end point.
     fn reduced_potential(&mut self, end: &[f64], u: &mut [f64]) -> Result<()> {
         let (mut here, mut work) = (self.u_start, 0.0);
         for (k, s) in std::mem::take(&mut self.way).iter().enumerate() {
@@ -127,7 +128,7 @@ impl Move for Driven {
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         self.generator.begin(target, state)?;
         let mut u_end = f64::NAN;
-        // the way back could not be made to a current state outside the support, and the attempt is rejected
+        // from a current state outside the support no reverse path exists, and the attempt is rejected
         if self.generator.current().is_inside() {
             u_end = self.pull(target, state)?;
         }

@@ -9,48 +9,48 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// Numbers of one exchange between replicas a and b.
+/// Result of one exchange attempt between replicas a and b.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExchangeOutcome {
     pub fate: Fate,
-    /// log α = log W_a + log W_b, not clipped at 0; −∞ where one side has no image.
+    /// log α = log W_a + log W_b, not clipped at 0; −∞ if either side has no image.
     pub log_acceptance: f64,
-    /// log W_a = u_a(x_a) − u_b(f(x_a)) + ln|∂f(x_a)|, which weighs f(x_a) as a sample of b, and log W_b = u_b(x_b) −
-    /// u_a(f⁻¹(x_b)) + ln|∂f⁻¹(x_b)|; both −∞ where either has no image.
+    /// Importance log-weights: log W_a = u_a(x_a) − u_b(f(x_a)) + ln|∂f(x_a)|, of f(x_a) as a sample of b, and log W_b
+    /// = u_b(x_b) − u_a(f⁻¹(x_b)) + ln|∂f⁻¹(x_b)|; both −∞ if either side has no image.
     pub log_weights: [f64; 2],
     /// u_a and u_b of the states after the attempt.
     pub reduced_potentials: [f64; 2],
 }
 
 impl ExchangeOutcome {
-    /// Whether the replicas have changed places.
+    /// Whether the replicas have exchanged configurations.
     pub fn accepted(&self) -> bool {
         self.fate == Fate::Accepted
     }
 }
 
-/// x_b′ = f(x_a), x_a′ = f⁻¹(x_b), f a bijection from the configurations of replica a to those of replica b
-/// (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)):
+/// Learned replica exchange: x_b′ = f(x_a), x_a′ = f⁻¹(x_b), with a bijection f from the configurations of replica a to
+/// those of replica b (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)):
 ///
 /// log α = u_a(x_a) + u_b(x_b) − u_b(f(x_a)) − u_a(f⁻¹(x_b)) + ln|∂f(x_a)| + ln|∂f⁻¹(x_b)|.
 ///
-/// Why it is exact: the pair moves by (x_a, x_b) → (f⁻¹(x_b), f(x_a)), which is its own inverse, since done twice it
-/// gives (f⁻¹(f(x_a)), f(f⁻¹(x_b))). A proposal by such an involution with the determinant of its Jacobian in the
-/// Metropolis ratio leaves the pair's density e^{−u_a(x_a) − u_b(x_b)} invariant (Green 1995; Tierney 1998), whatever f
-/// is. With f the identity it is ordinary replica exchange.
+/// Why it is exact: the pair moves by (x_a, x_b) → (f⁻¹(x_b), f(x_a)), which is its own inverse: applied twice it gives
+/// (f⁻¹(f(x_a)), f(f⁻¹(x_b))). A proposal by such an involution, with its Jacobian determinant in the Metropolis ratio,
+/// leaves the pair's density e^{−u_a(x_a) − u_b(x_b)} invariant (Green 1995; Tierney 1998), whatever f is. With f the
+/// identity it is ordinary replica exchange.
 ///
-/// A map in internal coordinates changes the shape, and each replica keeps its own frame: f(x_a) is put on the frame of
-/// x_b, f⁻¹(x_b) on that of x_a. Why that keeps the measure: write x = (x₀, R, s), origin, orientation and shape, with
-/// the volume element dx₀ dR J(s) ds. All (x₀, R) stay as they are, and the shapes move by the involution (s_a, s_b) →
-/// (f⁻¹(s_b), f(s_a)), whose Jacobian by the measure J(s) ds is |∂f| |∂f⁻¹|, the determinants that flows in internal
-/// coordinates give. So this is the same Metropolis step on the density of the shapes given the frames, and a step that
-/// leaves a conditional density invariant leaves the whole one invariant.
+/// A map in internal coordinates changes the shape only, and each replica keeps its own frame: f(x_a) is placed on the
+/// frame of x_b, f⁻¹(x_b) on that of x_a. Why that preserves the measure: write x = (x₀, R, s), origin, orientation and
+/// shape, with volume element dx₀ dR J(s) ds. All (x₀, R) stay fixed, and the shapes move by the involution (s_a, s_b)
+/// → (f⁻¹(s_b), f(s_a)), whose Jacobian with respect to the measure J(s) ds is |∂f| |∂f⁻¹|, the determinants that flows
+/// in internal coordinates return. So this is the same Metropolis step on the density of the shapes given the frames,
+/// and a step that leaves a conditional density invariant leaves the joint one invariant.
 ///
 /// Engines that exchange the ensembles of their replicas rather than the configurations, with all that surrounds a
-/// molecule, take the frames along ([`Exchange::carry_frames`]): f(x_a) stays on the frame of x_a, f⁻¹(x_b) on that of
-/// x_b. That is an involution of the pair too, which swaps the (x₀, R) besides, a step of determinant one.
+/// molecule, carry the frames along ([`Exchange::carry_frames`]): f(x_a) stays on the frame of x_a, f⁻¹(x_b) on that of
+/// x_b. That too is an involution of the pair, which also swaps the (x₀, R), a step of determinant one.
 ///
-/// Weights in the statistics are W_a: those of the configurations of a, mapped, as samples of b.
+/// Weights in the statistics are W_a: of the mapped configurations of a, as samples of b.
 pub struct Exchange {
     /// f and f⁻¹.
     maps: [Bijection; 2],
@@ -61,20 +61,20 @@ pub struct Exchange {
     statistics: Statistics,
 }
 
-/// One side of an exchange: where a replica is, and what the map makes of it.
+/// One side of an exchange: a replica's configuration and its image under the map.
 struct Side {
     x: Vec<f64>,
     /// u(x), metric term included.
     u: f64,
-    /// The image, on the frame that it will have.
+    /// Image, on the frame it is to have.
     image: Vec<f64>,
     mapped: Mapped,
 }
 
 impl Exchange {
-    /// `map` goes from the configurations of replica a to those of replica b; `seed` is that of the Metropolis
-    /// tests: exchanges that are tried at one step, as those of the pairs of a ladder are, need different seeds, or
-    /// different replica numbers in their states.
+    /// `map` takes configurations of replica a to those of replica b; `seed` is that of the Metropolis tests. Exchanges
+    /// attempted at the same step, such as those between the pairs of a ladder, need different seeds or different
+    /// replica numbers in their states.
     pub fn new(map: Bijection, seed: u64) -> Exchange {
         let whole = Wholeness::of_model(map.from().as_ref());
         let inverse = map.inverse();
@@ -88,10 +88,12 @@ impl Exchange {
         }
     }
 
-    /// Adds the metric term of bonds that the engine constrains (none: it constrains no bond) to both targets, and
-    /// checks the bonds of every image. Unlike those of moves of one model, which may know no more of it than its
-    /// density, they are held against both models. Errors: a bond that one of the models does not keep at its length,
-    /// or that it keeps and the engine does not, by name.
+    /// Adds the metric (Fixman) term of bonds constrained by the engine (None: no bond is constrained) to both targets,
+    /// and checks the bonds of every image. Unlike in moves of one model, which may know no more of it than its
+    /// density, the constraints are checked against both models.
+    ///
+    /// Errors: a bond that one of the models does not keep at its length, or that a model keeps and the engine does
+    /// not, by name.
     pub fn set_constraints(&mut self, constraints: Option<Constraints>) -> Result<()> {
         for model in [self.map().from(), self.map().to()] {
             let card = model.card();
@@ -101,7 +103,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether configurations take their frames along to the other replica, instead of each replica keeping its own.
+    /// Whether configurations carry their frames to the other replica, instead of each replica keeping its own.
     pub fn carry_frames(&mut self, yes: bool) {
         self.carry_frames = yes;
     }
@@ -111,17 +113,17 @@ impl Exchange {
         &self.maps[0]
     }
 
-    /// Coordinates of a configuration.
+    /// Number of coordinates per configuration.
     pub fn dimension(&self) -> usize {
         self.map().dimension()
     }
 
-    /// One attempt on replicas a and b, each with its own reduced potential. Both states change if the outcome is
-    /// `Accepted`, and none otherwise, bit for bit. The random number is a function of seed, step and the two replicas'
-    /// numbers.
+    /// Makes one attempt on replicas a and b, each with its own reduced potential. If the outcome is `Accepted` both
+    /// states change, otherwise neither does, bit for bit. The random number is a function of seed, step and the two
+    /// replica numbers.
     ///
-    /// Errors: states or targets of another dimension, states at different steps or of one replica, a current reduced
-    /// potential that is not finite, a failing target; the states are then untouched.
+    /// Errors: states or targets of another dimension, states at different steps or with the same replica number, a
+    /// current reduced potential that is not finite, a failing target; the states are then untouched.
     pub fn attempt(&mut self, targets: [&mut dyn Target; 2], states: [&mut State; 2]) -> Result<ExchangeOutcome> {
         let [a, b] = &states;
         self.check(&targets, [a, b])?;
@@ -167,12 +169,12 @@ impl Exchange {
         Ok(outcome)
     }
 
-    /// What has been counted since the beginning, or the restart.
+    /// Counts since construction or the last reset.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
     }
 
-    /// To put back what a checkpoint holds.
+    /// Mutable statistics, for restoring a checkpoint.
     pub fn statistics_mut(&mut self) -> &mut Statistics {
         &mut self.statistics
     }
@@ -205,7 +207,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Replica number `which` made whole, with its image.
+    /// Replica `which` made whole, with its image.
     fn side(&mut self, which: usize, state: &State) -> Result<Side> {
         let mut x = state.x.to_vec();
         self.whole.apply(state.box_vectors.as_ref(), &mut x)?;
@@ -220,8 +222,8 @@ impl Exchange {
         Ok(Side { x, u, image, mapped })
     }
 
-    /// Puts the image on the frame of the other replica, which is at `there`, unless frames are carried, and checks
-    /// what needs no target.
+    /// Places the image on the frame of the other replica's configuration `there` (unless frames are carried) and makes
+    /// the checks that need no target.
     fn place(&self, side: &mut Side, there: &[f64]) {
         if side.mapped.status() != Status::Inside {
             return;
@@ -233,7 +235,7 @@ impl Exchange {
         }
     }
 
-    /// ½ ln det Z of the constrained bonds.
+    /// Metric term ½ ln det Z of the constrained bonds.
     fn metric(&mut self, x: &[f64]) -> f64 {
         self.constraints.as_mut().map_or(0.0, |c| c.log_metric(x))
     }
@@ -245,7 +247,7 @@ fn evaluate(target: &mut dyn Target, x: &[f64]) -> Result<f64> {
     Ok(u[0])
 }
 
-/// The density of two independent proposals together.
+/// Joint density of two independent proposals.
 fn product(a: Evaluation, b: Evaluation) -> Evaluation {
     match (a.is_inside(), b.is_inside()) {
         (true, true) => Evaluation::inside(a.log_density + b.log_density),

@@ -1,4 +1,4 @@
-//! Independence Metropolis–Hastings: proposals from the generator, whatever the current configuration.
+//! Independence Metropolis–Hastings: proposals do not depend on the current configuration.
 
 use super::{accept, Fate, Generator, Move, Outcome, Proposal, State, Statistics};
 use crate::density::{Density, Exactness};
@@ -8,39 +8,40 @@ use crate::target::Target;
 use crate::trust::Trust;
 use std::sync::Arc;
 
-/// x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
+/// Independence sampler: x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
 ///
-/// With K proposals an attempt makes K Metropolis tests one after the other, each against the state the last one left.
-/// It must not stop at the first acceptance: how long one waits for it depends on the state, and such a chain is
-/// biased. The outcome shows the last accepted test, or the one that came nearest to acceptance.
+/// With K proposals an attempt makes K Metropolis tests in sequence, each against the state the last one left. It must
+/// not stop at the first acceptance: the waiting time depends on the state, which would bias the chain. The outcome
+/// shows the last accepted test, or else the one closest to acceptance.
 pub struct Independence {
     generator: Generator,
     statistics: Statistics,
 }
 
 impl Independence {
-    /// Successive Metropolis tests of this generator's proposals.
+    /// Metropolis tests of this generator's proposals, in sequence.
     pub fn new(generator: Generator) -> Independence {
         Independence { generator, statistics: Statistics::default() }
     }
 
-    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact whatever the target,
-    /// with less variable weights where it knows little of directions, for K likelihoods of the current configuration
-    /// and K − 1 of each proposal. A proposal has a random orientation, of which the target is asked.
+    /// The same move with densities averaged over `rotations` = K orientations ([`crate::orientation`]): exact whatever
+    /// the target, with less variable weights where the target is nearly isotropic, at the cost of K likelihoods for
+    /// the current configuration and K − 1 for each proposal. Proposals, and so the configurations the target
+    /// evaluates, are randomly oriented.
     ///
-    /// Errors: a density that does not describe the orientation of a molecule, no rotations or too many.
+    /// Errors: a density that does not describe a molecule's orientation, a number of rotations that is zero or too
+    /// large.
     pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Independence> {
         generator.average_rotations(rotations)?;
         Ok(Independence::new(generator))
     }
 
-    /// The same move with log q_s of a surrogate in place of log q: **biased**, for those who ask for it by this name.
+    /// The same move with log q_s of a surrogate in place of log q: **biased**, only for those who ask for it by name.
     ///
-    /// Proposals come from q and are weighed by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1,
+    /// Proposals come from q and are weighted by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1,
     /// w_s(x′)/w_s(x)) is symmetric for μ = q w_s: the move leaves e^{−u} q/q_s invariant, which is e^{−u} only where
-    /// q_s is q up to a constant. log q is never computed; [`super::DelayedAcceptance`] is the exact move with the same
-    /// two densities. The statistics are marked: [`Statistics::likelihood`] is a surrogate's, whatever the density
-    /// calls itself.
+    /// q_s equals q up to a constant. log q is never computed; [`super::DelayedAcceptance`] is the exact move with the
+    /// same two densities. [`Statistics::likelihood`] is marked as a surrogate's, whatever the density calls itself.
     ///
     /// Errors: a surrogate of another dimension.
     pub fn by_surrogate(mut generator: Generator, surrogate: Arc<dyn Density>) -> Result<Independence> {
@@ -49,12 +50,12 @@ impl Independence {
     }
 }
 
-/// One Metropolis test for each proposal, each against the state the last one left. Returns the outcome to show and the
-/// proposal that is the state at the end, if any; `reduced_potential` is that of the state at the start.
+/// Makes one Metropolis test per proposal, each against the state the last one left. Returns the outcome to show and
+/// the index of the proposal that is the final state, if any; `reduced_potential` is that of the initial state.
 pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mut Stream) -> (Outcome, Option<usize>) {
     let (u_start, start) = (generator.u_current(), generator.current());
     let (mut u_current, mut reverse) = (u_start, start);
-    // the logarithm of the probability that no test is accepted from the start
+    // log-probability that no test accepts, starting from the initial state
     let mut log_stays = 0.0;
     let mut shown: Option<Outcome> = None;
     let mut taken = None;
@@ -86,7 +87,7 @@ pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mu
     (Outcome { probability: -log_stays.exp_m1(), ..shown }, taken)
 }
 
-/// The end of an attempt: the tests, the state, the count.
+/// Ends an attempt: runs the tests, updates the state, records statistics.
 pub(super) fn decide(generator: &Generator, state: &mut State, statistics: &mut Statistics) -> Outcome {
     let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
     let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);

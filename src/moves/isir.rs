@@ -5,34 +5,37 @@ use crate::error::Result;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// Chooses the next state among the current one and K fresh proposals, with probability proportional to w = e^{−u}/q
+/// Selects the next state among the current one and K fresh proposals, with probability proportional to w = e^{−u}/q
 /// (Tjelmeland 2004; Andrieu, Lee and Vihola 2018, algorithm 1). Uniformly ergodic when w is bounded.
 ///
-/// Why it is exact: give x and the K proposals labels in random order; their joint density π(x) Π q(y) is Π q times
-/// w(x), so given the set each member is the state with probability proportional to its weight, and drawing afresh from
-/// that conditional leaves the joint density invariant.
+/// Why it is exact: label x and the K proposals in random order. Their joint density π(x) Π q(y) equals the product of q
+/// over all of them times w(x), so given the set each member is the state with probability proportional to its weight, and a fresh
+/// draw from that conditional leaves the joint density invariant.
 ///
-/// The outcome shows the chosen proposal, or the heaviest if the current state is kept; `log_acceptance` is the
-/// logarithm of the odds of leaving, ln Σ w(y) − ln w(x). A current state outside the generator's support has infinite
-/// weight and stays.
+/// The outcome shows the selected proposal, or the one of largest weight if the current state is kept; `log_acceptance`
+/// is the log-odds of leaving, ln Σ w(y) − ln w(x). A current state outside the generator's support has infinite weight
+/// and stays.
 pub struct Isir {
     generator: Generator,
     statistics: Statistics,
 }
 
 impl Isir {
-    /// Iterated sampling importance resampling with this generator and its number of proposals.
+    /// i-SIR with this generator and its number of proposals.
     pub fn new(generator: Generator) -> Isir {
         Isir { generator, statistics: Statistics::default() }
     }
 
-    /// The same move with densities averaged over orientations, as [`super::Independence::over_rotations`] has them.
+    /// The same move with densities averaged over orientations, as in [`super::Independence::over_rotations`].
+    ///
+    /// Errors: as there.
     pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Isir> {
         generator.average_rotations(rotations)?;
         Ok(Isir::new(generator))
     }
 
-    /// The chosen proposal, if any, by one uniform number: the interval (0, 1) holds first the current state's share.
+    /// Index of the selected proposal, if any, from one uniform number; the current state's share comes first in (0,
+    /// 1).
     fn choose(&self, uniform: f64) -> Option<usize> {
         let generator = &self.generator;
         let n = generator.n_proposals();
@@ -50,7 +53,7 @@ impl Isir {
                 return Some(k);
             }
         }
-        // Rounding left a sliver at the end: it belongs to the last proposal of positive weight.
+        // Rounding left a sliver at the end, which goes to the last proposal of positive weight.
         (0..n).rev().find(|&k| weight(generator.log_weight(k)) > 0.0)
     }
 

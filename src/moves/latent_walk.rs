@@ -1,4 +1,4 @@
-//! Walks in latent space: local moves of a flow's z, which are large and cheap moves of x.
+//! Walks in latent space: local steps in a flow's z, which are large and cheap moves of x.
 
 use super::wholeness::Wholeness;
 use super::{accept, checked, Fate, Move, Outcome, Proposal, State, Statistics};
@@ -12,12 +12,12 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
-/// How z moves.
+/// Steps of a walk in latent space.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LatentWalkOptions {
-    /// Widths of the step, one of which is chosen at random in every attempt; the prior of z has width 1, or is uniform
-    /// on [0, 1).
+    /// Step widths, one of which is chosen at random in every attempt. The prior of a latent coordinate has width 1, or
+    /// is uniform on [0, 1).
     pub widths: Vec<f64>,
     /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
     pub leapfrog: usize,
@@ -49,58 +49,58 @@ impl LatentWalkOptions {
 
 /// Metropolis moves in the latent space of a flow x = T(z) (Noé et al., Science 365, eaaw1147 (2019)).
 ///
-/// In z the target e^{−u(x)} is e^{−u(T(z))} |∂x/∂z|, and the prior plays no part. A random walk proposes z′ = z + s ξ,
-/// ξ standard normal, with s any of the widths; a coordinate with the uniform prior is wrapped to [0, 1). Both ways are
-/// as likely, so log α = −Δu + ln|∂x/∂z|(z′) − ln|∂x/∂z|(z). In terms of x: log q(x′|x) = −ln|∂x/∂z|(z′) but for what
-/// cancels.
+/// In z the target e^{−u(x)} becomes e^{−u(T(z))} |∂x/∂z|, and the prior plays no part. A random walk proposes z′ = z +
+/// s ξ, ξ standard normal, with s one of the widths; coordinates with a uniform prior are wrapped to [0, 1). The step
+/// density is symmetric, so log α = −Δu + ln|∂x/∂z|(z′) − ln|∂x/∂z|(z). In terms of x, log q(x′|x) = −ln|∂x/∂z|(z′) up
+/// to terms that cancel.
 ///
-/// Hamiltonian Monte Carlo (Duane et al., Phys. Lett. B 195, 216 (1987)) draws momenta p and follows H = u(T(z)) −
-/// ln|∂x/∂z| + ½ p² by leapfrog steps, a reversible map of (z, p) that keeps volume, whatever the force: log α = −ΔH.
-/// Constraints' metric terms are in the test and not in the force. It needs gradients of the target and of the flow.
+/// Hamiltonian Monte Carlo (Duane et al., Phys. Lett. B 195, 216 (1987)) draws momenta p and integrates H = u(T(z)) −
+/// ln|∂x/∂z| + ½ p² by leapfrog steps, a reversible, volume-preserving map of (z, p) whatever the force: log α = −ΔH.
+/// Metric terms of constraints enter the test but not the force. Gradients of target and flow are needed.
 ///
-/// z is that of the current configuration at every attempt. A model of the shape keeps the frame of the current
-/// configuration, as independence moves do, and the same Jacobians of position and orientation cancel. Proposals are no
-/// samples of the model, so no weights are recorded: the statistics have counts and log α, and log q of an outcome is
-/// the model's.
+/// z is recomputed from the current configuration at every attempt. A model of the shape keeps the frame of the current
+/// configuration, as independence moves do, and the same Jacobians of position and orientation cancel. Proposals are
+/// not samples of the model, so no weights are recorded: the statistics have counts and log α, and the log q of an
+/// outcome is the model's.
 pub struct LatentWalk {
     options: LatentWalkOptions,
     space: Space,
     current: Point,
-    /// Where the step or the trajectory ends, and on the way there the point at hand.
+    /// End of the step or trajectory; during a trajectory, its current point.
     proposed: Point,
     momenta: Vec<f64>,
     statistics: Statistics,
 }
 
-/// The latent space of a flow, and what the target adds to it.
+/// The latent space of a flow, with the gradients and constraints that the target adds.
 struct Space {
     model: Arc<dyn Model>,
     wholeness: Wholeness,
     constraints: Option<Constraints>,
-    /// Per latent coordinate: whether it lives on [0, 1).
+    /// For each latent coordinate, whether it is periodic on [0, 1).
     wraps: Vec<bool>,
-    /// ∂u/∂x, and ∂/∂z of u(T(z)) − ln|∂x/∂z|, at the point at hand.
+    /// ∂u/∂x at the current point; the next field is ∂/∂z of u(T(z)) − ln|∂x/∂z|.
     gradient_x: Vec<f64>,
     gradient: Vec<f64>,
 }
 
-/// A point of latent space with all that the test needs.
+/// A point of latent space with everything the test needs.
 #[derive(Clone)]
 struct Point {
     z: Vec<f64>,
-    /// On the frame of the current configuration.
+    /// Configuration, on the frame of the current one.
     x: Vec<f64>,
-    /// log q of the model; outside where the point cannot be had.
+    /// log q of the model; outside if the point is unusable.
     evaluation: Evaluation,
     log_det: f64,
-    /// u of the target, and with the metric term of constraints subtracted.
+    /// u as the target returns it; `u_total` is u minus the metric term of constraints.
     u: f64,
     u_total: f64,
 }
 
 impl LatentWalk {
-    /// Errors: a model that is no flow, or one whose log-determinant is not exact, or one that describes a molecule
-    /// without its centroid; widths or trajectories out of range; trajectories for a flow without gradients.
+    /// Errors: a model that is not a flow, whose log-determinant is not exact, or that describes a molecule without its
+    /// centroid; widths or trajectories out of range; trajectories for a flow without gradients.
     pub fn new(model: &Arc<dyn Model>, options: LatentWalkOptions) -> Result<LatentWalk> {
         options.check()?;
         let flow = flow_of(model.as_ref())?;
@@ -134,13 +134,13 @@ impl LatentWalk {
         })
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
-    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric (Fixman) term of constrained bonds to the target and checks the bonds of every proposal. The
+    /// caller must check that the model keeps exactly these bonds ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.space.constraints = Some(constraints);
     }
 
-    /// Proposes z + s ξ.
+    /// Proposes z + s ξ, with s = `width`.
     fn walk(&mut self, target: &mut dyn Target, frame: Option<&Frame>, width: f64, noise: &mut Stream) -> Result<()> {
         let LatentWalk { space, current, proposed, .. } = self;
         noise.fill_normal(&mut proposed.z);
@@ -155,7 +155,7 @@ impl LatentWalk {
         Ok(())
     }
 
-    /// Proposes the end of a trajectory from fresh momenta; ½ p² at its beginning and its end.
+    /// Proposes the end of a trajectory with fresh momenta; returns ½ p² at its start and end.
     fn trajectory(
         &mut self,
         target: &mut dyn Target,
@@ -174,7 +174,7 @@ impl LatentWalk {
 }
 
 impl Space {
-    /// The current configuration, whole, with its z, and its frame if the model describes the shape.
+    /// Makes the current configuration whole and computes its z. Returns its frame if the model describes the shape.
     fn encode(&mut self, state: &State, point: &mut Point) -> Result<Option<Frame>> {
         point.x.copy_from_slice(state.x);
         self.wholeness.apply(state.box_vectors.as_ref(), &mut point.x)?;
@@ -195,7 +195,8 @@ impl Space {
         Ok(frame)
     }
 
-    /// T(z) of a point on a frame, its u yet unknown; the frame on which the flow puts it itself.
+    /// Computes x = T(z) of a point, placed on `frame`, with u still unknown. Returns the frame that the flow itself
+    /// gave it.
     fn generate(&self, frame: Option<&Frame>, point: &mut Point) -> Result<Option<Frame>> {
         let (mut log_det, mut evaluation) = ([0.0], [nowhere()]);
         flow_of(self.model.as_ref())?.generate(&point.z, &mut point.x, &mut log_det, &mut evaluation)?;
@@ -217,7 +218,7 @@ impl Space {
         Ok(own)
     }
 
-    /// The metric term of constraints, once u is known.
+    /// Subtracts the metric term of constraints, once u is known.
     fn add_metric(&mut self, point: &mut Point) {
         let metric = self.constraints.as_mut().filter(|_| point.u.is_finite()).map_or(0.0, |c| c.log_metric(&point.x));
         point.u_total = point.u - metric;
@@ -227,8 +228,8 @@ impl Space {
         z.iter_mut().zip(&self.wraps).filter(|(_, wraps)| **wraps).for_each(|(z, _)| *z = z.rem_euclid(1.0));
     }
 
-    /// Follows z and p. A trajectory ends unusable at the first point that cannot be had: the way back would meet it
-    /// too.
+    /// Integrates z and p. A trajectory ends unusable at the first point that is unusable: the reverse trajectory would
+    /// meet it too.
     fn leapfrog(
         &mut self,
         target: &mut dyn Target,
@@ -251,7 +252,8 @@ impl Space {
         Ok(())
     }
 
-    /// T(z) of a point, and ∂/∂z of u(T(z)) − ln|∂x/∂z|. A gradient that is not finite makes the point unusable.
+    /// Computes T(z) of a point and ∂/∂z of u(T(z)) − ln|∂x/∂z|. A gradient that is not finite makes the point
+    /// unusable.
     fn find_gradient(&mut self, target: &mut dyn Target, frame: Option<&Frame>, point: &mut Point) -> Result<()> {
         let own = self.generate(frame, point)?;
         let Space { model, gradient_x: gx, gradient: gz, .. } = self;
@@ -280,7 +282,7 @@ fn nowhere() -> Evaluation {
     Evaluation::outside(Status::NonFinite)
 }
 
-/// The density of a point in terms of x, where `log_kernel` is that of reaching its z.
+/// Log-density of a point in terms of x, where `log_kernel` is that of reaching its z.
 fn reached(point: &Point, log_kernel: f64) -> Evaluation {
     match point.evaluation.is_inside() {
         true => Evaluation::inside(log_kernel - point.log_det),
@@ -300,7 +302,7 @@ impl Move for LatentWalk {
         let width = self.options.widths[noise.below(self.options.widths.len())];
         let mut kinetic = [0.0; 2];
         match self.options.leapfrog {
-            _ if !self.current.evaluation.is_inside() => self.proposed.clone_from(&self.current), // rejected whatever is proposed
+            _ if !self.current.evaluation.is_inside() => self.proposed.clone_from(&self.current), // to be rejected in any case
             0 => self.walk(target, frame.as_ref(), width, &mut noise)?,
             _ => kinetic = self.trajectory(target, frame.as_ref(), width, &mut noise)?,
         }
@@ -348,7 +350,7 @@ mod tests {
     use crate::models::ModelCard;
     use crate::nn::Activation;
 
-    /// u = Σ cosh x
+    /// u = Σ cosh x.
     struct Walls;
 
     impl Target for Walls {
@@ -367,7 +369,7 @@ mod tests {
         }
     }
 
-    /// Affine couplings with random weights; the second coordinate has the uniform prior.
+    /// Affine couplings with random weights; the second coordinate has a uniform prior.
     fn walk(leapfrog: usize) -> LatentWalk {
         let layer = |i: usize| LayerConfig::Affine {
             transformed: vec![i],
@@ -386,7 +388,7 @@ mod tests {
         LatentWalk::new(&model, LatentWalkOptions { leapfrog, ..LatentWalkOptions::default() }).unwrap()
     }
 
-    /// Where a trajectory ends, and H there minus H before.
+    /// End of a trajectory, and H there minus H at the start.
     fn follow(walk: &mut LatentWalk, z: &[f64], p: &mut [f64], step: f64) -> (Vec<f64>, f64) {
         let energy = |point: &Point, p: &[f64]| point.u - point.log_det + 0.5 * p.iter().map(|p| p * p).sum::<f64>();
         let LatentWalk { space, proposed: point, options, .. } = walk;
@@ -400,7 +402,7 @@ mod tests {
     #[test]
     fn a_trajectory_comes_back_with_its_momenta_reversed() {
         let mut walk = walk(12);
-        // fast enough to go around the circle
+        // fast enough to go round the circle
         for p0 in [[0.4, 3.0], [-1.0, -2.5], [2.0, 0.1]] {
             let mut p = p0.to_vec();
             let (z, change) = follow(&mut walk, &[0.3, 0.8], &mut p, 0.1);
@@ -413,7 +415,7 @@ mod tests {
         }
     }
 
-    /// The force is that of the energy: errors fall with the square of the step.
+    /// The force matches the energy: errors fall with the square of the step.
     #[test]
     fn trajectories_keep_the_energy_to_second_order() {
         let error = |leapfrog: usize| {

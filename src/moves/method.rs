@@ -1,4 +1,4 @@
-//! Which move is made of a model: the only place where the choice is carried out.
+//! Choice of the move for a model: the only place where a [`Method`] becomes a move.
 
 use super::{screen_of, steered, Annealed, DelayedAcceptance, Driven, Generator, Independence, Isir, LatentWalk};
 use super::{LatentWalkOptions, ModeJump, Move, Options, Path};
@@ -8,35 +8,34 @@ use crate::models::Model;
 use crate::modes::Modes;
 use std::sync::Arc;
 
-/// What is made of a model's proposals, or of its latent space.
+/// How a model's proposals, or its latent space, are used.
 #[derive(Clone)]
 pub enum Method {
-    /// One Metropolis test for each proposal, one after the other ([`Independence`]), in `rotations` its density
-    /// averaged over so many orientations; between the modes of a model of kind `modes`, unless there are rotations,
-    /// [`ModeJump`].
+    /// One Metropolis test per proposal, in sequence ([`Independence`]). With `rotations`, the density is averaged over
+    /// that many orientations; without, a model of kind `modes` gets a [`ModeJump`].
     Independence { rotations: Option<usize> },
-    /// A choice among all proposals and the current state: [`Isir`], with `rotations` as above.
+    /// Selection among all proposals and the current state: [`Isir`], with `rotations` as above.
     Isir { rotations: Option<usize> },
-    /// Delayed acceptance, for which this model screens: [`DelayedAcceptance`].
+    /// Delayed acceptance with this model as the screen: [`DelayedAcceptance`].
     Screened(Arc<dyn Model>),
     /// Tests by the density of this model alone, which is biased: [`Independence::by_surrogate`].
     Surrogate(Arc<dyn Model>),
-    /// Each proposal takes a path to the target before its test: [`Annealed`].
+    /// Each proposal is annealed towards the target before its test: [`Annealed`].
     Annealed(Path),
-    /// A part of a system is pulled to its proposal in so many steps, between which the rest gives way: [`Driven`].
+    /// Part of a system is pulled to its proposal in this many steps, between which the rest relaxes: [`Driven`].
     Driven(usize),
-    /// Steps in the latent space: [`LatentWalk`]. Its seed is that of the move's options.
+    /// Steps in the latent space: [`LatentWalk`], with the seed of the move's options.
     LatentWalk(LatentWalkOptions),
-    /// Jumps between the modes of a model of kind `modes`; these say in which mode a configuration is, if not the model
-    /// is to: [`ModeJump`].
+    /// Jumps between the modes of a model of kind `modes`: [`ModeJump`]. The given modes, if any, replace the model's
+    /// own assignment of configurations to modes.
     ModeJump(Option<Modes>),
 }
 
 impl Method {
-    /// The move; one of a steerable model follows [`Move::set_temperature`]. That the model keeps the bonds of
-    /// `constraints` and no others is for the caller to ask ([`Constraints::check_kept`]).
+    /// Makes the move; with a steerable model it follows [`Move::set_temperature`]. The caller must check that the
+    /// model keeps exactly the bonds of `constraints` ([`Constraints::check_kept`]).
     ///
-    /// Errors: a model or options that the move does not go with.
+    /// Errors: a model or options that do not go with this move.
     pub fn make(
         &self,
         model: &Arc<dyn Model>,
@@ -47,7 +46,7 @@ impl Method {
         steered(model, options.seed, move |model| method.make_once(model, options, constraints.clone()))
     }
 
-    /// Of a model at one temperature.
+    /// Makes the move for a model at one temperature.
     fn make_once(
         &self,
         model: &Arc<dyn Model>,

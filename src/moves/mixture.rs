@@ -1,4 +1,4 @@
-//! Several moves as one: at each attempt a coin that knows nothing of the state chooses which.
+//! Mixture of moves: each attempt makes one of them, chosen independently of the state.
 
 use super::{Move, Outcome, State, Statistics};
 use crate::density::Exactness;
@@ -6,24 +6,24 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// A mixture Σ pᵢ Kᵢ of kernels that leave the target invariant leaves it invariant, since the choice does not depend
-/// on the state. Local dynamics takes part as a move of its own ([`super::RandomWalk`]), or by running between
-/// attempts.
+/// Mixture Σ pᵢ Kᵢ of kernels. If each leaves the target invariant, so does the mixture, since the choice does not
+/// depend on the state. Local dynamics can be one of the moves ([`super::RandomWalk`]) or run between attempts.
 ///
-/// The statistics are those of all attempts, as exact as the least exact of the moves; each move keeps its own as well,
-/// see [`Mixture::moves`].
+/// The statistics cover all attempts and are as exact as the least exact move; each move keeps its own as well, see
+/// [`Mixture::moves`].
 pub struct Mixture {
     moves: Vec<Box<dyn Move>>,
     cumulative: Vec<f64>,
     seed: u64,
-    /// Mixtures that lie within this one, one in another.
+    /// Depth of the mixtures nested in this one.
     within: u32,
     statistics: Statistics,
 }
 
 impl Mixture {
-    /// Moves with their relative weights. Errors: no move, moves of different dimension, weights that are negative or
-    /// all zero.
+    /// A mixture of moves with relative weights.
+    ///
+    /// Errors: no move, moves of different dimension, weights that are negative or all zero.
     pub fn new(moves: Vec<(f64, Box<dyn Move>)>, seed: u64) -> Result<Mixture> {
         let total: f64 = moves.iter().map(|(p, _)| p).sum();
         if moves.iter().any(|(p, _)| p.is_nan() || *p < 0.0) || !(total > 0.0 && total.is_finite()) {
@@ -49,14 +49,14 @@ impl Mixture {
         Ok(Mixture { moves, cumulative, seed, within, statistics: Statistics::of(worst) })
     }
 
-    /// The moves that one is chosen of, in their order.
+    /// The component moves, in the order given.
     pub fn moves(&self) -> &[Box<dyn Move>] {
         &self.moves
     }
 
-    /// Index of the move that is made at this step.
+    /// Index of the move made at this step.
     pub fn choice(&self, step: u64, replica: u32) -> usize {
-        // a number of its own also where a mixture within has the same seed
+        // offset by depth, so that a nested mixture with the same seed draws another number
         let uniform = Stream::new(self.seed, StreamId::Mixture, step, replica).at(self.within).uniform();
         let last = self.moves.len() - 1;
         self.cumulative.iter().position(|c| uniform < *c).unwrap_or(last)

@@ -1,8 +1,8 @@
 //! **Proposal** and **Move**: propose a configuration, accept or reject it, say why.
 //!
 //! Every move leaves e^{−u(x)} invariant, whatever the quality of its generator; the one exception,
-//! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state that matters
-//! between attempts: an attempt is a function of (seed, step, replica) and the current configuration.
+//! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state between attempts
+//! that affects the result: an attempt is a function of (seed, step, replica) and the current configuration.
 
 mod annealed;
 mod blocks;
@@ -45,23 +45,23 @@ use crate::models::Model;
 use crate::target::{require_temperature, Target};
 use std::sync::Arc;
 
-/// The configuration a move starts from, and after an acceptance the new one.
+/// The configuration a move starts from; after an acceptance, the new one.
 #[derive(Debug)]
 pub struct State<'a> {
     /// Coordinates `[dimension]`, nm for molecules. Untouched, bit for bit, unless the move accepts.
     pub x: &'a mut [f64],
-    /// Box vectors as rows, nm: molecules are made whole with them.
+    /// Box vectors as rows, nm, with which molecules are made whole.
     pub box_vectors: Option<BoxVectors>,
-    /// u(x), evaluated at this x and not remembered from earlier; u of the new configuration after an acceptance.
+    /// u(x), evaluated at this x and not carried over from earlier; after an acceptance, u of the new configuration.
     pub reduced_potential: f64,
-    /// Engine step at which the attempt is made.
+    /// Engine step of the attempt.
     pub step: u64,
-    /// 24 bits.
+    /// Replica index, 24 bits.
     pub replica: u32,
 }
 
 impl State<'_> {
-    /// Errors: a state or a target of another dimension than the move's, a potential that is not finite.
+    /// Errors: state or target of a dimension other than the move's, a current potential that is not finite.
     fn check(&self, dimension: usize, target: &dyn Target) -> Result<()> {
         if target.dimension() != dimension || self.x.len() != dimension {
             return Err(Error::invalid(format!(
@@ -81,35 +81,35 @@ impl State<'_> {
     }
 }
 
-/// x′ with the log-densities of proposing it from x and of proposing x from it, natural logarithms in x coordinates.
+/// x′ with the log-densities of proposing it from x and of proposing x from it (natural logarithms, in x coordinates).
 #[derive(Clone, Copy, Debug)]
 pub struct Proposal<'a> {
     /// x′ `[dimension]`.
     pub x: &'a [f64],
-    /// log q(x′|x): how readily the move goes there.
+    /// log q(x′|x), the forward proposal density.
     pub forward: Evaluation,
-    /// log q(x|x′): how readily it would come back.
+    /// log q(x|x′), the reverse proposal density.
     pub reverse: Evaluation,
 }
 
-/// What became of an attempt. The numbers are those of the C ABI.
+/// Outcome of an attempt. The numbers are part of the C ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[repr(u32)]
 pub enum Fate {
     Accepted = 0,
-    /// The Metropolis test said no.
+    /// Rejected by the Metropolis test.
     Rejected = 1,
     OutOfSupport = 2,
     Singular = 3,
     NonFinite = 4,
     Constraint = 5,
     Chirality = 6,
-    /// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+    /// The configuration is in no mode that can be left, or the proposal is not in its intended mode.
     WrongMode = 7,
 }
 
 impl Fate {
-    /// All of them, in the order of their numbers in the C interface.
+    /// All variants, in the order of their numbers in the C ABI.
     pub const ALL: [Fate; 8] = [
         Fate::Accepted,
         Fate::Rejected,
@@ -121,7 +121,7 @@ impl Fate {
         Fate::WrongMode,
     ];
 
-    /// As in files.
+    /// Name in files.
     pub fn name(self) -> &'static str {
         match self {
             Fate::Accepted => "accepted",
@@ -135,7 +135,7 @@ impl Fate {
         }
     }
 
-    /// The fate of a proposal with this status; a usable one is `Rejected` until it is accepted.
+    /// Fate of a proposal with this status; a usable one is `Rejected` until it is accepted.
     pub fn of(status: Status) -> Fate {
         match status {
             Status::Inside => Fate::Rejected,
@@ -148,48 +148,50 @@ impl Fate {
     }
 }
 
-/// Numbers of one attempt. With several proposals they are those of the proposal that decided, as the move's own
-/// documentation says.
+/// Result of one attempt. With several proposals the numbers are those of the deciding proposal, which each move's
+/// documentation defines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
     pub fate: Fate,
     /// log α, not clipped at 0; −∞ for a proposal that cannot be accepted.
     pub log_acceptance: f64,
-    /// log w(x) = −u(x) − log q(x), and log w(x′).
+    /// Importance log-weight of the current configuration, log w(x) = −u(x) − log q(x); the next field is log w(x′).
     pub log_weight_current: f64,
     pub log_weight_proposed: f64,
     pub log_density_current: f64,
     pub log_density_proposed: f64,
     /// u of the state after the attempt.
     pub reduced_potential: f64,
-    /// The probability with which the attempt was to be accepted, given its proposals: over many attempts its mean is
-    /// the acceptance. Of one test that is min(1, α).
+    /// Probability with which the attempt was to be accepted, given its proposals; its mean over attempts estimates the
+    /// acceptance rate. For a single test, min(1, α).
     pub probability: f64,
 }
 
 impl Outcome {
-    /// Whether the state is another one now.
+    /// Whether the configuration has changed.
     pub fn accepted(&self) -> bool {
         self.fate == Fate::Accepted
     }
 }
 
-/// A transition that leaves e^{−u} invariant if the likelihood in its statistics is exact.
+/// A transition that leaves e^{−u} invariant if [`Statistics::likelihood`] is exact.
 pub trait Move: Send {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
 
-    /// One attempt. `state` changes if and only if the outcome is `Accepted`. Errors: a target of another dimension, a
-    /// current reduced potential that is not finite, a failing target; the state is then untouched.
+    /// Makes one attempt. `state` changes if and only if the outcome is `Accepted`.
+    ///
+    /// Errors: a target of another dimension, a current reduced potential that is not finite, a failing target; `state`
+    /// is then untouched.
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome>;
 
-    /// How many [`Mixture`]s lie one in another in this move: each draws with a number of its own.
+    /// Depth to which [`Mixture`]s are nested in this move; each level draws its own random number.
     fn nested_mixtures(&self) -> u32 {
         0
     }
 
-    /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows
-    /// it, others are for one temperature and need not know.
+    /// Sets the temperature (K) of the ensemble whose reduced potential is u. Moves of a steerable model follow it; all
+    /// others belong to one temperature and ignore it.
     ///
     /// Errors: a temperature that is not positive.
     fn set_temperature(&mut self, kelvin: f64) -> Result<()> {
@@ -201,22 +203,22 @@ pub trait Move: Send {
     fn statistics_mut(&mut self) -> &mut Statistics;
 }
 
-/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`]; one
-/// of a steerable model follows [`Move::set_temperature`].
+/// Default move for a model: [`ModeJump`] for a model of kind `modes`, else [`Independence`]. With a steerable model
+/// the move follows [`Move::set_temperature`].
 ///
-/// Errors: options that [`Generator::of_model`] or [`ModeJump::of_model`] refuses.
+/// Errors: options refused by [`Generator::of_model`] or [`ModeJump::of_model`].
 pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
     Method::Independence { rotations: None }.make(model, options, constraints)
 }
 
-/// The Metropolis–Hastings test (Hastings 1970), the only one in the project.
+/// Metropolis–Hastings test (Hastings 1970), which decides every move of this module but i-SIR, which selects instead.
+/// The inner kernels of annealing and of solvent relaxation (the plugin's Solvent.cpp) have tests of their own.
 ///
-/// log α = −(u(x′) − u(x)) + log q(x|x′) − log q(x′|x): it rises when the potential falls, rises when x is easy to
-/// propose from x′, and falls when x′ is easy to propose from x. Accepted if and only if ln U < log α, U uniform on (0,
-/// 1).
+/// log α = −(u(x′) − u(x)) + log q(x|x′) − log q(x′|x): it rises when the potential falls or when x is easy to propose
+/// from x′, and falls when x′ is easy to propose from x. Accepts if and only if ln U < log α, with U uniform on (0, 1).
 ///
-/// A state on either side where the density is zero or undefined is rejected with log α = −∞ and the reason. For the
-/// current state that is right too: with q(x) = 0 no move could ever come back to it.
+/// If the density on either side is zero or undefined, rejects with log α = −∞ and the reason. For the current state
+/// that is correct too: with q(x) = 0 no move could ever return to it.
 pub fn accept(proposal: &Proposal, u_current: f64, u_proposed: f64, uniform: f64) -> (Fate, f64) {
     for side in [&proposal.reverse, &proposal.forward] {
         if !side.is_inside() {

@@ -1,4 +1,4 @@
-//! Neural mode jumps: bijections that carry one metastable state onto another.
+//! Neural mode jumps: bijections that map one metastable state onto another.
 
 use super::wholeness::Wholeness;
 use super::{accept, checked, Fate, Move, Options, Outcome, Proposal, State, Statistics};
@@ -15,35 +15,35 @@ use crate::weights::log_weight;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Jumps between two modes.
+/// A pair of modes joined by a bijection.
 pub struct Edge {
     pub modes: [usize; 2],
-    /// From the configurations of the first mode to those of the second.
+    /// Bijection from the configurations of the first mode to those of the second.
     pub map: Bijection,
-    /// How readily the edge is chosen at either end, relative to the other edges there; positive.
+    /// Relative weight with which the edge is chosen at either end, among the other edges there; positive.
     pub weights: [f64; 2],
 }
 
-/// What became of the jumps along an edge.
+/// Counts of the jumps along an edge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeCount {
-    /// Started in the first mode, and in the second.
+    /// Attempts that started in the first mode, and in the second.
     pub attempts: [u64; 2],
     pub accepted: [u64; 2],
 }
 
-/// Particles that can change places without a change of energy, and their places in every mode.
+/// Particles whose permutation leaves the energy unchanged, and their reference positions in every mode.
 pub struct Identical {
-    /// Coordinates of one particle.
+    /// Coordinates per particle.
     pub dimension: usize,
     pub particles: Vec<usize>,
-    /// A configuration of every mode, `[modes][dimension of x]`.
+    /// A reference configuration of every mode, `[modes][dimension of x]`.
     pub references: Vec<Vec<f64>>,
 }
 
 impl Identical {
-    /// order[p]: which of the identical particles of x takes place p of the mode's reference, the least squared
-    /// distance in all.
+    /// Optimal assignment: order[p] is the identical particle of x that takes place p of the mode's reference, with the
+    /// least total squared distance.
     fn order(&self, mode: usize, x: &[f64]) -> Vec<usize> {
         let reference = &self.references[mode];
         let place = |x: &[f64], p: usize, k: usize| x[self.particles[p] * self.dimension + k];
@@ -52,7 +52,7 @@ impl Identical {
         })
     }
 
-    /// Particle order[p] of `x` to place p of the result.
+    /// Permutes x: particle order[p] goes to place p.
     fn sorted(&self, order: &[usize], x: &[f64]) -> Vec<f64> {
         let mut sorted = x.to_vec();
         for (p, &q) in order.iter().enumerate() {
@@ -61,7 +61,7 @@ impl Identical {
         sorted
     }
 
-    /// The inverse of [`Identical::sorted`].
+    /// Inverse of [`Identical::sorted`].
     fn restored(&self, order: &[usize], sorted: &[f64]) -> Vec<f64> {
         let mut x = sorted.to_vec();
         for (p, &q) in order.iter().enumerate() {
@@ -78,23 +78,23 @@ impl Identical {
 
 /// Neural mode-jump Monte Carlo (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)).
 ///
-/// Edges join modes; edge k between i and j has a bijection f_k, used forward from i and backward from j. At x in mode
-/// i edge k is chosen with probability P_i(k), y = f_k(x), and
+/// Edges join modes; edge k between i and j has a bijection f_k, applied forwards from i and backwards from j. At x in
+/// mode i edge k is chosen with probability P_i(k), y = f_k(x), and
 ///
 /// log α = −(u(y) − u(x)) + ln|∂y/∂x| + ln P_j(k) − ln P_i(k), −∞ unless y is in mode j.
 ///
 /// Why it is exact: on pairs (x in one of the two modes of k, k) the jump is an involution, since from y in mode j the
-/// same edge leads back by f_k⁻¹; for an involution of volume change J the test min(1, J π(y) P_j(k)/π(x) P_i(k))
-/// leaves π invariant (Green, Biometrika 82, 711 (1995)). A y that is not in mode j would take another edge back, or
-/// the same one in the other direction; without the check of the mode the chain is biased. A state in no mode, or in
-/// one without edges, stays.
+/// same edge leads back by f_k⁻¹; for an involution with Jacobian J the test min(1, J π(y) P_j(k)/π(x) P_i(k)) leaves π
+/// invariant (Green, Biometrika 82, 711 (1995)). A y outside mode j would take another edge back, or the same one in
+/// the other direction; without the mode check the chain would be biased. A state in no mode, or in one without edges,
+/// stays.
 ///
-/// With noise, y = T_b(T_a⁻¹(x) + s ξ), ξ standard normal. Its density at y is N(ξ) s^−d / |∂T_b/∂z|, and that of
-/// coming back from y N(−ξ) s^−d / |∂T_a/∂z|: the normal densities cancel and log α is the same.
+/// With noise, y = T_b(T_a⁻¹(x) + s ξ), ξ standard normal. The proposal density at y is N(ξ) s^−d / |∂T_b/∂z|, the
+/// reverse one N(−ξ) s^−d / |∂T_a/∂z|: the normal densities cancel and log α is the same.
 ///
-/// Identical particles are put in the order σ of the mode's reference before f, and back after it: y = σ⁻¹ f(σ x). The
-/// way back sorts y by the other mode's reference. It returns to x if that order is σ as well, that is if f(σ x) is in
-/// order already; if not, the proposal is rejected, as out of support.
+/// Identical particles are permuted to the order σ of the mode's reference before f, and back after it: y = σ⁻¹ f(σ x).
+/// The reverse jump sorts y by the other mode's reference. It returns to x if that order is σ as well, that is if f(σ
+/// x) is already in order; if not, the proposal is rejected as out of support.
 pub struct ModeJump {
     modes: Modes,
     edges: Vec<Edge>,
@@ -109,20 +109,20 @@ pub struct ModeJump {
     statistics: Statistics,
 }
 
-/// A jump that has been drawn.
+/// A proposed jump.
 struct Jump {
     y: Vec<f64>,
     mapped: Mapped,
     /// ln P_i(k), ln P_j(k).
     log_choice: [f64; 2],
     edge: usize,
-    /// Whether from the first mode to the second.
+    /// Whether the jump goes from the first mode to the second.
     forward: bool,
 }
 
 impl ModeJump {
-    /// Errors: no edge, an edge of a mode with itself or with one that is not there, weights that are not positive,
-    /// maps of different dimension, noise that is negative.
+    /// Errors: no edge, an edge from a mode to itself or to one that does not exist, weights that are not positive,
+    /// maps of different dimension.
     pub fn new(modes: Modes, edges: Vec<Edge>, seed: u64) -> Result<ModeJump> {
         let Some(first) = edges.first() else { return Err(Error::invalid("jumps between modes need an edge")) };
         let dimension = first.map.dimension();
@@ -147,9 +147,9 @@ impl ModeJump {
         Ok(ModeJump { modes, edges, inverses, noise, identical, seed, wholeness, constraints, counts, statistics })
     }
 
-    /// Of a model of kind `modes`. `modes` says in which mode a configuration is, if not the model is to.
+    /// A move for a model of kind `modes`. `modes`, if given, assigns configurations to modes instead of the model.
     ///
-    /// Errors: another kind of model, edges of modes that are not there, more than one proposal in an attempt.
+    /// Errors: a model of another kind, edges of modes that do not exist, more than one proposal per attempt.
     pub fn of_model(model: &Arc<dyn Model>, modes: Option<Modes>, options: Options) -> Result<ModeJump> {
         if options.n_proposals != 1 {
             return Err(Error::invalid(format!("{} proposals: a jump between modes has one", options.n_proposals)));
@@ -187,7 +187,7 @@ impl ModeJump {
         Ok(jump)
     }
 
-    /// Standard deviation of a normal step in latent space on every way. Errors: a negative one.
+    /// Sets the standard deviation of a normal step in latent space, added in every jump. Errors: a negative one.
     pub fn set_noise(&mut self, noise: f64) -> Result<()> {
         if !(noise >= 0.0 && noise.is_finite()) {
             return Err(Error::invalid(format!("noise of {noise} in latent space: use 0 or more")));
@@ -196,7 +196,9 @@ impl ModeJump {
         Ok(())
     }
 
-    /// Errors: particles or references that are not of these configurations, maps that keep a molecule's frame.
+    /// Sets identical particles.
+    ///
+    /// Errors: particles or references that do not fit these configurations, maps that keep a molecule's frame.
     pub fn set_identical(&mut self, identical: Identical) -> Result<()> {
         let (d, k) = (self.dimension(), identical.dimension);
         if self.edges.iter().any(|edge| edge.map.changes_shape_only()) {
@@ -221,8 +223,8 @@ impl ModeJump {
         Ok(())
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
-    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric (Fixman) term of constrained bonds to the target and checks the bonds of every proposal. The
+    /// caller must check that the model keeps exactly these bonds ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }
@@ -232,28 +234,28 @@ impl ModeJump {
         &self.modes
     }
 
-    /// The pairs of states that are jumped between.
+    /// The pairs of modes between which jumps are made.
     pub fn edges(&self) -> &[Edge] {
         &self.edges
     }
 
-    /// One for each edge.
+    /// Counts of every edge, in order.
     pub fn counts(&self) -> &[EdgeCount] {
         &self.counts
     }
 
-    /// Of all edges that a mode is an end of.
+    /// Sum of the weights of all edges at a mode.
     fn total_weight(&self, mode: usize) -> f64 {
         self.edges.iter().filter_map(|edge| weight(edge, mode)).sum()
     }
 
-    /// Share of edge k among those of a mode that is one of its ends; `from` says which end.
+    /// Log-probability of edge k among those of the mode at its end `from` (0 or 1).
     fn log_choice(&self, k: usize, from: usize) -> f64 {
         let mode = self.edges[k].modes[from];
         (self.edges[k].weights[from] / self.total_weight(mode)).ln()
     }
 
-    /// The edge to try from a mode; none if it has no edge.
+    /// Edge chosen from a mode by a uniform number; None if the mode has no edge.
     fn choose(&self, mode: usize, uniform: f64) -> Option<usize> {
         let mut left = uniform * self.total_weight(mode);
         let mut chosen = None;
@@ -268,7 +270,7 @@ impl ModeJump {
         chosen
     }
 
-    /// Draws a jump from the whole molecule x; none if x is in no mode with an edge.
+    /// Draws a jump from x, made whole; None if x is in no mode with an edge.
     fn draw(&self, x: &[f64], state: &State) -> Result<Option<Jump>> {
         let mut stream = Stream::new(self.seed, StreamId::Proposal, state.step, state.replica);
         let Some(mode) = self.modes.of(x) else { return Ok(None) };
@@ -302,7 +304,7 @@ impl ModeJump {
         Ok(Some(Jump { y, mapped, log_choice, edge: k, forward }))
     }
 
-    /// The Metropolis test of a jump, and the new state if it passes.
+    /// Metropolis test of a jump; updates the state if it is accepted.
     fn decide(&mut self, target: &mut dyn Target, state: &mut State, x: &[f64], jump: &Jump) -> Result<Outcome> {
         let Jump { y, mapped, log_choice, edge, forward } = jump;
         let to = self.edges[*edge].modes[usize::from(*forward)];
@@ -378,12 +380,12 @@ impl Move for ModeJump {
     }
 }
 
-/// The edge's weight at a mode, if that is one of its ends.
+/// The edge's weight at a mode; None if the mode is not one of its ends.
 fn weight(edge: &Edge, mode: usize) -> Option<f64> {
     edge.modes.iter().position(|&m| m == mode).map(|end| edge.weights[end])
 }
 
-/// An attempt that ends before there is a proposal to weigh.
+/// Outcome of an attempt that ends without a proposal to weigh.
 fn stays(fate: Fate, reduced_potential: f64) -> Outcome {
     let never = f64::NEG_INFINITY;
     Outcome {

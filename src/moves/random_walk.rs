@@ -1,4 +1,4 @@
-//! Random-walk Metropolis: the local move of systems that have no dynamics of their own.
+//! Random-walk Metropolis: the local move for systems without dynamics of their own.
 
 use super::{accept, Move, Outcome, Proposal, State, Statistics};
 use crate::density::Evaluation;
@@ -6,9 +6,10 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// x′ = x + width · ξ, ξ standard normal in every coordinate; log q(x′|x) = log q(x|x′), so log α = −(u(x′) − u(x)).
+/// Random-walk Metropolis: x′ = x + width · ξ, ξ standard normal in every coordinate. Since log q(x′|x) = log q(x|x′),
+/// log α = −(u(x′) − u(x)).
 ///
-/// Its random numbers come from the stream `Dynamics`, so it may share step and seed with a generator move.
+/// Random numbers come from the stream `Dynamics`, so step and seed may be shared with a generator move.
 pub struct RandomWalk {
     width: f64,
     seed: u64,
@@ -17,7 +18,9 @@ pub struct RandomWalk {
 }
 
 impl RandomWalk {
-    /// `width` in the unit of x. Errors: a width that is not positive.
+    /// A move with steps of standard deviation `width`, in the unit of x.
+    ///
+    /// Errors: a width that is not positive.
     pub fn new(dimension: usize, width: f64, seed: u64) -> Result<RandomWalk> {
         if !(width > 0.0 && width.is_finite()) {
             return Err(Error::invalid(format!("a random walk of width {width}: use a positive width")));
@@ -40,7 +43,7 @@ impl Move for RandomWalk {
         }
         let mut u = [f64::NAN];
         target.reduced_potential(&self.proposed, &mut u)?;
-        // The Gaussian of the step is the same both ways and its constant cancels.
+        // The Gaussian step density is symmetric and its constant cancels.
         let symmetric = Evaluation::inside(0.0);
         let proposal = Proposal { x: &self.proposed, forward: symmetric, reverse: symmetric };
         let (fate, log_acceptance) = accept(&proposal, state.reduced_potential, u[0], uniform);

@@ -1,4 +1,4 @@
-//! What a move did: counters by reason, and the latest log-weights of its proposals.
+//! Statistics of a move: counts by fate, and the latest log-weights of its proposals.
 
 use super::{Fate, Outcome};
 use crate::density::Exactness;
@@ -7,26 +7,26 @@ use crate::weights::{self, Estimate};
 /// Log-weights kept; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
 
-/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights.
+/// Counts of attempts by fate, running sums over all proposals' weights, and the latest log-weights.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Statistics {
-    /// Of the log q that decides acceptances.
+    /// Exactness of the log q that decides acceptances.
     likelihood: Exactness,
     counts: [u64; 8],
     proposals: u64,
     usable: u64,
     sum_log_weight: f64,
-    /// Σ w/e^m and Σ (w/e^m)², m the largest log-weight so far.
+    /// Σ w/e^m and Σ (w/e^m)², where m = `largest` is the largest log-weight so far.
     largest: f64,
     sum: f64,
     sum_squares: f64,
     log_weights: Ring,
-    /// Of the probabilities with which attempts were accepted.
+    /// Acceptance probabilities of the attempts.
     probability: Running,
     stages: Stages,
 }
 
-/// Number, mean and sum of squared deviations of what was pushed (Welford).
+/// Number, mean and sum of squared deviations of the values pushed (Welford).
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Running {
     n: u64,
@@ -42,7 +42,7 @@ impl Running {
         self.deviations += deviation * (value - self.mean);
     }
 
-    /// NaN before the second.
+    /// Sample variance; NaN for fewer than two values.
     fn variance(&self) -> f64 {
         match self.n {
             0 | 1 => f64::NAN,
@@ -51,12 +51,12 @@ impl Running {
     }
 }
 
-/// What the two stages of delayed acceptance did.
+/// Counts of the two stages of delayed acceptance.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Stages {
     passed: u64,
     exact_evaluations: u64,
-    /// Of finite ln c(x′)/c(x).
+    /// Finite values of ln c(x′)/c(x).
     correction: Running,
 }
 
@@ -67,43 +67,43 @@ impl Default for Statistics {
 }
 
 impl Statistics {
-    /// Empty ones of a move whose acceptances are decided by a log q of this exactness.
+    /// Empty statistics of a move whose acceptances are decided by a log q of this exactness.
     pub(super) fn of(likelihood: Exactness) -> Statistics {
         Statistics::empty(likelihood, Ring::new())
     }
 
-    /// Of which exactness the log q is that decides acceptances: with `Surrogate` the move is biased, and so is
-    /// everything that is made of its chain. Reports say so.
+    /// Exactness of the log q that decides acceptances. With `Surrogate` the move is biased, and so is everything
+    /// computed from its chain; reports say so.
     pub fn likelihood(&self) -> Exactness {
         self.likelihood
     }
 
-    /// Attempts that ended this way.
+    /// Number of attempts with this fate.
     pub fn count(&self, fate: Fate) -> u64 {
         self.counts[fate as usize]
     }
 
-    /// All attempts: the sum of the eight counters.
+    /// Number of attempts: the sum of the eight counters.
     pub fn attempts(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Accepted attempts over all; 0 before the first.
+    /// Fraction of attempts accepted; 0 before the first.
     pub fn acceptance(&self) -> f64 {
         self.count(Fate::Accepted) as f64 / self.attempts().max(1) as f64
     }
 
-    /// Mean over all attempts of the probability with which each was to be accepted ([`Outcome::probability`]), and its
-    /// standard error: what the acceptance will come to, known long before the first acceptance where that is rare. As
-    /// long as the mean hangs on a few attempts, the true one may be larger than the error says. NaN before the first
-    /// attempt, and the error before the second.
+    /// Mean acceptance probability over all attempts ([`Outcome::probability`]) with its standard error: an estimate of
+    /// the acceptance rate, available long before the first acceptance where that is rare. While a few attempts
+    /// dominate the mean, the true rate may exceed it by more than the error says. The mean is NaN before the first
+    /// attempt, the error before the second.
     pub fn expected_acceptance(&self) -> Estimate {
         let Running { n, mean, .. } = self.probability;
         let value = if n == 0 { f64::NAN } else { mean };
         Estimate { value, standard_error: (self.probability.variance() / n as f64).sqrt() }
     }
 
-    /// Proposals whose weight was recorded, usable or not.
+    /// Number of proposals whose weight was recorded, usable or not.
     pub fn proposals(&self) -> u64 {
         self.proposals
     }
@@ -113,28 +113,30 @@ impl Statistics {
         self.sum_log_weight / self.usable as f64
     }
 
-    /// (Σw)²/(n Σw²) over all n proposals, unusable ones with weight zero; NaN before the first usable one.
+    /// Effective sample size as a fraction, (Σw)²/(n Σw²), over all n proposals, unusable ones with weight zero; NaN
+    /// before the first usable one.
     pub fn effective_fraction(&self) -> f64 {
         self.sum * self.sum / (self.proposals as f64 * self.sum_squares)
     }
 
-    /// The latest log-weights of proposals, oldest first: −∞ for an unusable proposal.
+    /// Latest log-weights of proposals, oldest first; −∞ for an unusable proposal.
     pub fn log_weights(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
         self.log_weights.iter()
     }
 
-    /// Of the latest log-weights of proposals ([`weights::pareto_k`]); NaN before the first usable one.
+    /// Pareto k of the latest log-weights ([`weights::pareto_k`]); NaN before the first usable one.
     pub fn pareto_k(&self) -> f64 {
         weights::pareto_k(&self.log_weights().collect::<Vec<f64>>()).unwrap_or(f64::NAN)
     }
 
-    /// Attempts of delayed acceptance that the screen let through to the exact stage: over all attempts the acceptance
-    /// of stage 1; the accepted ones over these are the acceptance of stage 2.
+    /// Number of delayed-acceptance attempts that passed the screen to the exact stage: divided by all attempts, the
+    /// acceptance rate of stage 1.
     pub fn screened(&self) -> u64 {
         self.stages.passed
     }
 
-    /// Accepted attempts over those that the screen let through; NaN before the first such attempt.
+    /// Acceptance rate of stage 2: accepted attempts over those that passed the screen; NaN before the first such
+    /// attempt.
     pub fn second_stage_acceptance(&self) -> f64 {
         match self.stages.passed {
             0 => f64::NAN,
@@ -142,18 +144,18 @@ impl Statistics {
         }
     }
 
-    /// Exact log-densities that the second stage of delayed acceptance needed.
+    /// Number of exact log-densities evaluated in the second stage of delayed acceptance.
     pub fn exact_evaluations(&self) -> u64 {
         self.stages.exact_evaluations
     }
 
-    /// Variance of ln c(x′)/c(x), c = q_screen/q, over the attempts in the second stage: how far the screen is from the
-    /// generator. NaN before the second such attempt.
+    /// Variance of ln c(x′)/c(x), c = q_screen/q, over attempts that reached the second stage: a measure of how far the
+    /// screen is from the generator. NaN before the second such attempt.
     pub fn correction_variance(&self) -> f64 {
         self.stages.correction.variance()
     }
 
-    /// Forgets all counts; the likelihood and the memory of the log are kept.
+    /// Clears all counts; keeps the likelihood's exactness and the log's memory.
     pub fn reset(&mut self) {
         let mut log_weights = std::mem::take(&mut self.log_weights);
         log_weights.clear();
@@ -196,7 +198,7 @@ impl Statistics {
         self.sum_squares += weight * weight;
     }
 
-    /// Records that an attempt reached the second stage of delayed acceptance, and its ln c(x′)/c(x).
+    /// Records that an attempt reached the second stage of delayed acceptance, with its ln c(x′)/c(x).
     pub(super) fn record_correction(&mut self, exact_evaluations: u64, log_ratio: f64) {
         let stages = &mut self.stages;
         stages.passed += 1;
@@ -211,19 +213,19 @@ impl Statistics {
         self.record_chance(outcome.fate, outcome.probability);
     }
 
-    /// Counts one attempt that was a single test.
+    /// Counts one attempt that consisted of a single Metropolis test.
     pub(super) fn record_test(&mut self, fate: Fate, log_acceptance: f64) {
         self.record_chance(fate, log_acceptance.min(0.0).exp());
     }
 
-    /// Counts one attempt that was accepted with this probability.
+    /// Counts one attempt with this acceptance probability.
     fn record_chance(&mut self, fate: Fate, probability: f64) {
         self.counts[fate as usize] += 1;
         self.probability.push(probability);
     }
 }
 
-/// The last [`LOG_CAPACITY`] numbers pushed; memory is taken once.
+/// The last [`LOG_CAPACITY`] numbers pushed; memory is allocated once.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Ring {
     values: Vec<f64>,

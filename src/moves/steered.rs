@@ -1,4 +1,4 @@
-//! Any move of a steerable model, at the temperature of the moment, with auxiliary coordinates that are drawn afresh.
+//! Moves of a steerable model, at the current temperature, with auxiliary coordinates drawn afresh.
 
 use super::{Move, Outcome, State, Statistics};
 use crate::error::Result;
@@ -14,25 +14,26 @@ type Make = Box<dyn Fn(&Arc<dyn Model>) -> Result<Box<dyn Move>> + Send>;
 /// A move of a temperature-steerable flow (Dibak et al., Phys. Rev. Research 4, L042005 (2022);
 /// [`crate::models::steering`]).
 ///
-/// An attempt draws auxiliary coordinates v from N(0, τ) beside the current x, and makes the move `make` on (x, v),
-/// whose target is e^{−u(x)} N(v; 0, τ). Both steps leave this target invariant: drawing v is a Gibbs step, since there
-/// v is independent of x. So the move leaves e^{−u(x)} invariant. No other v will do: at a fixed one, or at that of the
-/// last proposal, the density of the current state is not that of the proposals, and the chain is biased; a test shows
-/// it.
+/// An attempt draws auxiliary coordinates v from N(0, τ) for the current x and makes the wrapped move on (x, v), whose
+/// target is e^{−u(x)} N(v; 0, τ). Both steps leave this target invariant: drawing v is a Gibbs step, since v is
+/// independent of x there. So the move leaves e^{−u(x)} invariant. No other choice of v will do: with a fixed v, or
+/// that of the last proposal, the density of the current state would not match that of the proposals, and the chain
+/// would be biased; a test shows it.
 ///
-/// Each temperature has a move of its own, made when it is first asked for, and kept with the proposals that it has
-/// drawn ahead; the counters are common to all. What is proposed is a function of (seed, step, replica, temperature),
-/// so replicas that take turns do not see each other.
+/// Each temperature has its own move, made on first use and kept with the proposals it has drawn ahead; they share the
+/// statistics. Proposals are a function of (seed, step, replica, temperature), so replicas that take turns do not
+/// affect each other.
 pub struct Steered {
     make: Make,
-    /// The one at the present temperature last.
+    /// Moves by last use, the one at the present temperature at the end.
     kernels: Vec<AtTemperature>,
     seed: u64,
     /// (x, v)
     joint: Vec<f64>,
 }
 
-/// Of more temperatures than these (annealing without steps) the moves are made again when they come back.
+/// Number of temperatures whose moves are kept; with more (annealing without discrete steps) they are made again when
+/// needed.
 const MOST_TEMPERATURES: usize = 32;
 
 struct AtTemperature {
@@ -41,8 +42,8 @@ struct AtTemperature {
     kernel: Box<dyn Move>,
 }
 
-/// The move that `make` makes of a model; of a steerable one wrapped so that it has its auxiliary coordinates and
-/// follows [`Move::set_temperature`]. `seed` is that of the move.
+/// The move that `make` makes of a model. For a steerable model, `seed` being the move's, it is wrapped so that it has
+/// auxiliary coordinates and follows [`Move::set_temperature`].
 ///
 /// Errors: those of `make`.
 pub fn steered(

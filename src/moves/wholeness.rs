@@ -1,4 +1,4 @@
-//! How the molecules of a model are made whole.
+//! Making the molecules of a model whole in a periodic box.
 
 use crate::coordinates::whole::{BoxVectors, WholeMolecule};
 use crate::coordinates::CoordinatesConfig;
@@ -7,27 +7,27 @@ use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 
-/// Errors: jumps of the model's atoms cannot be made in a periodic box, and why.
+/// Errors: the reason, if moves of the model's atoms cannot be made in a periodic box.
 pub fn check_box(model: &dyn Model) -> Result<()> {
     Wholeness::of_model(model).no_box.map_or(Ok(()), |reason| Err(Error::Unsupported(reason)))
 }
 
-/// Made once for a model, applied to every configuration that a move starts from.
+/// How molecules are made whole: set up once for a model, applied to every configuration from which a move starts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wholeness {
     molecule: Option<WholeMolecule>,
-    /// Why no box can be given.
+    /// Why a box cannot be used, if so.
     no_box: Option<String>,
 }
 
 impl Wholeness {
-    /// Of one molecule. Errors: bonds that do not connect it.
+    /// For one molecule. Errors: bonds that do not connect it.
     pub fn of_bonds(n_atoms: usize, bonds: &[[usize; 2]]) -> Result<Wholeness> {
         Ok(Wholeness { molecule: Some(WholeMolecule::new(n_atoms, bonds)?), no_box: None })
     }
 
-    /// By the bonds of the model's topology, else by the references of its z-matrix. A model of several molecules works
-    /// without a box only.
+    /// For a model: by the bonds of its topology, or else by the references of its z-matrix. A model of several
+    /// molecules works without a box only.
     pub fn of_model(model: &dyn Model) -> Wholeness {
         let card = model.card();
         let bonds = match (&card.topology, &card.coordinates) {
@@ -48,8 +48,9 @@ impl Wholeness {
         }
     }
 
-    /// Makes `x[atoms][3]` (nm) whole if there is a box; auxiliary coordinates behind them stay. Errors: a box for a
-    /// model that allows none, a box without volume.
+    /// Makes `x[atoms][3]` (nm) whole if there is a box, leaving auxiliary coordinates behind them untouched.
+    ///
+    /// Errors: a box for a model that allows none, a box without volume.
     pub fn apply(&self, box_vectors: Option<&BoxVectors>, x: &mut [f64]) -> Result<()> {
         let Some(box_vectors) = box_vectors else { return Ok(()) };
         if let Some(reason) = &self.no_box {

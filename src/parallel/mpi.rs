@@ -11,12 +11,12 @@ use ::mpi::{Count, Threading};
 /// All ranks that `mpirun` started.
 pub struct Mpi {
     world: SimpleCommunicator,
-    /// Finalises MPI when it goes.
+    /// Finalises MPI when dropped.
     _universe: Universe,
 }
 
 impl Mpi {
-    /// Errors: a process that has started MPI before.
+    /// Starts MPI. Errors: MPI was started in this process before.
     pub fn start() -> Result<Mpi> {
         let started = ::mpi::initialize_with_threading(Threading::Funneled);
         let (universe, _) = started.ok_or_else(|| Error::invalid("MPI has been started in this process before"))?;
@@ -57,7 +57,7 @@ impl Ranks for Mpi {
 
 impl Drop for Mpi {
     fn drop(&mut self) {
-        // to finalise MPI is to wait for the others, and they wait for this rank
+        // finalising MPI would wait for the other ranks, which wait for this one
         if std::thread::panicking() {
             self.abort();
         }

@@ -1,5 +1,5 @@
-//! Log-weights that are in a machine's memory (`cuda/weights.cu`): sums, normalised weights, resampling and the work of
-//! a path, as [`crate::weights`] has them, to rounding. A result does not depend on how many blocks the machine has.
+//! Log-weights in a device's memory (`cuda/weights.cu`): sums, normalised weights, resampling and the work of a path,
+//! equal to those of [`crate::weights`] up to rounding. Results do not depend on the device's number of blocks.
 
 use super::Resampling;
 use crate::device::{argument, Buffer, Driver, KernelId, Program};
@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../cuda/weights.cu");
 const THREADS: usize = 256;
-/// Numbers of a piece, `PIECE` of the kernels.
+/// Numbers per piece, `PIECE` in the kernels.
 const PIECE: usize = 8 * THREADS;
-/// Blocks a multiprocessor, each with one piece or more.
+/// Blocks per multiprocessor, each with one piece or more.
 const BLOCKS: usize = 4;
 
-/// Weights, and rows to draw, so that a number of them plus what all threads take at once is an `int` of the kernels.
+/// Maximum number of weights, and of rows to draw, so that an index plus the stride of all threads fits an `int` of the
+/// kernels.
 const MOST: usize = (1 << 31) - (1 << 24);
 
 /// `Piece` of the kernels.
@@ -29,7 +30,7 @@ struct Piece {
     last: i32,
 }
 
-/// `Arguments` of the kernels; addresses on the machine.
+/// `Arguments` of the kernels; addresses are on the device.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -49,20 +50,20 @@ struct Arguments {
     last: i32,
 }
 
-/// The kernels; the type of networks says nothing here.
+/// The kernels; the network's number type plays no part here.
 pub fn programs() -> Vec<Program> {
     vec![Program::new("weights", SOURCE, &[("REAL", &"float"), ("THREADS", &THREADS)])]
 }
 
-/// What all weights come to.
+/// Sums over all weights.
 struct Sums {
     log_sum: f64,
     log_sum_of_squares: f64,
-    /// The last row with a weight above zero.
+    /// Index of the last row with a weight above zero.
     last: usize,
 }
 
-/// Log-weights `[n]` in a machine's memory.
+/// Log-weights `[n]` in a device's memory.
 pub struct WeightsOnDevice {
     driver: Arc<dyn Driver>,
     kernels: [KernelId; 5],
@@ -70,7 +71,7 @@ pub struct WeightsOnDevice {
     log_weights: Buffer<f64>,
 }
 
-/// Places in `kernels`.
+/// Indices into `kernels`.
 enum Kernel {
     SumPieces,
     Normalise,
@@ -80,7 +81,7 @@ enum Kernel {
 }
 
 impl WeightsOnDevice {
-    /// Copies log-weights to the machine. Errors: none of them, more than some 2³¹, a machine without a compiler or
+    /// Copies log-weights to the device. Errors: no weights, more than about 2³¹, a device without a compiler or
     /// memory.
     pub fn new(driver: &Arc<dyn Driver>, log_weights: &[f64]) -> Result<WeightsOnDevice> {
         let n = log_weights.len();
@@ -96,8 +97,8 @@ impl WeightsOnDevice {
         Ok(WeightsOnDevice { driver: driver.clone(), kernels, n, log_weights: Buffer::of(driver, log_weights)? })
     }
 
-    /// Adds the work of one step of a path, log w −= dt (u − source), with the reduced potentials `[n]` at its two
-    /// ends. Errors: of another length.
+    /// Adds the work of one step of a path, log w −= dt (u − source), given the reduced potentials `[n]` at its two
+    /// ends. Errors: another length.
     pub fn add_work(&mut self, dt: f64, target: &[f64], source: &[f64]) -> Result<()> {
         for (what, energies) in [("target", target), ("source", source)] {
             if energies.len() != self.n {
@@ -111,11 +112,11 @@ impl WeightsOnDevice {
         let [target, source] = [Buffer::of(&self.driver, target)?, Buffer::of(&self.driver, source)?];
         let arguments = Arguments { dt, target: target.address(), source: source.address(), ..self.arguments() };
         self.launch(Kernel::AddWork, self.n, &arguments)?;
-        // the energies are needed until the kernel is done
+        // the energies must stay allocated until the kernel is done
         self.log_weights.read(&mut [0.0])
     }
 
-    /// The log-weights `[n]`.
+    /// Copies the log-weights `[n]` back.
     pub fn read(&self) -> Result<Vec<f64>> {
         let mut log_weights = vec![0.0; self.n];
         self.log_weights.read(&mut log_weights)?;
@@ -127,13 +128,13 @@ impl WeightsOnDevice {
         Ok(self.sums()?.log_sum)
     }
 
-    /// [`super::effective_sample_size`].
+    /// As [`super::effective_sample_size`].
     pub fn effective_sample_size(&self) -> Result<f64> {
         let sums = self.sums()?;
         Ok((2.0 * sums.log_sum - sums.log_sum_of_squares).exp())
     }
 
-    /// Weights `[n]` that sum to one, on the machine.
+    /// Normalised weights `[n]`, left on the device.
     pub fn normalised(&self) -> Result<Buffer<f64>> {
         let weights = Buffer::new(&self.driver, self.n)?;
         let arguments = Arguments { weights: weights.address(), log_sum: self.sums()?.log_sum, ..self.arguments() };
@@ -141,7 +142,7 @@ impl WeightsOnDevice {
         Ok(weights)
     }
 
-    /// [`super::resample`], from a stream that nothing was drawn from.
+    /// As [`super::resample`], with a stream from which nothing has been drawn.
     pub fn resample(&self, n: usize, method: Resampling, stream: &Stream) -> Result<Vec<usize>> {
         let start = stream.start().ok_or_else(|| Error::invalid("a stream for resampling was drawn from before"))?;
         if n > MOST {

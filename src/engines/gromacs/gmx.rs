@@ -1,4 +1,4 @@
-//! The programs of GROMACS, run one at a time in a folder of their own.
+//! The programs of GROMACS, run one at a time in their own working directory.
 
 use super::run_input::RunInput;
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Options of mdrun that the driver sets, or that would do what it cannot see.
+/// Options of mdrun that the driver sets itself, or that would have effects it cannot see.
 const OURS: [&str; 18] = [
     "-s",
     "-cpi",
@@ -30,10 +30,10 @@ const OURS: [&str; 18] = [
     "-maxh",
 ];
 
-/// With a GPU or ranks of their own for PME, the dynamics would find itself another cut-off and grid than a rerun has.
+/// With a GPU or separate PME ranks, tuning would give the dynamics another cut-off and grid than a rerun has.
 const SAME_ENERGY: &str = "-notunepme";
 
-/// How `gmx` and its `mdrun` are called here, program and options.
+/// Commands for `gmx` and its `mdrun`: program and options.
 #[derive(Clone, Debug)]
 pub struct Gmx {
     gmx: Vec<String>,
@@ -48,11 +48,11 @@ pub struct Evaluation {
 }
 
 impl Gmx {
-    /// Command lines, such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, mdrun of the first.
-    /// Errors: an empty line, an option of mdrun that is not the user's here.
+    /// Command lines such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, `mdrun` of the first
+    /// is used. Errors: an empty line, an option of mdrun that is reserved here.
     pub fn new(gmx: &str, mdrun: Option<&str>) -> Result<Gmx> {
         let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
-        // mdrun runs in a folder of its own: programs and files that are named from here need their whole paths
+        // mdrun runs in its own folder, so programs and files named relative to this one need absolute paths
         let gmx: Vec<String> = words(gmx).into_iter().map(from_anywhere).collect();
         let mdrun = match mdrun {
             Some(line) => words(line).into_iter().map(from_anywhere).collect(),
@@ -68,7 +68,8 @@ impl Gmx {
         Ok(Gmx { gmx, mdrun })
     }
 
-    /// What a `.tpr` file holds.
+    /// Reads the contents of a `.tpr` file. Errors: a missing file, a failing `gmx dump`, settings that do not go with
+    /// jumps.
     pub fn read(&self, tpr: &Path) -> Result<RunInput> {
         if !tpr.is_file() {
             return Err(Error::file(
@@ -83,8 +84,8 @@ impl Gmx {
         })
     }
 
-    /// `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the files of
-    /// the run.
+    /// Runs `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the
+    /// output files of the run. Errors: mdrun fails.
     pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<()> {
         let steps = steps.to_string();
         let mut arguments: Vec<&OsStr> = vec![SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()];
@@ -112,9 +113,8 @@ impl Gmx {
         run(&self.mdrun, folder, arguments).map(drop)
     }
 
-    /// Energies and forces of configurations of the whole system, evaluated one after the other in `folder`; none for
-    /// one whose energy GROMACS calls infinite or absurd, which ends its run. Errors: GROMACS fails otherwise, forces
-    /// are missing.
+    /// Evaluates energies and forces of configurations of the whole system, in `folder`; None for one whose energy
+    /// GROMACS calls infinite or absurd, which ends its run. Errors: GROMACS fails otherwise, forces are missing.
     pub fn rerun(&self, folder: &Path, tpr: &Path, frames: &[Frame]) -> Result<Vec<Option<Evaluation>>> {
         match self.rerun_all(folder, tpr, frames) {
             Ok(evaluations) => Ok(evaluations.into_iter().map(Some).collect()),
@@ -148,12 +148,12 @@ impl Gmx {
     }
 }
 
-/// What a segment's `.edr` file says.
+/// Contents of a segment's `.edr` file.
 pub(super) struct Series {
     pub steps: Vec<i64>,
-    /// kJ/mol.
+    /// Potential energy, kJ/mol.
     pub potential: Vec<f64>,
-    /// K; empty in a rerun.
+    /// Temperature, K; empty in a rerun.
     pub temperature: Vec<f64>,
 }
 
@@ -169,15 +169,16 @@ pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Res
     read(&bytes).map_err(|e| Error::file(path, e))
 }
 
-/// A path to a file, if it is one that begins here; names of programs and options stay as they are.
+/// Makes a word absolute if it is a path to a file relative to this folder; names of programs and options stay
+/// unchanged.
 fn from_anywhere(word: String) -> String {
     let is_path = word.contains('/') || Path::new(&word).extension().is_some();
-    // links stay what they are: programs go by their name
+    // keep symbolic links, since programs may depend on their own name
     let whole = std::path::absolute(&word).ok().filter(|path| is_path && path.is_file());
     whole.map_or(word, |path| path.to_string_lossy().into_owned())
 }
 
-/// Whether GROMACS stopped because of the energy of a configuration, which for these is infinite.
+/// Whether GROMACS stopped because of the energy of a configuration, which then counts as infinite.
 fn is_absurd(message: &str) -> bool {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let says = |text| message.contains(text);
@@ -186,7 +187,7 @@ fn is_absurd(message: &str) -> bool {
         || says("A tabulated") && says("is out of the table range")
 }
 
-/// Runs a program to its end. Errors: it cannot be started, or it fails, then with what it says of that.
+/// Runs a program to completion. Errors: it cannot be started, or fails, with its error message.
 fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<Output> {
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).args(arguments).current_dir(folder).env("GMX_MAXBACKUP", "-1");
@@ -204,7 +205,8 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     Err(Error::Engine(format!("{shown} failed ({}):\n{}", output.status, complaint(&said))))
 }
 
-/// The error in what GROMACS prints: what stands between its rules, as do notices of MPI, else the last lines.
+/// Error message in the output of GROMACS: the text between its rules (which notices of MPI also have), else the last
+/// lines.
 fn complaint(said: &str) -> String {
     const RULE: &str = "-------------------------------------------------------";
     let parts: Vec<&str> = said.split(RULE).map(|part| part.trim().trim_matches('-').trim()).collect();
@@ -218,7 +220,7 @@ fn complaint(said: &str) -> String {
     }
 }
 
-/// The file in a segment's folder whose name begins and ends like this, with `.partNNNN` between.
+/// The file in a segment's folder named `stem.partNNNN` plus `extension`, if any.
 pub(super) fn part(folder: &Path, stem: &str, extension: &str) -> Result<Option<PathBuf>> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();

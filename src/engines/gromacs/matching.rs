@@ -1,4 +1,5 @@
-//! Whether run input files and a model go together: where the model's atoms are, and where a rerun has forces.
+//! Checks that run input files and a model go together: indices of the model's atoms, and a step at which a rerun has
+//! forces.
 
 use super::run_input::RunInput;
 use crate::error::{Error, Result};
@@ -6,7 +7,7 @@ use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 use std::path::Path;
 
-/// A step at which a rerun writes forces.
+/// A step at which a rerun writes forces. Errors: other atoms, no frames with forces.
 pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Result<i32> {
     if other.atoms != input.atoms {
         return Err(Error::file(tpr, "other atoms than in the .tpr file of the dynamics"));
@@ -21,8 +22,8 @@ pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Resu
     }
 }
 
-/// Index in the system of each atom of the model, whose atoms begin at `first`. Errors: other atoms there (named),
-/// virtual sites, groups that part them.
+/// Index in the system of each atom of the model, whose molecule begins at `first`. Errors: other atoms there (named),
+/// virtual sites, groups that separate its atoms.
 pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> Result<Vec<usize>> {
     let n = dimension_without_auxiliary(model) / 3;
     let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {

@@ -1,6 +1,6 @@
-//! GROMACS, driven from outside: `gmx mdrun` runs a segment of dynamics, one `mdrun -rerun` gives the energies and
-//! forces of all proposals, and an accepted configuration is written into the checkpoint from which the next segment
-//! goes on. Any `gmx` will do.
+//! GROMACS, driven from outside: `gmx mdrun` runs a segment of dynamics, one `mdrun -rerun` gives energies and forces
+//! of all proposals, and an accepted configuration is written into the checkpoint from which the next segment
+//! continues. Works with an unmodified `gmx`.
 
 mod gmx;
 mod matching;

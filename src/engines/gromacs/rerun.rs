@@ -1,4 +1,4 @@
-//! The target of a jump: energies of proposals, and of what else an acceptance needs, by one rerun.
+//! Target of a jump: energies of proposals, with everything else an acceptance needs, by one rerun.
 
 use super::gmx::{Evaluation, Gmx};
 use super::velocities::ModelAtoms;
@@ -8,15 +8,15 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::path::Path;
 
-/// A proposal with all that its acceptance needs.
+/// A proposal with everything its acceptance needs.
 pub(super) struct Candidate {
     /// Coordinates of the model's atoms, nm, as the move proposed them.
     pub x: Vec<f64>,
-    /// Their new velocities on the step, nm/ps.
+    /// Their new on-step velocities, nm/ps.
     pub drawn: Vec<f64>,
-    /// Forces on all atoms of the system.
+    /// Forces on all atoms of the system, kJ/(mol nm).
     pub forces: Vec<f64>,
-    /// Forces on the model's atoms for the half step back; none if GROMACS refused that configuration.
+    /// Forces on the model's atoms for the half step back; None if GROMACS refused that configuration.
     pub kick: Option<Vec<f64>>,
 }
 
@@ -24,20 +24,20 @@ pub(super) struct RerunTarget<'a> {
     pub gmx: &'a Gmx,
     pub folder: &'a Path,
     pub tpr: &'a Path,
-    /// The whole system as it is, at a step for which forces are written.
+    /// The current state of the whole system, at a step for which forces are written.
     pub frame: Frame,
     /// Index in the system of each atom of the model.
     pub atoms: &'a [usize],
     pub model: &'a mut ModelAtoms,
     pub kt: f64,
-    /// h/4, ps: how far back along the new velocities the forces of the half step back are taken.
+    /// h/4, ps: how far back along the new velocities the forces for the half step back are evaluated.
     pub displacement: f64,
-    /// Of the current configuration as the dynamics has it, kJ/mol.
+    /// Potential energy of the current configuration as reported by the dynamics, kJ/mol.
     pub potential: f64,
     /// Momentum of the model's atoms, dalton nm/ps.
     pub momentum: [f64; 3],
     pub stream: Stream,
-    /// At the current configuration, after the rerun.
+    /// Evaluation of the current configuration, after the rerun.
     pub current: Option<Evaluation>,
     pub candidates: Vec<Candidate>,
 }
@@ -54,7 +54,7 @@ impl RerunTarget<'_> {
     }
 }
 
-/// Puts the model's atoms into arrays of the whole system.
+/// Copies the model's atoms into arrays of the whole system.
 pub(super) fn place(all: &mut [f64], atoms: &[usize], of_model: &[f64]) {
     for (&i, r) in atoms.iter().zip(of_model.chunks_exact(3)) {
         all[3 * i..3 * i + 3].copy_from_slice(r);
@@ -65,17 +65,16 @@ pub(super) fn select(all: &[f64], atoms: &[usize]) -> Vec<f64> {
     atoms.iter().flat_map(|&i| all[3 * i..3 * i + 3].iter().copied()).collect()
 }
 
-/// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away
-/// from a coordinate until the atom is within: from a large number that has no end.
+/// Whether an atom is farther from the first one than any energy could allow, or not finite. GROMACS subtracts the box
+/// from a coordinate until the atom is inside, which does not end for a very large number.
 fn is_torn(x: &[f64]) -> bool {
     const FARTHEST: f64 = 1000.0; // nm
     let is_near = |(k, value): (usize, &f64)| (value - x[k % 3]).abs() < FARTHEST;
-    // a number that is none is not near either
+    // NaN is not near either
     !x.iter().enumerate().all(is_near)
 }
 
-/// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no
-/// number.
+/// Whether two atoms coincide in GROMACS's precision. Three bonds apart they make it read a table at NaN.
 fn has_coincidence(x: &[f64]) -> bool {
     let mut places: Vec<[f32; 3]> = x.chunks_exact(3).map(|r| [r[0] as f32, r[1] as f32, r[2] as f32]).collect();
     places.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
@@ -94,7 +93,7 @@ impl Target for RerunTarget<'_> {
         if rows.is_empty() {
             return Ok(());
         }
-        // one draw serves all proposals, of which one at most is taken
+        // one draw serves all proposals, of which at most one is accepted
         let drawn: Vec<Vec<f64>> =
             rows.iter().map(|(_, x)| self.model.draw(self.kt, x, self.momentum, &mut self.stream.clone())).collect();
         let mut frames = vec![self.frame.clone()];
@@ -111,8 +110,8 @@ impl Target for RerunTarget<'_> {
         let evaluations: Vec<Option<Evaluation>> = evaluations.collect();
         for (k, (&(row, x), drawn)) in rows.iter().zip(drawn).enumerate() {
             let Some(at) = &evaluations[k] else { continue };
-            // both ends of a jump from one calculation: the dynamics rounds in another way, and may sum in another
-            // order
+            // both ends of a jump come from one calculation, since the dynamics rounds differently and may sum in
+            // another order
             u[row] = (self.potential + (at.energy - current.energy)) / self.kt;
             let kick = evaluations[rows.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
             self.candidates.push(Candidate { x: x.to_vec(), drawn, forces: at.forces.clone(), kick });
@@ -153,7 +152,7 @@ mod tests {
         let mut u = [0.0; 3];
         target.reduced_potential(&[far, nowhere, coincident].concat(), &mut u).unwrap();
         assert_eq!(u, [f64::INFINITY; 3]);
-        // one that can be evaluated is
+        // a configuration that can be evaluated is evaluated
         let asked = target.reduced_potential(&[far, [0.0, 0.0, 0.0, 0.1, 0.0, 0.0]].concat(), &mut u[..2]);
         assert!(asked.unwrap_err().to_string().contains("no-such-folder"));
     }

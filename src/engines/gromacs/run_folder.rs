@@ -1,8 +1,8 @@
-//! The directory of a run: its files, each cycle of which is committed as a whole.
+//! The directory of a run and its files; every cycle is committed as a whole.
 //!
-//! A cycle works in a folder of its own. Then the new state is written under a new name, frames and the line of
-//! `jumps.csv` are appended, and last `modejump.ckpt` is replaced, which says what the state is and how long the other
-//! files are. Killed at any moment, the run goes on from what `modejump.ckpt` says, and cuts off what came after it.
+//! A cycle works in its own folder. Then the new state is written under a new name, frames and the line of `jumps.csv`
+//! are appended, and last `modejump.ckpt` is replaced, which records the state and the lengths of the other files. If
+//! killed at any moment, the run continues from `modejump.ckpt` and truncates what came after it.
 
 use super::gmx::{part, read_with};
 use crate::error::{Error, Result};
@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 
 const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 7 };
 const PROGRESS: &str = "modejump.ckpt";
-/// Trajectories and energies of the segments, joined.
+/// Trajectories and energies of the segments, concatenated.
 const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];
-/// Of dynamics and of reruns.
+/// Logs of dynamics and of reruns.
 const LOGS: [&str; 2] = ["md", "rerun"];
 const JUMPS: &str = "jumps.csv";
 const HEADER: &str = "cycle,step,potential,fate,log_acceptance,log_weight,log_weight_proposed,potential_after\n";
 
-/// What a run must keep to be the same run.
+/// Settings that must not change during a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Settings {
     pub(super) model: String,
@@ -40,7 +40,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// What differs from another run's, by the options of `modejump gromacs`.
+    /// Describes the differences from another run's settings, by the options of `modejump gromacs`.
     fn differences(&self, other: &Settings) -> String {
         let method = |settings: &Settings| if settings.isir { "isir" } else { "independence" };
         let same_file = |same: bool, name: &str| (!same).then(|| format!("another {name}"));
@@ -60,17 +60,17 @@ impl Settings {
     }
 }
 
-/// How far a run has come.
+/// Progress of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub(super) settings: Settings,
-    /// Cycles done.
+    /// Number of cycles done.
     pub cycle: u64,
-    /// Step of the engine.
+    /// Engine step reached.
     pub step: Option<i64>,
-    /// File of the state the next cycle begins with.
+    /// File with the state from which the next cycle begins.
     state: Option<String>,
-    /// Potential energy there, kJ/mol, as far as it is known.
+    /// Potential energy of that state, kJ/mol, if known.
     pub(super) potential: Option<f64>,
     lengths: BTreeMap<String, u64>,
     last_steps: BTreeMap<String, i64>,
@@ -80,27 +80,27 @@ pub struct Progress {
     pub jumps_s: f64,
 }
 
-/// What one cycle did.
+/// Report on one cycle.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
     pub step: i64,
-    /// kJ/mol, before and after the jump.
+    /// Potential energies before and after the jump, kJ/mol.
     pub potential: f64,
     pub potential_after: f64,
     pub outcome: Outcome,
 }
 
-/// A run's directory, which is ours as long as this lives.
+/// A run's directory, locked while this value lives.
 pub(super) struct RunFolder {
-    /// Absolute.
+    /// Absolute path.
     pub(super) path: PathBuf,
     pub(super) progress: Progress,
     _lock: File,
 }
 
 impl RunFolder {
-    /// Begins a run, or goes on with the one that is there; `statistics` are those of a move that has done nothing.
-    /// Errors: a directory in use, one with a run of other settings, or with files that a new run would overwrite.
+    /// Begins a run, or continues the one that is there; `statistics` are those of an unused move. Errors: a directory
+    /// in use, one with a run of other settings, or one with files that a new run would overwrite.
     pub(super) fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<RunFolder> {
         let lock = lock(folder)?;
         let progress = progress_in(folder, settings, statistics)?;
@@ -108,19 +108,19 @@ impl RunFolder {
         Ok(RunFolder { path, progress, _lock: lock })
     }
 
-    /// Makes the folder that the next cycle works in.
+    /// Creates the folder in which the next cycle works.
     pub(super) fn make_scratch(&self) -> Result<PathBuf> {
         let scratch = self.path.join(format!("cycle-{}-{}", self.progress.cycle + 1, std::process::id()));
         fs::create_dir(&scratch).map_err(|e| Error::io(&scratch, e))?;
         Ok(scratch)
     }
 
-    /// The state that the next cycle begins with; none before the first.
+    /// File of the state from which the next cycle begins; None before the first.
     pub(super) fn state(&self) -> Option<PathBuf> {
         self.progress.state.as_ref().map(|name| self.path.join(name))
     }
 
-    /// Keeps what GROMACS says of a cycle that failed; a log that cannot be kept is no second failure.
+    /// Keeps GROMACS's logs of a failed cycle, ignoring logs that cannot be kept.
     pub(super) fn keep_logs(&self, scratch: &Path) {
         for stem in LOGS {
             let logs = [part(scratch, stem, ".log").ok().flatten(), Some(scratch.join(format!("{stem}.log")))];
@@ -131,8 +131,8 @@ impl RunFolder {
         }
     }
 
-    /// Keeps what a cycle has left in `scratch`, the state that the next one begins with, what it did, and its
-    /// `seconds` of dynamics and of the jump.
+    /// Commits a cycle: the files it left in `scratch`, the state from which the next one begins, its report, and its
+    /// `seconds` of dynamics and of the jump. Errors: files that cannot be read or written.
     pub(super) fn commit(
         &mut self,
         scratch: &Path,
@@ -169,16 +169,16 @@ impl RunFolder {
         checkpoint::save(&folder.join(PROGRESS), RUN, &next)?;
         self.progress = next;
         if let Some(before) = before {
-            let _ = fs::remove_file(folder.join(before)); // else at the next start
+            let _ = fs::remove_file(folder.join(before)); // else removed at the next start
         }
         if let Some(log) = part(scratch, "md", ".log")? {
-            let _ = fs::copy(log, folder.join("md.log")); // for the user's eyes
+            let _ = fs::copy(log, folder.join("md.log")); // for the user to look at
         }
         Ok(())
     }
 }
 
-/// Makes the folder and takes it for this process.
+/// Creates the folder if needed and locks it for this process.
 fn lock(folder: &Path) -> Result<File> {
     make_folder(folder)?;
     let path = folder.join("modejump.lock");
@@ -197,7 +197,7 @@ fn not_locked(path: &Path, error: TryLockError) -> Error {
     Error::file(path, reason)
 }
 
-/// How far the run in a folder has come, or a new one. What interrupted cycles have left is removed.
+/// Progress of the run in a folder, or of a new one. Removes what interrupted cycles have left.
 fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Progress> {
     let path = folder.join(PROGRESS);
     if !path.exists() {
@@ -223,7 +223,7 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
         return Ok(progress);
     }
     let mut progress: Progress = checkpoint::load(&path, RUN)?;
-    // nothing was made with the settings of a run that has not come through its first cycle
+    // settings may change as long as no cycle has been completed
     if progress.cycle == 0 && progress.settings != settings {
         progress = Progress { settings, statistics: statistics.clone(), ..progress };
         checkpoint::save(&path, RUN, &progress)?;
@@ -255,18 +255,18 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether a folder is one that a cycle works in, and not the user's.
+/// Whether a folder is a cycle's working folder, not the user's.
 fn is_scratch(name: &str) -> bool {
     let numbers = name.strip_prefix("cycle-").and_then(|numbers| numbers.split_once('-'));
     numbers.is_some_and(|(cycle, process)| is_number(cycle) && is_number(process))
 }
 
-/// Whether a file is a state that a cycle has left, and not the user's.
+/// Whether a file is a state left by a cycle, not the user's.
 fn is_state(name: &str) -> bool {
     name.strip_prefix("state_").and_then(|name| name.strip_suffix(".cpt")).is_some_and(is_number)
 }
 
-/// Appends the frames of a segment that come after those that are there; the first frame of a segment is the last of
+/// Appends the frames of a segment that follow those already there; the first frame of a segment repeats the last of
 /// the one before.
 fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, progress: &mut Progress) -> Result<()> {
     let frames = read_with(from, |bytes| {
@@ -275,11 +275,11 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
         let last = progress.last_steps.get(joined).copied();
         let is_after = |step: i64, last: i64| match extension {
             "edr" => step > last,
-            _ => (step as i32).wrapping_sub(last as i32) > 0, // steps of trajectories have 32 bits, and begin again
+            _ => (step as i32).wrapping_sub(last as i32) > 0, // step numbers in trajectories have 32 bits and wrap
         };
         let new = spans.iter().filter(|span| last.is_none_or(|last| is_after(span.step, last)));
         let frames: Vec<u8> = new.flat_map(|span| bytes[span.bytes.clone()].iter().copied()).collect();
-        // the first number of a frame shows its precision
+        // the first number of a frame reveals its precision
         let beginning = bytes[..bytes.len().min(head + 4)].to_vec();
         Ok((beginning, head, frames, spans.last().map(|span| span.step)))
     });
@@ -294,7 +294,7 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
     Ok(())
 }
 
-/// Errors: the file of energies begins in another way.
+/// Errors: the file of energies begins differently.
 fn check_beginning(path: &Path, beginning: &[u8]) -> Result<()> {
     let mut begun = vec![0; beginning.len()];
     File::open(path).and_then(|mut file| file.read_exact(&mut begun)).map_err(|e| Error::io(path, e))?;
@@ -308,7 +308,7 @@ fn check_beginning(path: &Path, beginning: &[u8]) -> Result<()> {
     }
 }
 
-/// Appends to a file of the run what comes after its recorded length; `head` opens a new file.
+/// Appends to a file of the run at its recorded length; `head` starts a new file.
 fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut Progress) -> Result<()> {
     let path = folder.join(name);
     let length = progress.lengths.get(name).copied().unwrap_or(0);
@@ -411,7 +411,7 @@ mod tests {
         RunFolder::open(&folder, settings(), &Statistics::default()).unwrap();
         let is_there = |name: &&str| folder.join(name).exists();
         assert!(!leftovers.iter().any(&is_there) && others.iter().all(&is_there));
-        // settings are those of a run when it has come through a cycle
+        // settings are fixed once a cycle is complete
         let other = Settings { steps: 20, ..settings() };
         let progress = RunFolder::open(&folder, other.clone(), &Statistics::default()).unwrap().progress;
         let progress = Progress { cycle: 1, state: Some("state_1.cpt".into()), ..progress };

@@ -1,11 +1,11 @@
-//! What a `.tpr` file holds, as far as jumps need it: read from what `gmx dump -s` prints, which every version can do
-//! with its own files, so that no private format has to be known here.
+//! Contents of a `.tpr` file, as far as jumps need them: read from the output of `gmx dump -s`, which every version
+//! provides for its own files, so that no private format has to be known here.
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// How GROMACS goes from step to step. Both store velocities half a step behind the positions.
+/// Integrator of the dynamics. Both store velocities half a step behind the positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Integrator {
     /// `md`: leap-frog, with a thermostat.
@@ -17,42 +17,42 @@ pub enum Integrator {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Atom {
     pub name: String,
-    /// As `ALA2`.
+    /// Residue label, such as `ALA2`.
     pub residue: String,
-    /// Dalton; 0 for virtual sites.
+    /// Mass, dalton; 0 for virtual sites.
     pub mass: f64,
 }
 
-/// A run as `gmx grompp` made it.
+/// A run input as made by `gmx grompp`.
 #[derive(Clone, Debug)]
 pub struct RunInput {
     pub integrator: Integrator,
-    /// ps.
+    /// Time step, ps.
     pub timestep: f64,
-    /// K.
+    /// Temperature, K.
     pub temperature: f64,
-    /// `ld-seed`, which grompp draws where the run has none of its own.
+    /// `ld-seed`, which grompp draws unless the user sets it.
     pub seed: u64,
     /// `init-step`, at which the run begins.
     pub first_step: i64,
     /// Steps between frames with forces; 0 for none.
     pub force_frames: i64,
-    /// None without periodic boundaries.
+    /// Whether the system has periodic boundaries.
     pub periodic: bool,
-    /// nm, to the digits that are printed.
+    /// Box vectors, nm, to the printed digits.
     pub box_vectors: BoxVectors,
     pub atoms: Vec<Atom>,
-    /// Atoms and lengths in nm, SETTLE's three included.
+    /// Constraints as pairs of atoms and lengths in nm, including SETTLE's three.
     pub constraints: Vec<(usize, usize, f64)>,
     /// Virtual sites, each with the atoms it follows.
     pub sites: Vec<Vec<usize>>,
-    /// Steps between couplings to Nose-Hoover's bath; 0 without one.
+    /// Steps between couplings to a Nosé–Hoover bath; 0 without one.
     pub bath_interval: u64,
-    /// Of every atom, the number of the group (`comm-grps`) that it loses its momentum with; empty where there is one.
+    /// For every atom, its centre-of-mass motion group (`comm-grps`); empty if there is only one.
     pub momentum_groups: Vec<usize>,
 }
 
-/// Options that must have one of these values, and why.
+/// Options that must have one of the listed values, and the reason.
 const REQUIRED: &[(&str, &[&str], &str)] = &[
     (
         "comm-mode",
@@ -74,8 +74,8 @@ const REQUIRED: &[(&str, &[&str], &str)] = &[
 ];
 
 impl RunInput {
-    /// Reads what `gmx dump -s` prints. Errors: text that cannot be understood, and what jumps do not go with, with the
-    /// reason.
+    /// Parses the output of `gmx dump -s`. Errors: text that cannot be parsed, options that do not go with jumps, with
+    /// the reason.
     pub fn parse(dump: &str) -> Result<RunInput> {
         let (options, topology) = dump.split_once("\ntopology:").ok_or_else(|| missing("topology"))?;
         let options = Options::new(options);
@@ -122,13 +122,13 @@ impl RunInput {
     }
 }
 
-/// So many couplings to Nose-Hoover's bath lie between two jumps, unless there is one at every step.
+/// Minimum number of couplings to a Nosé–Hoover bath between two jumps, unless it couples at every step.
 const COUPLINGS: u64 = 10;
 
 impl RunInput {
-    /// Errors: jumps so often that Nose-Hoover's bath hardly sees what its friction does before there are new
-    /// velocities: the friction then goes its own way, and the temperature with it (measured with `nsttcouple = 10`,
-    /// `tau-t = 1` and a jump every 10 steps: 284 K instead of 300).
+    /// Errors: jumps so frequent that a Nosé–Hoover bath hardly sees the effect of its friction before velocities are
+    /// redrawn: the friction then drifts, and the temperature with it (measured with `nsttcouple = 10`, `tau-t = 1` and
+    /// a jump every 10 steps: 284 K instead of 300).
     pub fn check_interval(&self, steps: u64) -> Result<()> {
         let n = self.bath_interval;
         if n <= 1 || steps >= COUPLINGS * n {
@@ -152,13 +152,13 @@ fn refused(option: &str, value: &str, why: &str) -> Error {
     Error::Unsupported(format!("the .tpr file has {option} = {value}: {why}"))
 }
 
-/// The numbers in `{ 1.0, 2.0, 3.0}` at the end of a line.
+/// Numbers in `{ 1.0, 2.0, 3.0}` at the end of a line.
 fn braces(line: &str) -> Option<Vec<f64>> {
     let inside = line.split_once('{')?.1.split_once('}')?.0;
     inside.split(',').map(|v| v.trim().parse().ok()).collect()
 }
 
-/// The lines `name = value` and `name: values` before the topology, with the section they are in.
+/// Lines `name = value` and `name: values` before the topology, as (section, name, value).
 struct Options<'a> {
     lines: Vec<(&'a str, &'a str, &'a str)>,
 }
@@ -190,7 +190,7 @@ impl<'a> Options<'a> {
         self.get(name)?.parse().map_err(|_| missing(name))
     }
 
-    /// The one temperature of all groups.
+    /// The common temperature of all groups. Errors: different temperatures, groups without a thermostat.
     fn temperature(&self) -> Result<f64> {
         let parse = |name| -> Result<Vec<f64>> {
             let values = self.get(name)?.split_whitespace().map(|v| v.parse().map_err(|_| missing(name)));
@@ -210,7 +210,7 @@ impl<'a> Options<'a> {
 
     fn refuse(&self) -> Result<()> {
         for (name, allowed, why) in REQUIRED {
-            // what this version does not know is not on
+            // an option unknown to this version is not on
             if let Some(value) = self.find(name).filter(|value| !allowed.contains(value)) {
                 return Err(refused(name, value, why));
             }
@@ -242,8 +242,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// The column of the groups of centre-of-mass motion in the table of all atoms' groups, which has a line for all (`*`)
-/// where each kind has one group.
+/// Centre-of-mass motion group of every atom, from its column in the table of all atoms' groups, which has a single
+/// line (`*`) if each kind has one group.
 fn momentum_groups(topology: &str, atoms: usize) -> Result<Vec<usize>> {
     let lines = || topology.lines().map(str::trim);
     let mut kinds = lines().filter(|line| line.starts_with("grp["));
@@ -257,7 +257,7 @@ fn momentum_groups(topology: &str, atoms: usize) -> Result<Vec<usize>> {
     }
 }
 
-/// Whether a row of numbers, in braces or without, has one that is not zero.
+/// Whether a row of numbers, with or without braces, has a non-zero one.
 fn moves_the_box(row: &str) -> bool {
     let numbers = row.trim_matches(['{', '}']).split([',', ' ']).map(str::trim).filter(|text| !text.is_empty());
     numbers.map(str::parse::<f64>).any(|number| number.is_ok_and(|v| v != 0.0))
@@ -268,7 +268,7 @@ struct MoleculeType {
     masses: Vec<f64>,
     residue_of: Vec<usize>,
     names: Vec<String>,
-    /// Name and number.
+    /// Names and numbers of residues.
     residues: Vec<(String, f64)>,
     constraints: Vec<(usize, usize, f64)>,
     sites: Vec<Vec<usize>>,
@@ -279,7 +279,7 @@ struct System {
     atoms: Vec<Atom>,
     constraints: Vec<(usize, usize, f64)>,
     sites: Vec<Vec<usize>>,
-    /// Molecules of one residue.
+    /// Number of single-residue molecules so far.
     of_one_residue: u64,
 }
 
@@ -290,7 +290,7 @@ impl System {
         let mut types: Vec<MoleculeType> = Vec::new();
         for line in text.lines().map(str::trim) {
             if line == "x:" || line.starts_with("x (") {
-                break; // coordinates: the topology is over
+                break; // coordinates follow the topology
             }
             if line.starts_with("atom[") && line.contains("Shell,") {
                 return Err(refused("ptype", "Shell", "shells follow their atoms, which jumps do not know of"));
@@ -312,7 +312,7 @@ impl System {
 
     fn add(&mut self, molecule: &MoleculeType) -> Option<()> {
         let first = self.atoms.len();
-        // these GROMACS numbers through the whole system, so that each is told from its neighbour
+        // GROMACS numbers these through the whole system, which distinguishes neighbouring molecules
         self.of_one_residue += u64::from(molecule.residues.len() == 1);
         for (i, &mass) in molecule.masses.iter().enumerate() {
             let (name, number) = molecule.residues.get(*molecule.residue_of.get(i)?)?;
@@ -328,7 +328,7 @@ impl System {
     }
 }
 
-/// What one line says; none if it says something that cannot be read.
+/// Reads one line into the tables; None if it cannot be parsed.
 fn read_line(
     line: &str,
     blocks: &mut Vec<(usize, usize)>,
@@ -369,17 +369,17 @@ fn read_line(
     Some(())
 }
 
-/// The atoms at the end of `0 type=12 (CONSTR)  4  5`.
+/// Atoms at the end of a line such as `0 type=12 (CONSTR)  4  5`.
 fn atoms_of_interaction(line: &str) -> Option<Vec<usize>> {
     Some(line.rsplit_once(')')?.1.split_whitespace().map_while(|v| v.parse().ok()).collect())
 }
 
-/// The number in the first brackets.
+/// Number in the first brackets.
 fn index(line: &str) -> Option<usize> {
     line.split_once('[')?.1.split_once(']')?.0.trim().parse().ok()
 }
 
-/// The number after `name`.
+/// Number after `name`.
 fn field(line: &str, name: &str) -> Option<f64> {
     let rest = line.split_once(name)?.1.trim_start();
     rest.split(|c: char| c == ',' || c == '}' || c.is_whitespace()).next()?.parse().ok()
@@ -393,8 +393,8 @@ fn quoted(line: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What gmx dump of GROMACS 2022.5 prints of alanine dipeptide in 878 waters with constraints, without the lines of
-    /// interactions.
+    /// Output of gmx dump (GROMACS 2022.5) for alanine dipeptide in 878 waters with constraints, without the
+    /// interaction lines.
     const DUMP: &str = include_str!("../../../tests/golden/gromacs/dump.txt");
 
     #[test]

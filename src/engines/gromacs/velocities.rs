@@ -1,26 +1,28 @@
 //! Velocities after a jump.
 //!
-//! GROMACS stores v(t − h/2), which is correlated with the force at t; kept across a jump it heats the system (by 4 %
-//! measured at a jump every 20 steps). Velocities on the step are what Maxwell and Boltzmann's distribution is about,
-//! independent of x.
+//! GROMACS stores v(t − h/2), which is correlated with the force at t; kept across a jump it heats the system (by 4 %,
+//! measured with a jump every 20 steps). The Maxwell–Boltzmann distribution, independent of x, is that of on-step
+//! velocities.
 //!
-//! - The model's atoms get new ones, ξ, in the form that the integrator stores: ξ − h/2 · F(x′ − h/4 · ξ)/m. The simple form, with
-//!   F(x′), is too hot by 1 + h²ω²/4 for a vibration of frequency ω, for the variance that integrators of this kind have on the
-//!   step is smaller by as much than half a step before. The momentum of the model's atoms stays what it was, so that taking out the motion of the
-//!   centre of mass finds nothing to do; the distribution given the momentum is what is drawn from.
-//! - All others keep their velocities on the step: v + h/2 · (F(x) − F(x′))/m.
+//! - The model's atoms get new velocities ξ in the form that the integrator stores: ξ − h/2 · F(x′ − h/4 · ξ)/m. The
+//!   simple form, with F(x′), is too hot by 1 + h²ω²/4 for a vibration of frequency ω, since in such integrators the
+//!   variance of on-step velocities is smaller by that factor than half a step before. The momentum of the model's
+//!   atoms is kept, so that removal of centre-of-mass motion has nothing to remove; velocities are drawn from the
+//!   distribution given that momentum.
+//! - All others keep their on-step velocities: v + h/2 · (F(x) − F(x′))/m.
 
 use crate::coordinates::constraints::Constraints;
 use crate::rng::Stream;
 
-/// What a jump needs to know of the model's atoms: masses in dalton, and their constraints.
+/// Masses (dalton) and constraints of the model's atoms.
 pub(super) struct ModelAtoms {
     pub masses: Vec<f64>,
     pub constraints: Option<Constraints>,
 }
 
 impl ModelAtoms {
-    /// Velocities on the step, nm/ps, at `x` and with this momentum (dalton nm/ps): Maxwell–Boltzmann given both.
+    /// Draws on-step velocities, nm/ps, from Maxwell–Boltzmann given the constraints at `x` and the momentum (dalton
+    /// nm/ps).
     pub fn draw(&mut self, kt: f64, x: &[f64], momentum: [f64; 3], stream: &mut Stream) -> Vec<f64> {
         let mut v: Vec<f64> =
             self.masses.iter().flat_map(|&m| [(kt / m).sqrt(); 3]).map(|width| width * stream.normal()).collect();
@@ -29,8 +31,9 @@ impl ModelAtoms {
         v
     }
 
-    /// From velocities on the step to stored ones, by the forces on the model's atoms (kJ/(mol nm)); `h` in ps. The
-    /// momentum afterwards is given, since it follows from the forces at `x` and those may have been taken elsewhere.
+    /// Converts on-step velocities to stored ones, with the forces on the model's atoms (kJ/(mol nm)); `h` in ps. The
+    /// resulting momentum is given, since it follows from the forces at `x`, and `forces` may be those of another
+    /// point.
     pub fn step_back(
         &mut self,
         h: f64,
@@ -58,14 +61,14 @@ impl ModelAtoms {
         sum
     }
 
-    /// One common velocity makes the momentum this.
+    /// Adds one common velocity to reach this momentum.
     fn shift_to(&self, momentum: [f64; 3], v: &mut [f64]) {
         let (now, mass) = (self.momentum(v), self.masses.iter().sum::<f64>());
         v.iter_mut().enumerate().for_each(|(k, v)| *v += (momentum[k % 3] - now[k % 3]) / mass);
     }
 }
 
-/// Half the step's kick on the sum: h/2 · Σ F.
+/// Total impulse of half a step: h/2 · Σ F.
 pub(super) fn half_impulse(h: f64, forces: &[f64]) -> [f64; 3] {
     let mut sum = [0.0; 3];
     forces.iter().enumerate().for_each(|(k, f)| sum[k % 3] += 0.5 * h * f);
@@ -89,13 +92,13 @@ mod tests {
             assert!((0..3).all(|a| (found[a] - momentum[a]).abs() < 1e-12));
             energy += (0..9).map(|k| 0.5 * atoms.masses[k / 3] * v[k] * v[k]).sum::<f64>();
         }
-        // six degrees of freedom, and the motion of the whole: P²/2M
+        // six degrees of freedom, and the centre-of-mass motion: P²/2M
         let expected = 3.0 * kt + 14.0 / (2.0 * 29.0);
         let mean = energy / n as f64;
         assert!((mean - expected).abs() < 5.0 * kt * (3.0 / n as f64).sqrt(), "{mean} {expected}");
     }
 
-    /// A stretched bond would be put right by the first step of the dynamics, at the cost of energy.
+    /// The first step of the dynamics would correct a stretched bond, at the cost of energy.
     #[test]
     fn velocities_change_no_bond_that_is_constrained() {
         let masses = vec![12.0, 1.0, 16.0];
@@ -117,12 +120,12 @@ mod tests {
         }
     }
 
-    /// How velocities come out of a jump.
+    /// Rules for velocities after a jump.
     #[derive(Clone, Copy)]
     enum Rule {
-        /// What [`ModelAtoms::step_back`] does, with the forces at this multiple of ξ before the new positions.
+        /// The rule of [`ModelAtoms::step_back`], with forces displaced back by this multiple of ξ.
         Drawn { displacement: f64 },
-        /// Fault: stored velocities stay.
+        /// Fault: stored velocities are kept.
         Kept,
         /// Fault: on-step velocities are stored.
         NotKicked,
@@ -154,7 +157,7 @@ mod tests {
                     Rule::Drawn { displacement } => {
                         let drawn = atoms.draw(1.0, &x, atoms.momentum(&v), &mut stream);
                         let forces: Vec<f64> = x.iter().zip(&drawn).map(|(x, v)| -(x - displacement * H * v)).collect();
-                        // oscillators in a field share no momentum: give them what their own forces leave
+                        // oscillators in a field conserve no momentum: give them what their own forces leave
                         let sum = half_impulse(H, &forces);
                         let momentum = atoms.momentum(&drawn);
                         let stored = std::array::from_fn(|axis| momentum[axis] - sum[axis]);

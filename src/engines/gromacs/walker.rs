@@ -20,30 +20,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a run is, beside its models.
+/// Settings of a run, apart from its models.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Run input of the dynamics.
     pub tpr: PathBuf,
-    /// Run input of the reruns, if the other writes no forces; it must give the same energies.
+    /// Run input of the reruns, if that of the dynamics writes no forces; it must give the same energies.
     pub rerun_tpr: Option<PathBuf>,
-    /// Where the run keeps its files; made if it is not there.
+    /// Directory of the run's files; created if missing.
     pub folder: PathBuf,
     /// Index of the model's first atom in the system; the others follow it.
     pub first_atom: usize,
     /// Steps of dynamics between jumps.
     pub steps: u64,
     pub proposals: usize,
-    /// Choose among all proposals and the current state (i-SIR) instead of one test after the other.
+    /// Select among all proposals and the current state (i-SIR) instead of testing one after the other.
     pub isir: bool,
-    /// That of the run input where none is given, so that runs that are independent in their dynamics are so in their
-    /// jumps.
+    /// Seed; None takes that of the run input, so that runs with independent dynamics also have independent jumps.
     pub seed: Option<u64>,
-    /// Number of the walker, 24 bits.
+    /// Index of the walker, 24 bits.
     pub replica: u32,
 }
 
-/// A run that can go on.
+/// A run that can be continued.
 pub struct Walker {
     gmx: Gmx,
     options: Options,
@@ -60,10 +59,11 @@ pub struct Walker {
 }
 
 impl Walker {
-    /// Begins a run, or goes on with the one in the directory. Errors: a `.tpr` file that jumps do not go with (the
-    /// option and why), atoms that are not the model's (named), a constraint that the model does not keep (named), no
-    /// forces in reruns, a directory in use, one with a run of other settings or with files that a new run would
-    /// overwrite.
+    /// Begins a run, or continues the one in the directory.
+    ///
+    /// Errors: a `.tpr` file that does not go with jumps (the option and why), atoms that are not the model's (named),
+    /// a constraint that the model does not keep (named), no forces in reruns, a directory in use, one with a run of
+    /// other settings or with files that a new run would overwrite.
     pub fn new(gmx: &Gmx, model: &Arc<dyn Model>, screen: Option<Arc<dyn Model>>, options: Options) -> Result<Walker> {
         if options.steps == 0 {
             return Err(Error::invalid("0 steps between jumps: dynamics and jumps must alternate"));
@@ -130,7 +130,7 @@ impl Walker {
         &self.options.tpr
     }
 
-    /// Of the run input file.
+    /// Hash of the run input file.
     pub fn tpr_hash(&self) -> &str {
         &self.folder.progress.settings.tpr
     }
@@ -139,8 +139,8 @@ impl Walker {
         &self.input
     }
 
-    /// The model's molecule `[atoms][3]` (nm) where the last cycle has left it, in the model's order and whole as far as
-    /// its bonds are known; none before the first cycle.
+    /// The model's molecule `[atoms][3]` (nm) after the last cycle, in the model's order and whole if its bonds are
+    /// known; None before the first cycle.
     pub fn molecule(&self, model: &dyn Model) -> Result<Option<Vec<f64>>> {
         let Some(path) = self.folder.state() else { return Ok(None) };
         let state = self.checkpoint(&path)?;
@@ -157,7 +157,7 @@ impl Walker {
         Checkpoint::new(bytes, self.input.atoms.len()).map_err(|e| Error::file(path, e))
     }
 
-    /// Potential energies (kJ/mol) and temperatures (K) of the recorded frames of the run after its first `cycles`.
+    /// Potential energies (kJ/mol) and temperatures (K) of the run's recorded frames after its first `cycles`.
     pub fn series_after(&self, cycles: u64) -> Result<(Vec<f64>, Vec<f64>)> {
         let series = energies(&self.folder.path.join("ener.edr"))?;
         let steps = i64::try_from(cycles.saturating_mul(self.options.steps)).unwrap_or(i64::MAX);
@@ -167,7 +167,7 @@ impl Walker {
         Ok((series.potential[early..].to_vec(), series.temperature[early..].to_vec()))
     }
 
-    /// Dynamics, then one attempt. Whatever fails, the run is where it was.
+    /// Runs dynamics, then one attempt. If anything fails, the run stays where it was.
     pub fn cycle(&mut self) -> Result<Report> {
         let scratch = self.folder.make_scratch()?;
         let done = self.cycle_in(&scratch);
@@ -175,7 +175,7 @@ impl Walker {
             *self.jump.statistics_mut() = self.folder.progress.statistics.clone();
             self.folder.keep_logs(&scratch);
         }
-        // of no use any more; what cannot be removed now is removed at the next start
+        // no longer needed; if it cannot be removed now, the next start removes it
         let _ = fs::remove_dir_all(&scratch);
         done
     }
@@ -193,7 +193,7 @@ impl Walker {
         Ok(report)
     }
 
-    /// Step and potential energy at the end of a segment, which must have begun where the last cycle left off.
+    /// Step and potential energy at the end of a segment, which must have begun where the last cycle ended.
     fn check_segment(&self, scratch: &Path) -> Result<(i64, f64)> {
         let path = part(scratch, "ener", ".edr")?.ok_or_else(|| Error::file(scratch, "mdrun left no energies"))?;
         let series = energies(&path)?;
@@ -287,11 +287,11 @@ impl Walker {
             .as_ref()
             .ok_or_else(|| Error::Engine("GROMACS finds no finite energy beside an accepted configuration".into()))?;
         let (mut x, mut v) = (x, v);
-        // all atoms but the model's carry their velocity on the step across
+        // all atoms but the model's keep their on-step velocity
         for (k, v) in v.iter_mut().enumerate().filter(|(k, _)| self.input.atoms[k / 3].mass > 0.0) {
             *v += 0.5 * h * (forces[k] - to.forces[k]) / self.input.atoms[k / 3].mass;
         }
-        // what the model's atoms have on the step, less what they had stored, and the same at the other end
+        // half-step impulses at both ends, which relate stored to on-step momentum
         let (before, after) =
             (half_impulse(h, &select(forces, &self.atoms)), half_impulse(h, &select(&to.forces, &self.atoms)));
         let stored = self.model.momentum(&to.drawn);
@@ -303,7 +303,7 @@ impl Walker {
     }
 }
 
-/// Whether two energies in kJ/mol are the same to the rounding of single precision and of another order of sums.
+/// Whether two energies in kJ/mol agree up to single-precision rounding and a different order of summation.
 fn agree(a: f64, b: f64) -> bool {
     (a - b).abs() <= 0.01 + 2e-6 * b.abs()
 }

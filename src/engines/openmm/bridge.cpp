@@ -25,8 +25,8 @@ namespace openmm {
 
 namespace {
 
-// Force::getContextImpl is the only door to the ContextImpl. Through it an energy costs no kinetic energy besides, as
-// Context::getState would compute.
+// Force::getContextImpl is the only access to the ContextImpl. Through it an energy can be computed without the kinetic
+// energy that Context::getState would add.
 class Door : public OpenMM::Force {
 public:
     ContextImpl &open(Context &context) const { return getContextImpl(context); }
@@ -64,8 +64,8 @@ Platform &find_platform(const string &name) {
     throw OpenMMException("OpenMM has no platform '" + name + "' here; it has " + names);
 }
 
-// The Reference platform's random numbers have one unguarded state for the whole process. While a RandomTurn lives, that
-// state is the Simulation's own: simulations in one process neither disturb each other nor race, but take turns.
+// The Reference platform's random numbers have one unguarded state for the whole process. While a RandomTurn lives,
+// that state is the Simulation's own: simulations in one process take turns instead of disturbing each other or racing.
 class RandomTurn {
 public:
     explicit RandomTurn(string &state) : lock(mutex), state(state) {
@@ -94,10 +94,10 @@ std::map<string, string> properties(const Platform &platform, size_t threads) {
     return {};
 }
 
-// As the plugin's proxy calls its Force in XML.
+// The name of the plugin's Force in XML, as in its proxy.
 const char *const MOVE = "MonteCarloModeJump";
 
-// Stands for the plugin's Force where the plugin is not there to read it.
+// Stands in for the plugin's Force if the plugin is not loaded to read it.
 class StandIn : public OpenMM::Force {
 protected:
     OpenMM::ForceImpl *createImpl() const override { return nullptr; }
@@ -135,7 +135,7 @@ bool has_force(const OpenMM::System &system) {
     return false;
 }
 
-// Whether steps draw from the one state of RandomTurn: on the Reference platform, and on the CPU platform those of a
+// Whether steps draw from the state guarded by RandomTurn: on the Reference platform, and on the CPU platform with a
 // thermostat whose kernel is Reference's.
 bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
     const string &name = platform.getName();
@@ -258,7 +258,7 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
     integrator.setRandomNumberSeed(seed);
     RandomTurn turn(random_state);
     context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
-    // a thermostat or barostat that the System has is one of this run's temperature, not of that which it was written with
+    // thermostats and barostats of the System follow this run's temperature, not the one they were written with
     const auto &there = context->getParameters();
     for (const string &name :
          {OpenMM::AndersenThermostat::Temperature(), OpenMM::MonteCarloBarostat::Temperature(),
@@ -296,10 +296,10 @@ void Simulation::get_velocities(rust::Slice<double> v) {
     pack(buffer, v.data());
 }
 
-// With xi drawn from Maxwell-Boltzmann and projected on the constraints, stores xi - h/2 F(x - h/4 xi)/m. The middle scheme
-// (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps stored velocities that lag half a step, are correlated with x and
-// have the variance kT/m; for a harmonic mode of frequency w this draw has it to a factor 1 + h^4 w^4/64, where the force at
-// x itself would give 1 + h^2 w^2/4: 8 % too hot for C-H bonds at 1 fs.
+// With xi drawn from Maxwell-Boltzmann and projected onto the constraints, stores xi - h/2 F(x - h/4 xi)/m. The middle
+// scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) stores velocities that lag by half a step, are correlated
+// with x and have variance kT/m; for a harmonic mode of frequency w this draw has that variance up to a factor 1 + h^4
+// w^4/64, where the force at x itself would give 1 + h^2 w^2/4: 8 % too hot for C-H bonds at 1 fs.
 void Simulation::set_drawn_velocities(rust::Slice<const double> v) {
     check_size(v.size(), 3 * buffer.size(), "velocities");
     ContextImpl &inner = impl(*context);
@@ -328,7 +328,7 @@ void Simulation::set_drawn_velocities(rust::Slice<const double> v) {
     inner.applyVelocityConstraints(tolerance);
 }
 
-// As a CMMotionRemover would only do at the start of the next step: until then the temperature would be too high.
+// A CMMotionRemover would do this only at the start of the next step; until then the temperature would be too high.
 void Simulation::subtract_centre_of_mass_motion() {
     Vec3 momentum;
     double total = 0;
@@ -388,7 +388,7 @@ Solvent::Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, siz
     std::unique_ptr<OpenMM::System> system(OpenMM::XmlSerializer::clone(*simulation.system->system));
     const vector<int> particles(solute.begin(), solute.end());
     string random_state;
-    RandomTurn turn(random_state); // a Context sets OpenMM's random numbers off again
+    RandomTurn turn(random_state); // creating a Context reseeds OpenMM's random numbers
     inner = std::make_unique<ModeJumpPlugin::Solvent>(impl(*simulation.context), std::move(system), particles,
                                                       static_cast<int>(steps), step_size);
 }

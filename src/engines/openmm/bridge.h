@@ -30,7 +30,7 @@ namespace openmm {
 
 class System {
 public:
-    // Takes the plugin's moves out of it.
+    // Removes the plugin's moves from the System.
     explicit System(OpenMM::System *system);
     size_t n_particles() const { return system->getNumParticles(); }
     void masses(rust::Slice<double> masses) const;
@@ -49,7 +49,7 @@ private:
     size_t left_out = 0;
 };
 
-// Energies and forces of given configurations: a Context of its own, which never steps.
+// Energies and forces of given configurations, in a Context of its own that never steps.
 class Evaluator {
 public:
     Evaluator(std::shared_ptr<System> system, OpenMM::Platform &platform);
@@ -80,7 +80,7 @@ public:
     void minimise(double tolerance, int max_iterations);
     rust::Vec<uint8_t> save_checkpoint();
     void load_checkpoint(rust::Slice<const uint8_t> bytes);
-    // Box vectors, flat. Whether the System is periodic.
+    // Writes the box vectors, flat; returns whether the System is periodic.
     bool box_vectors(rust::Slice<double> box) const;
 
 private:
@@ -95,11 +95,11 @@ private:
     bool in_turn;
 };
 
-// What surrounds a part of a Simulation, and gives way when that part is moved; the plugin's own code.
+// The environment of a part of a Simulation, which relaxes when that part is moved; implemented by the plugin's code.
 class Solvent {
 public:
     Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size);
-    // For one attempt: where the Simulation is.
+    // Starts one attempt from the present state of the Simulation.
     void begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step);
     double energy_at(rust::Slice<const double> x);
     double relax(rust::Slice<const double> x, uint32_t stage);

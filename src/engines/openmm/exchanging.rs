@@ -1,5 +1,5 @@
-//! Learned replica exchange, driven from Rust: one [`Simulation`] for each ensemble, whose neighbours exchange
-//! configurations through maps.
+//! Learned replica exchange, driven from Rust: one [`Simulation`] per ensemble; neighbours exchange configurations
+//! through maps.
 
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::bijection::Bijection;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// One of the ensembles.
+/// The simulation of one ensemble.
 struct Replica {
     simulation: Simulation,
     target: OpenMmTarget,
@@ -21,7 +21,7 @@ struct Replica {
 }
 
 impl Replica {
-    /// Steps, and then says where it is.
+    /// Makes steps, then updates position and energy.
     fn run(&mut self, steps: u64) -> Result<()> {
         self.simulation.step(steps as usize)?;
         self.simulation.positions(&mut self.x)?;
@@ -32,24 +32,24 @@ impl Replica {
     }
 }
 
-/// What [`ExchangingReplicas`] go on from, bit for bit.
+/// State from which [`ExchangingReplicas`] continue bit for bit.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct ReplicasState {
     step: u64,
     /// OpenMM's checkpoint of each replica.
     simulations: Vec<Vec<u8>>,
-    /// Of each pair of neighbours.
+    /// Exchange statistics of each pair of neighbours.
     statistics: Vec<Statistics>,
 }
 
-/// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their
-/// ensembles.
+/// Langevin dynamics of one molecule at several temperatures, with exchanges between neighbours through maps between
+/// their ensembles.
 ///
-/// Replica k stays at its temperature; the configurations move. Between exchanges replicas run side by side, as many as
-/// there are threads; on the Reference platform, whose random numbers are one sequence a process, by turns.
+/// Replica k stays at its temperature; configurations move. Between exchanges replicas run in parallel on the available
+/// threads, or in turn on the Reference platform, whose random numbers are one sequence per process.
 pub struct ExchangingReplicas {
     replicas: Vec<Replica>,
-    /// Between k and k + 1.
+    /// Exchanges between replicas k and k + 1.
     exchanges: Vec<Exchange>,
     interval: u64,
     seed: u64,
@@ -57,12 +57,12 @@ pub struct ExchangingReplicas {
 }
 
 impl ExchangingReplicas {
-    /// `models[k]` belongs to the ensemble at `temperatures[k]` (K); maps go through the latent space that neighbours
-    /// have in common. `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
+    /// Replicas where `models[k]` belongs to the ensemble at `temperatures[k]` (K); maps go through the latent space
+    /// that neighbours share. `dynamics.temperature` is ignored. Exchanges are `interval` steps apart.
     ///
-    /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent
-    /// space, a System with another number of particles than the models have atoms, one without mass, a constraint that
-    /// a model does not keep (named).
+    /// Errors: fewer than two models, not one temperature per model, an interval of 0, a System with a barostat,
+    /// neighbours without a common latent space, a System with another number of particles than the models have atoms,
+    /// a particle without mass, a constraint that a model does not keep (named).
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
@@ -113,7 +113,7 @@ impl ExchangingReplicas {
         Ok(ExchangingReplicas { replicas, exchanges, interval, seed: dynamics.seed, step: 0 })
     }
 
-    /// Puts all replicas at `x[particles][3]` (nm), goes downhill, and draws velocities.
+    /// Starts all replicas at `x[particles][3]` (nm): minimises and draws velocities.
     pub fn start(&mut self, x: &[f64]) -> Result<()> {
         for (k, Replica { simulation, .. }) in self.replicas.iter_mut().enumerate() {
             simulation.set_positions(x)?;
@@ -123,8 +123,8 @@ impl ExchangingReplicas {
         Ok(())
     }
 
-    /// `interval` steps of every replica, and then an attempt of every pair of neighbours, once each: the first with
-    /// the second, the second with the third, and so on.
+    /// Makes `interval` steps of every replica, then one exchange attempt for every pair of neighbours, in order: the
+    /// first with the second, the second with the third, and so on.
     pub fn iterate(&mut self) -> Result<()> {
         let interval = self.interval;
         self.replicas.par_iter_mut().try_for_each(|replica| replica.run(interval))?;
@@ -155,14 +155,14 @@ impl ExchangingReplicas {
         Ok(())
     }
 
-    /// Everything that a later run needs to continue.
+    /// State from which a later run can continue.
     pub fn state(&mut self) -> Result<ReplicasState> {
         let simulations = self.simulations().map(Simulation::checkpoint).collect::<Result<_>>()?;
         Ok(ReplicasState { step: self.step, simulations, statistics: self.statistics().cloned().collect() })
     }
 
-    /// Goes on where replicas of the same models, temperatures, dynamics and interval were. Errors: a state of more or
-    /// fewer replicas.
+    /// Continues from a state of replicas with the same models, temperatures, dynamics and interval. Errors: a state
+    /// with another number of replicas, a checkpoint that OpenMM refuses.
     pub fn go_on_from(&mut self, state: &ReplicasState) -> Result<()> {
         let (n, found) = (self.replicas.len(), state.simulations.len());
         if found != n || state.statistics.len() != n - 1 {
@@ -178,12 +178,12 @@ impl ExchangingReplicas {
         Ok(())
     }
 
-    /// That of each temperature.
+    /// Simulations in the order of their temperatures.
     pub fn simulations(&mut self) -> impl Iterator<Item = &mut Simulation> {
         self.replicas.iter_mut().map(|replica| &mut replica.simulation)
     }
 
-    /// Of the exchanges of replicas k and k + 1.
+    /// Statistics of the exchanges of replicas k and k + 1, in order.
     pub fn statistics(&self) -> impl Iterator<Item = &Statistics> {
         self.exchanges.iter().map(Exchange::statistics)
     }
@@ -194,8 +194,8 @@ mod tests {
     use super::super::tests::{about, chain};
     use super::*;
 
-    /// Of three replicas the one in the middle is in two exchanges of a turn, the second with what the first has
-    /// brought.
+    /// The middle one of three replicas takes part in two exchanges per iteration, the second with the result of the
+    /// first.
     #[test]
     fn a_replica_that_has_exchanged_goes_into_the_next_exchange_as_it_is() {
         let (system, x) = (chain(2, ""), [0.0, 0.0, 0.0, 0.4, 0.0, 0.0]);

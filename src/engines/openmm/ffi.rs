@@ -1,4 +1,4 @@
-//! What crosses to C++. Every function that may throw returns `Result`; no exception leaves the bridge.
+//! Interface to C++. Every function that may throw returns `Result`; no exception leaves the bridge.
 
 #[cxx::bridge(namespace = "modejump::openmm")]
 pub mod bridge {
@@ -24,7 +24,7 @@ pub mod bridge {
         fn removes_centre_of_mass_motion(self: &System) -> bool;
         fn is_held_in_space(self: &System) -> bool;
         fn is_periodic(self: &System) -> Result<bool>;
-        /// Flat, nm.
+        /// Box vectors, flat, in nm.
         fn default_box_vectors(self: &System, vectors: &mut [f64]) -> Result<()>;
         fn moves_left_out(self: &System) -> usize;
 
@@ -55,7 +55,7 @@ pub mod bridge {
         fn minimise(self: Pin<&mut Simulation>, tolerance: f64, max_iterations: i32) -> Result<()>;
         fn save_checkpoint(self: Pin<&mut Simulation>) -> Result<Vec<u8>>;
         fn load_checkpoint(self: Pin<&mut Simulation>, bytes: &[u8]) -> Result<()>;
-        /// Flat, nm; whether the System is periodic.
+        /// Writes box vectors, flat, in nm; returns whether the System is periodic.
         fn box_vectors(self: &Simulation, vectors: &mut [f64]) -> Result<bool>;
 
         fn new_solvent(
@@ -71,10 +71,10 @@ pub mod bridge {
             seed: u64,
             step: u64,
         ) -> Result<()>;
-        /// kJ/mol, with the solute at x.
+        /// Energy in kJ/mol with the solute at x.
         fn energy_at(self: Pin<&mut Solvent>, x: &[f64]) -> Result<f64>;
         fn relax(self: Pin<&mut Solvent>, x: &[f64], stage: u32) -> Result<f64>;
-        /// Of all particles.
+        /// Positions of all particles, nm.
         fn get_positions(self: &Solvent, x: &mut [f64]) -> Result<()>;
         fn trajectories(self: &Solvent) -> u64;
         fn accepted(self: &Solvent) -> u64;

@@ -1,5 +1,5 @@
-//! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] whose every `frequency`-th step is
-//! followed by an attempt of a move on all particles, or on those of a solute.
+//! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] in which every `frequency`-th step is
+//! followed by a move attempt on all particles, or on those of a solute.
 
 use super::solvent::{Solute, Solvent};
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
@@ -11,7 +11,7 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
-/// Errors: gradients of a part of a System, which has energies alone.
+/// Errors: a method that needs gradients, for a part of a System, which has energies only.
 fn check_gradients(method: &Method, is_part: bool) -> Result<()> {
     let what = match method {
         Method::Annealed(_) if is_part => "a path to the energies (--anneal)",
@@ -24,35 +24,35 @@ fn check_gradients(method: &Method, is_part: bool) -> Result<()> {
     )))
 }
 
-/// Langevin dynamics and jumps of one molecule, which is the System or a part of it.
+/// Langevin dynamics with jumps of one molecule, which is the System or a part of it.
 pub struct JumpingSimulation {
-    // before the simulation, in whose Context a solvent has its own
+    // dropped before the simulation, whose Context a solvent's own is linked to
     target: Energies,
     pub simulation: Simulation,
     jump: Box<dyn Move>,
     frequency: u64,
     seed: u64,
-    /// Relaxations of a run before this one, which went on.
+    /// Relaxation counts carried over from an earlier run.
     earlier_relaxations: [u64; 2],
-    /// Of all particles, and of those that jump.
+    /// Positions of all particles, and of those that jump.
     x: [Vec<f64>; 2],
 }
 
-/// u as a function of what jumps.
+/// u as a function of the positions that jump.
 enum Energies {
     Whole(OpenMmTarget),
     Part(Solvent, Solute),
 }
 
 impl JumpingSimulation {
-    /// `options.stride` is set to `frequency` (steps between attempts). Without a `solute` the model describes the
-    /// whole System.
+    /// Sets up the simulation. `options.stride` is set to `frequency`, the steps between attempts. Without a `solute`
+    /// the model describes the whole System.
     ///
     /// A steerable model is taken to the temperature of the dynamics.
     ///
-    /// Errors: another number of particles than the model has atoms, one among them without mass, a constraint that the
-    /// model does not keep (named) or that ties the solute to the rest, frequency 0, a driven move of all particles, a
-    /// move along gradients of a part, a second model of other dimension.
+    /// Errors: numbers of particles and atoms that differ, a particle without mass, a constraint that the model does
+    /// not keep (named) or that ties the solute to the rest, frequency 0, a driven move of all particles, a move along
+    /// gradients of a part, a second model of another dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
@@ -111,7 +111,7 @@ impl JumpingSimulation {
         })
     }
 
-    /// Advances `n` timesteps with the attempts that fall due.
+    /// Advances `n` time steps, with the attempts that fall due.
     pub fn step(&mut self, n: u64) -> Result<()> {
         let mut left = n;
         while left > 0 {
@@ -133,7 +133,7 @@ impl JumpingSimulation {
         let energies: &mut dyn Target = match target {
             Energies::Whole(target) => {
                 x.copy_from_slice(all);
-                // a barostat may have changed it
+                // a barostat may have changed the box
                 box_vectors.iter().try_for_each(|vectors| target.set_box_vectors(vectors))?;
                 target
             }
@@ -165,7 +165,7 @@ impl JumpingSimulation {
         Ok(outcome)
     }
 
-    /// Trajectories of the environment on the paths of driven moves, and how many of them were accepted.
+    /// Number of trajectories by which the environment relaxed on driven paths, and number of those accepted.
     pub fn relaxations(&self) -> [u64; 2] {
         let here = match &self.target {
             Energies::Whole(_) => [0; 2],
@@ -174,7 +174,7 @@ impl JumpingSimulation {
         std::array::from_fn(|i| here[i] + self.earlier_relaxations[i])
     }
 
-    /// Goes on counting from those of a run that went before.
+    /// Continues the counts of an earlier run.
     pub fn count_from(&mut self, statistics: Statistics, relaxations: [u64; 2]) {
         *self.jump.statistics_mut() = statistics;
         self.earlier_relaxations = relaxations;
@@ -196,12 +196,12 @@ mod tests {
 
     const ROW: [f64; 9] = [0.0, 0.0, 0.0, 0.4, 0.0, 0.0, 0.8, 0.0, 0.0];
 
-    /// After an acceptance the environment is where it has relaxed to, by random numbers of the attempt's own.
+    /// After an acceptance the environment stays as relaxed, with random numbers that belong to the attempt.
     #[test]
     fn what_gave_way_stays_there_after_an_acceptance() {
         let (system, solute) = (chain(3, ""), Solute::of(vec![0]));
         let (dynamics, kt) = (SimulationOptions::default(), thermal_energy(300.0));
-        // proposals where it is already, so that each is accepted
+        // proposals at the current position, so that each is accepted
         let model = about(&ROW[..3], 1e-6);
         let options = Options::default();
         let mut jumping =
@@ -224,7 +224,7 @@ mod tests {
         );
     }
 
-    /// Energies are those in the box that a barostat has made, and attempts fall due however the steps are divided.
+    /// Energies use the box as changed by a barostat, and attempts fall due however the steps are divided.
     #[test]
     fn attempts_are_in_the_box_of_the_moment() {
         let barostat = r#"<Force forceGroup="0" frequency="1" name="MonteCarloBarostat" pressure="1" randomSeed="1" temperature="300"
@@ -250,7 +250,7 @@ mod tests {
         assert!((energy - outcome.reduced_potential).abs() < 1e-9, "{energy} {outcome:?}");
     }
 
-    /// Before any work, by a message that says what to leave out.
+    /// Refused before any work, with a message that says what to leave out.
     #[test]
     fn what_needs_the_whole_of_a_system_or_more_than_the_model_is_refused() {
         let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
@@ -268,7 +268,7 @@ mod tests {
         assert!(refusal(walk(2), whole()).contains("--leapfrog") && refusal(walk(0), whole()).is_empty());
         for solute in [whole(), None] {
             assert!(refusal(Method::Driven(5), solute.clone()).contains("nothing is left to give way"));
-            // of its own place, a model of the shape has no orientation to average over
+            // refused by the model: one of the shape has no orientation to average over
             assert!(refusal(Method::Independence { rotations: Some(4) }, solute).contains("orientation of a molecule"));
         }
     }
@@ -290,7 +290,7 @@ mod tests {
             );
             made.err().map(|e| e.to_string()).unwrap_or_default()
         };
-        // the carbonyl carbon, which no constraint ties
+        // the carbonyl carbon, which has no constraint
         let beyond = (0..22).map(|atom| if atom == 4 { 22 } else { atom }).collect();
         assert!(refusal(beyond).contains("particle 22 of the solute: the System has 22"));
         let shifted = (1..23).collect();

@@ -1,4 +1,5 @@
-//! OpenMM from Rust: energies and forces of batches ([`OpenMmTarget`]) and Langevin dynamics ([`Simulation`]).
+//! OpenMM from Rust: energies and forces of batches ([`OpenMmTarget`]), Langevin dynamics ([`Simulation`]), and
+//! dynamics with jumps or learned replica exchange.
 //!
 //! Units are OpenMM's own: nm, ps, kJ/mol, dalton, K. For molecules of some tens of atoms the `Reference` platform is
 //! the fastest (no thread hand-over per call), so it is the default.
@@ -44,7 +45,7 @@ impl From<cxx::Exception> for Error {
     }
 }
 
-/// Loads OpenMM's platforms once: from `OPENMM_PLUGIN_DIR`, else from the installation that this was built with.
+/// Loads OpenMM's platforms once: from `OPENMM_PLUGIN_DIR`, else from the installation used at build time.
 fn load_plugins() -> Result<()> {
     static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
     let load = || {
@@ -60,22 +61,22 @@ pub fn version() -> Result<String> {
     Ok(bridge::openmm_version()?)
 }
 
-/// Particles and forces, as OpenMM's `System` XML stores them. Cheap to clone, shared among threads.
+/// Particles and forces, as in OpenMM's `System` XML. Cheap to clone, shared among threads.
 #[derive(Clone)]
 pub struct System {
     inner: cxx::SharedPtr<bridge::System>,
     platform: String,
 }
 
-/// In double precision.
+/// The default platform, in double precision.
 const REFERENCE: &str = "Reference";
 
 const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
 
 impl System {
-    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote, but for the plugin's moves (`MonteCarloModeJump`):
-    /// the System is what energies and dynamics are those of, and a move of its own would act beside them unseen
-    /// ([`System::moves_left_out`]).
+    /// Reads a file written by `openmm.XmlSerializer.serialize(system)`, leaving out the plugin's moves
+    /// (`MonteCarloModeJump`): energies and dynamics are those of the System alone, in which such a move would act
+    /// unseen ([`System::moves_left_out`]).
     ///
     /// Errors: the file cannot be read, is not XML, or holds no System.
     pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
@@ -87,56 +88,57 @@ impl System {
         System::from_xml(&xml).map_err(|error| Error::file(path, error.to_string()))
     }
 
-    /// As [`System::from_xml_file`], from the text.
+    /// [`System::from_xml_file`], from the text.
     pub fn from_xml(xml: &str) -> Result<System> {
         load_plugins()?;
-        // The deserialiser casts without a check, so another kind of object has to be stopped here.
+        // the deserialiser casts without a check, so other kinds of object must be rejected here
         if !xml.contains("<System") {
             return Err(Error::invalid(NO_SYSTEM));
         }
         Ok(System { inner: bridge::system_from_xml(xml)?, platform: REFERENCE.into() })
     }
 
-    /// Has targets of it, and walkers that make frames, compute on this OpenMM platform instead of `Reference`. `CPU`
-    /// is in single precision, and faster where `Reference` is slow, as with a CustomGBForce.
+    /// Selects the OpenMM platform for targets of this System and for walkers that make frames, instead of `Reference`.
+    /// `CPU` is in single precision, and faster where `Reference` is slow, as with a CustomGBForce.
     pub fn on_platform(self, platform: &str) -> System {
         System { platform: platform.into(), ..self }
     }
 
-    /// The platform's name.
+    /// Name of the platform.
     pub fn platform(&self) -> &str {
         &self.platform
     }
 
-    /// Particles, virtual sites included.
+    /// Number of particles, including virtual sites.
     pub fn n_particles(&self) -> usize {
         self.inner.n_particles()
     }
 
-    /// Whether one of its forces changes the box.
+    /// Whether one of its forces changes the box (a barostat).
     pub fn has_barostat(&self) -> bool {
         self.inner.has_barostat()
     }
 
-    /// Whether its dynamics keeps the centre of mass where it is though the energy depends on where that is (a CMMotionRemover
-    /// beside a CustomExternalForce, or particles without mass): what moves the centre samples more than the dynamics does.
+    /// Whether its dynamics fixes the centre of mass although the energy depends on its position (a CMMotionRemover
+    /// beside a CustomExternalForce, or particles without mass): moves that shift the centre would sample more than the
+    /// dynamics does.
     pub fn holds_centre_of_mass_in_a_field(&self) -> bool {
         self.inner.removes_centre_of_mass_motion() && self.inner.is_held_in_space()
     }
 
-    /// Whether one of its forces acts across the box. Errors: a force that does not say so.
+    /// Whether one of its forces uses periodic boundaries. Errors: a force that does not report it.
     pub fn is_periodic(&self) -> Result<bool> {
         Ok(self.inner.is_periodic()?)
     }
 
-    /// Box vectors (nm) that a run begins with, if the System is periodic. Errors: those of [`System::is_periodic`].
+    /// Initial box vectors (nm), if the System is periodic. Errors: those of [`System::is_periodic`].
     pub fn box_vectors(&self) -> Result<Option<BoxVectors>> {
         let mut flat = [0.0; 9];
         self.inner.default_box_vectors(&mut flat)?;
         Ok(self.is_periodic()?.then(|| box_from_slice(&flat)))
     }
 
-    /// Forces `MonteCarloModeJump` that the file has and the System has not.
+    /// Number of `MonteCarloModeJump` forces in the file that were left out.
     pub fn moves_left_out(&self) -> usize {
         self.inner.moves_left_out()
     }
@@ -155,7 +157,8 @@ impl System {
         Ok(pairs.chunks(2).zip(lengths).map(|(pair, length)| (pair[0] as usize, pair[1] as usize, length)).collect())
     }
 
-    /// Errors: a particle of these, which a move would move, that the System holds in place or sets by others.
+    /// Errors: one of these particles, which a move would displace, is held in place by the System or positioned by
+    /// others.
     fn require_free(&self, particles: &[usize]) -> Result<()> {
         let masses = self.masses();
         match particles.iter().find(|&&particle| masses.get(particle) == Some(&0.0)) {
@@ -166,13 +169,14 @@ impl System {
         }
     }
 
-    /// Those among `particles`, which are the model's atoms in its order, by the model's indices, if there are any;
-    /// errors as those of [`Constraints::among`].
+    /// Constraints among `particles`, the model's atoms in order, with the model's indices; None if there are none.
+    /// Errors: those of [`Constraints::among`].
     fn constraints_of(&self, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
         self.constraints_among(particles, model.card().kept_bonds(), &|atom| model.card().label(atom))
     }
 
-    /// The same for samples with these bonds (i, j, length in nm) at one length; `label` names atoms.
+    /// [`constraints_of`](System::constraints_of) for samples in which these bonds (i, j, length in nm) have a fixed
+    /// length; `label` names atoms.
     fn constraints_among(
         &self,
         particles: &[usize],
@@ -180,12 +184,13 @@ impl System {
         label: &dyn Fn(usize) -> String,
     ) -> Result<Option<Constraints>> {
         let all = self.masses();
-        // a particle that is not there has no constraint either; it is refused where the solute is made
+        // a particle that does not exist has no constraint; it is refused when the solute is made
         let masses: Vec<f64> = particles.iter().map(|&particle| all.get(particle).copied().unwrap_or(0.0)).collect();
         Constraints::among(&self.constraints()?, particles, &masses, kept, label)
     }
 
-    /// Bonded pairs: those of every HarmonicBondForce, and the constraints (which replace bonds), sorted, each once.
+    /// Bonded pairs: those of every HarmonicBondForce and the constraints (which replace bonds), sorted, without
+    /// duplicates.
     pub fn bonds(&self) -> Result<Vec<(usize, usize)>> {
         let mut pairs = Vec::new();
         self.inner.bonds(&mut pairs)?;

@@ -1,4 +1,4 @@
-//! Langevin dynamics by OpenMM.
+//! Langevin dynamics with OpenMM.
 
 use cxx::UniquePtr;
 
@@ -11,15 +11,15 @@ use crate::units::{thermal_energy, BOLTZMANN};
 /// Settings of a [`Simulation`].
 #[derive(Clone, Debug)]
 pub struct SimulationOptions {
-    /// K.
+    /// Temperature, K.
     pub temperature: f64,
-    /// 1/ps.
+    /// Friction coefficient, 1/ps.
     pub friction: f64,
-    /// ps.
+    /// Time step, ps.
     pub timestep: f64,
-    /// Of the thermostat's noise.
+    /// Seed of the thermostat's noise.
     pub seed: u64,
-    /// `Reference`, `CPU`, `OpenCL`, `CUDA`, …
+    /// OpenMM platform: `Reference`, `CPU`, `OpenCL`, `CUDA`, …
     pub platform: String,
     /// Threads of the `CPU` platform, 0 = OpenMM's choice.
     pub threads: usize,
@@ -46,7 +46,7 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Errors: unknown platform (the message lists those there are), options out of range, a System that OpenMM
+    /// Errors: an unknown platform (the message lists those available), options out of range, a System that OpenMM
     /// refuses.
     pub fn new(system: &System, options: &SimulationOptions) -> Result<Simulation> {
         let checks = [
@@ -70,7 +70,7 @@ impl Simulation {
         Ok(Simulation { inner, masses: system.masses(), temperature: options.temperature })
     }
 
-    /// Particles of the System, virtual sites included.
+    /// Number of particles of the System, including virtual sites.
     pub fn n_particles(&self) -> usize {
         self.masses.len()
     }
@@ -87,7 +87,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// Steps done since the Context was made; part of a checkpoint.
+    /// Number of steps made since the Context was created; part of a checkpoint.
     pub fn step_count(&self) -> Result<u64> {
         Ok(self.inner.step_count()? as u64)
     }
@@ -107,9 +107,9 @@ impl Simulation {
         Ok(self.inner.pin_mut().get_velocities(v)?)
     }
 
-    /// Draws velocities from Maxwell–Boltzmann, brings them to the form that the integrator stores (half a step behind,
-    /// see `set_drawn_velocities` in bridge.cpp) and projects them on the constraints. Needed after every jump of the
-    /// positions.
+    /// Draws velocities from Maxwell–Boltzmann, converts them to the form that the integrator stores (half a step
+    /// behind, see `set_drawn_velocities` in bridge.cpp) and projects them onto the constraints. Needed after every
+    /// jump of the positions.
     pub fn redraw_velocities(&mut self, stream: &mut Stream) -> Result<()> {
         let kt = thermal_energy(self.temperature);
         let width = |mass: f64| if mass > 0.0 { (kt / mass).sqrt() } else { 0.0 };
@@ -125,38 +125,40 @@ impl Simulation {
         Ok(periodic.then(|| box_from_slice(&flat)))
     }
 
-    /// kJ/mol.
+    /// Potential energy, kJ/mol.
     pub fn potential_energy(&mut self) -> Result<f64> {
         Ok(self.inner.pin_mut().potential_energy()?)
     }
 
-    /// kJ/mol, by the integrator's own estimator.
+    /// Kinetic energy, kJ/mol, by the integrator's own estimator.
     pub fn kinetic_energy(&mut self) -> Result<f64> {
         Ok(self.inner.pin_mut().kinetic_energy()?)
     }
 
-    /// Instantaneous temperature, K: 2 E_kin / (k_B × degrees of freedom), less 3 when a CMMotionRemover is there.
+    /// Instantaneous temperature, K: 2 E_kin / (k_B × degrees of freedom), where a CMMotionRemover takes 3 degrees of
+    /// freedom.
     pub fn temperature(&mut self) -> Result<f64> {
         Ok(2.0 * self.kinetic_energy()? / (BOLTZMANN * self.inner.degrees_of_freedom()))
     }
 
-    /// Goes downhill until the forces' root mean square is below `tolerance` (kJ/(mol nm)); 0 iterations = no limit.
+    /// Minimises the energy until the forces' root mean square is below `tolerance` (kJ/(mol nm)); 0 iterations = no
+    /// limit.
     pub fn minimise(&mut self, tolerance: f64, max_iterations: usize) -> Result<()> {
         Ok(self.inner.pin_mut().minimise(tolerance, max_iterations.min(i32::MAX as usize) as i32)?)
     }
 
-    /// The whole state, random numbers included; valid for the same System, platform and OpenMM version.
+    /// The complete state, including random numbers; valid for the same System, platform and OpenMM version.
     pub fn checkpoint(&mut self) -> Result<Vec<u8>> {
         Ok(self.inner.pin_mut().save_checkpoint()?)
     }
 
-    /// Goes back to a [`Simulation::checkpoint`]; the run then continues bit for bit (Reference).
+    /// Restores a [`Simulation::checkpoint`]; the run then continues bit for bit (Reference).
     pub fn load_checkpoint(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.inner.pin_mut().load_checkpoint(bytes)?)
     }
 }
 
-/// OpenMM's seeds are ints, and 0 asks it for one of its own choice.
+/// Seed for OpenMM, a positive int: 0 would make OpenMM choose one.
 fn openmm_seed(seed: u64) -> i32 {
     match (seed ^ seed >> 31) as i32 & i32::MAX {
         0 => i32::MAX,

@@ -1,4 +1,4 @@
-//! A part of a [`Simulation`] as a target of moves, with what surrounds it.
+//! A part of a [`Simulation`] as a target of moves, together with its environment.
 
 use cxx::UniquePtr;
 
@@ -7,25 +7,24 @@ use crate::error::{Error, Result};
 use crate::target::Target;
 use crate::units::thermal_energy;
 
-/// The particles that a model describes, among others that stay where they are or, on the path of a driven move, give
-/// way.
+/// The particles that a model describes; the others stay in place or, on the path of a driven move, relax.
 #[derive(Clone, Debug)]
 pub struct Solute {
     /// Indices in the System, in the order of the model's atoms.
     pub particles: Vec<usize>,
-    /// Steps of a trajectory of Hamiltonian Monte Carlo by which the others relax, on the path of a driven move.
+    /// Leapfrog steps of each Hamiltonian Monte Carlo trajectory by which the others relax on a driven path.
     pub relaxation_steps: usize,
-    /// ps.
+    /// Time step of these, ps.
     pub relaxation_timestep: f64,
 }
 
 impl Solute {
-    /// Of these particles, with the relaxations of the plugin: 20 steps of 1 fs.
+    /// A solute of these particles, with the plugin's default relaxations: 20 steps of 1 fs.
     pub fn of(particles: Vec<usize>) -> Solute {
         Solute { particles, relaxation_steps: 20, relaxation_timestep: 0.001 }
     }
 
-    /// Errors: particles that are not in the System or come twice, relaxations out of range.
+    /// Errors: particles that are not in the System or occur twice, relaxations out of range.
     fn check(&self, n_particles: usize) -> Result<()> {
         let mut seen = vec![false; n_particles];
         for &particle in &self.particles {
@@ -50,8 +49,8 @@ impl Solute {
     }
 }
 
-/// u(x, e) of a solute at x in the environment e of a [`Simulation`], which is that of the last [`Solvent::begin`], or
-/// where it has relaxed to since.
+/// u(x, e) of a solute at x in an environment e: that of the [`Simulation`] at the last [`Solvent::begin`], as relaxed
+/// since.
 pub(super) struct Solvent {
     inner: UniquePtr<bridge::Solvent>,
     dimension: usize,
@@ -72,17 +71,17 @@ impl Solvent {
         Ok(Solvent { inner, dimension: 3 * particles.len(), kt: thermal_energy(simulation.temperature), seed })
     }
 
-    /// For the attempt at this step: the environment of the simulation.
+    /// Starts the attempt at this step: takes the environment from the simulation.
     pub(super) fn begin(&mut self, simulation: &mut Simulation, step: u64) -> Result<()> {
         Ok(self.inner.pin_mut().begin(simulation.inner.pin_mut(), self.kt, self.seed, step)?)
     }
 
-    /// Positions of all particles `x[particles][3]`, nm, as of the last energy.
+    /// Positions of all particles `x[particles][3]`, nm, at the last energy evaluation.
     pub(super) fn positions(&self, x: &mut [f64]) -> Result<()> {
         Ok(self.inner.get_positions(x)?)
     }
 
-    /// Trajectories of the environment, and those accepted.
+    /// Number of trajectories of the environment, and of those accepted.
     pub(super) fn relaxations(&self) -> [u64; 2] {
         [self.inner.trajectories(), self.inner.accepted()]
     }

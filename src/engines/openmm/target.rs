@@ -1,4 +1,4 @@
-//! βU of an OpenMM System for batches of configurations.
+//! Reduced potential βU of an OpenMM System for batches of configurations.
 
 use cxx::UniquePtr;
 use rayon::prelude::*;
@@ -11,25 +11,29 @@ use crate::models::Model;
 use crate::target::{require_temperature, Target};
 use crate::units::thermal_energy;
 
-/// Beyond this a coordinate (nm) is a runaway: OpenMM's neighbour lists may throw on it, so it counts as non-finite.
+/// Largest coordinate (nm) passed to OpenMM, whose neighbour lists may throw on runaways; beyond, energies count as
+/// non-finite.
 const LARGEST_COORDINATE: f64 = 1e6;
 
-/// u(x) = U(x)/kT with one Context per thread; each row is computed alone, so results do not depend on the threads.
+/// u(x) = U(x)/kT with one Context per thread; each row is computed alone, so results do not depend on the number of
+/// threads.
 pub struct OpenMmTarget {
     evaluators: Vec<UniquePtr<bridge::Evaluator>>,
     n_particles: usize,
     beta: f64,
-    /// Bonds of fixed lengths.
+    /// Bonds of fixed length.
     constraints: Option<Constraints>,
 }
 
 impl OpenMmTarget {
-    /// On the System's platform; `temperature` in K; `threads` ≥ 1 Contexts.
+    /// A target on the System's platform, with `temperature` in K and `threads` ≥ 1 Contexts.
+    ///
+    /// Errors: a temperature that is not positive, a System that OpenMM refuses.
     pub fn new(system: &System, temperature: f64, threads: usize) -> Result<OpenMmTarget> {
         OpenMmTarget::on_platform(system, temperature, threads, system.platform())
     }
 
-    /// As [`OpenMmTarget::new`] on another platform. A platform with threads of its own (`CPU`) gets one per Context.
+    /// [`OpenMmTarget::new`] on another platform. A platform with threads of its own (`CPU`) gets one per Context.
     pub fn on_platform(system: &System, temperature: f64, threads: usize, platform: &str) -> Result<OpenMmTarget> {
         require_temperature(temperature)?;
         super::load_plugins()?;
@@ -42,15 +46,15 @@ impl OpenMmTarget {
         })
     }
 
-    /// The ensemble of the System's constrained dynamics, whose density is e^{−u} √det Z: [`OpenMmTarget::log_metric`]
-    /// tells the second factor. Errors name a bond that is constrained and varied by the model, or kept by it and not
-    /// constrained.
+    /// The ensemble of the System's constrained dynamics, with density e^{−u} √det Z, whose second factor is
+    /// [`OpenMmTarget::log_metric`]. Errors: a bond that is constrained but varied by the model, or kept by the model
+    /// but not constrained, by name.
     pub fn with_constraints(self, system: &System, model: &dyn Model) -> Result<OpenMmTarget> {
         self.with_kept_bonds(system, model.card().kept_bonds(), &|atom| model.card().label(atom))
     }
 
-    /// The same for samples of an unknown model that have these bonds (i, j, length in nm) at one length; `label` names
-    /// atoms.
+    /// [`OpenMmTarget::with_constraints`] for samples of an unknown model in which these bonds (i, j, length in nm)
+    /// have a fixed length; `label` names atoms.
     pub fn with_kept_bonds(
         self,
         system: &System,
@@ -61,13 +65,13 @@ impl OpenMmTarget {
         Ok(OpenMmTarget { constraints: system.constraints_among(&all, kept, label)?, ..self })
     }
 
-    /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without
+    /// ½ ln det Z of a configuration (nm): weights and populations are proportional to e^{−u + ½ ln det Z}. 0 without
     /// constraints.
     pub fn log_metric(&mut self, x: &[f64]) -> f64 {
         self.constraints.as_mut().map_or(0.0, |constraints| constraints.log_metric(x))
     }
 
-    /// The box (nm) of the energies from now on; at first it is the System's default.
+    /// Sets the box vectors (nm) for all later energies; initially the System's default.
     pub fn set_box_vectors(&mut self, box_vectors: &BoxVectors) -> Result<()> {
         let set = |evaluator: &mut UniquePtr<bridge::Evaluator>| {
             Ok(evaluator.pin_mut().set_box_vectors(box_vectors.as_flattened())?)

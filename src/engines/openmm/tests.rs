@@ -58,7 +58,7 @@ pub(super) fn chain(particles: usize, more_forces: &str) -> System {
     .unwrap()
 }
 
-/// Normal about x with this width.
+/// Normal density about x with this width.
 pub(super) fn about(x: &[f64], width: f64) -> Arc<dyn Model> {
     let d = x.len();
     let mut matrix = vec![0.0; d * d];
@@ -69,7 +69,7 @@ pub(super) fn about(x: &[f64], width: f64) -> Arc<dyn Model> {
     Arc::new(CouplingFlow::<f64>::new(card).unwrap())
 }
 
-/// A thermostat of the System is one of the run's temperature, whatever that which it was written with.
+/// Whatever temperature the System was written with.
 #[test]
 fn a_thermostat_of_the_system_follows_the_temperature_of_the_run() {
     let thermostat = r#"<Force type="AndersenThermostat" version="1" name="AndersenThermostat" forceGroup="0" temperature="300"
@@ -88,7 +88,7 @@ fn a_thermostat_of_the_system_follows_the_temperature_of_the_run() {
     assert!((mean - 600.0).abs() < 50.0, "{mean} K");
 }
 
-/// A particle without mass would be moved by a jump, and by nothing else.
+/// A jump would move a particle without mass, which the dynamics never does.
 #[test]
 fn particles_that_the_system_holds_are_not_moved() {
     let xml = std::fs::read_to_string(repository("models/ala2/system-vacuum.xml")).unwrap();
@@ -104,7 +104,7 @@ fn particles_that_the_system_holds_are_not_moved() {
     }
 }
 
-/// What `compare` and `reweight` add to the weights.
+/// `compare` and `reweight` add this term to the weights.
 #[test]
 fn the_metric_term_is_that_of_the_constraints() {
     let rigid = system("system-hbonds.xml");
@@ -247,7 +247,7 @@ fn started(name: &str, timestep: f64, seed: u64) -> Simulation {
     simulation
 }
 
-/// 100 steps; positions, velocities and the step count at their end.
+/// Runs 100 steps; returns the final positions, velocities and step count.
 fn advance(simulation: &mut Simulation) -> (Vec<f64>, Vec<f64>, u64) {
     simulation.step(100).unwrap();
     let (mut x, mut v) = (vec![0.0; 66], vec![0.0; 66]);
@@ -321,7 +321,7 @@ fn dynamics_has_the_temperature_asked_for() {
     }
 }
 
-/// A draw that took the force at x itself would be 5 K too hot at this timestep; 8000 draws have a standard error of
+/// With the force at x itself the draw would be 5 K too hot at this time step; 8000 draws have a standard error of
 /// 0.6 K.
 #[test]
 fn redrawn_velocities_do_not_heat_stiff_modes() {

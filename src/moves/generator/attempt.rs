@@ -1,4 +1,4 @@
-//! One attempt: the current state as the model sees it, proposals at its place, and their weights.
+//! One attempt: the current state as the model sees it, the placed proposals, and their weights.
 
 use super::question::Question;
 use super::Generator;
@@ -15,8 +15,8 @@ use std::borrow::Cow;
 
 impl Generator {
     /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current
-    /// configuration (dynamics has moved it since the last attempt), and records the proposals' log-weights. Where
-    /// proposals are drawn ahead, that density is evaluated by another thread, beside the target's potentials.
+    /// configuration (dynamics has moved it since the last attempt), and records the proposals' log-weights. If
+    /// proposals are drawn ahead, another thread evaluates that density while the target computes its potentials.
     pub(in crate::moves) fn prepare(
         &mut self,
         target: &mut dyn Target,
@@ -42,7 +42,8 @@ impl Generator {
         Ok(())
     }
 
-    /// The current configuration with its density, and proposals where it is; their potentials are not known yet.
+    /// Evaluates the density of the current configuration and places the proposals; their potentials remain unknown
+    /// (infinite).
     pub(in crate::moves) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         self.locate(target, state)?;
         let density = self.question(state).answer()?;
@@ -53,7 +54,7 @@ impl Generator {
         Ok(())
     }
 
-    /// The current configuration whole and where the density describes it, with its potential.
+    /// Makes the current configuration whole, moves it to where the density describes it, and sets its potential.
     fn locate(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         state.check(self.dimension(), target)?;
         self.current.copy_from_slice(state.x);
@@ -70,7 +71,7 @@ impl Generator {
         Ok(())
     }
 
-    /// What is to be asked about the current configuration.
+    /// The density evaluation needed for the current configuration.
     fn question(&self, state: &State) -> Question<'_> {
         let orientations = orientations(self.options.seed, state.step, state.replica, 0);
         let mut x = Cow::from(&self.current);
@@ -83,7 +84,7 @@ impl Generator {
         }
     }
 
-    /// What the current configuration counts as, by the answer.
+    /// Sets the current configuration's evaluation from its log-density.
     fn weigh_current(&mut self, density: Evaluation) {
         self.current_evaluation = self.trusted(density, self.u_current);
         let has_frame = match self.density.scope() {
@@ -95,24 +96,24 @@ impl Generator {
         }
     }
 
-    /// Copies the proposals of an attempt and puts each where the current configuration is.
+    /// Copies the proposals of an attempt and places each at the current configuration.
     ///
-    /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the
-    /// current configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s),
-    /// origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J depends on
-    /// the shape alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of (x₀, R)
-    /// because q is. Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J cancels:
-    /// α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target leaves the target invariant.
+    /// If the density describes the shape only, placing is the rigid motion that makes a proposal's frame coincide with
+    /// that of the current configuration: same origin atom, same axis, same half-plane. Why that is exact: write x =
+    /// (x₀, R, s), origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J
+    /// depends on the shape alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of
+    /// (x₀, R) because q is. Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J
+    /// cancels: α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target leaves the target invariant.
     ///
-    /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y),
-    /// centroid and centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c
-    /// and draws y′ with density q(y′) on the centred space, so conditional on c it is an independence move with α =
+    /// If it describes all but the centroid, placing is the translation to the current centroid. Write x = (c, y),
+    /// centroid and centred configuration; the volume element is N^{3/2} dc dy, with a constant factor. The move keeps
+    /// c and draws y′ with density q(y′) on the centred space, so conditional on c it is an independence move with α =
     /// e^{−u(x′)+u(x)} q(y)/q(y′). Orientation is part of y: q need not be invariant under rotation.
     ///
-    /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing
-    /// c afresh for the current y leaves that invariant, and so does an independence move of (c, y) with α =
-    /// e^{−u(y′)+u(y)} · [q(c, y)/N(c)] / [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is
-    /// put is of no account then.
+    /// If its centroid is noise, placing is the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0,
+    /// σ²). Drawing a fresh c for the current y leaves that invariant, and so does an independence move of (c, y) with
+    /// α = e^{−u(y′)+u(y)} · [q(c, y)/N(c)] / [q(c′, y′)/N(c′)], ratios that are the density's log q. The position at
+    /// which the molecule is placed then does not matter.
     fn place(&mut self, step: u64, replica: u32) -> Result<()> {
         let d = self.dimension();
         let (x, evaluations) = self.blocks.of(step, replica)?;
@@ -141,7 +142,7 @@ impl Generator {
                 return Ok(());
             }
         };
-        // without a frame the current configuration is outside, and the attempt rejected
+        // without a frame the current configuration is outside the support, and the attempt is rejected
         let Some(to) = Frame::of(&self.current, frame) else { return Ok(()) };
         for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
             if !evaluation.is_inside() {
@@ -155,7 +156,7 @@ impl Generator {
         Ok(())
     }
 
-    /// What the screen, if there is one, says of the placed proposals.
+    /// Replaces the log-densities of the placed proposals by the screen's, if there is one.
     fn screen_proposals(&mut self) -> Result<()> {
         let Some(screen) = self.screen.clone() else { return Ok(()) };
         let d = self.current.len();
@@ -172,7 +173,7 @@ impl Generator {
         Ok(())
     }
 
-    /// What an evaluation stands for in a weight: log q, or what a screen says as far as it is trusted.
+    /// The evaluation that enters a weight: log q, or a screen's log-density to the extent it is trusted.
     fn trusted(&self, evaluation: Evaluation, u: f64) -> Evaluation {
         let log_density = self.trust.log_density(u, evaluation.log_density);
         match evaluation.is_inside() && self.screen.is_some() {
@@ -181,7 +182,7 @@ impl Generator {
         }
     }
 
-    /// u of every usable proposal in one call of the target, and the checks that need no target.
+    /// Makes the checks that need no target, then evaluates u of all usable proposals in one call of the target.
     pub(in crate::moves) fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
         let d = self.dimension();
         self.packed_rows.clear();
@@ -215,13 +216,13 @@ impl Generator {
     }
 }
 
-/// Rotations of an attempt: of the current configuration (0), and of its proposals.
+/// Stream of rotations in an attempt: `which` = 0 for the current configuration, 1 and up for proposals.
 fn orientations(seed: u64, step: u64, replica: u32, which: u32) -> Stream {
-    // no use takes as many numbers as are between two
+    // no use draws as many numbers as lie between two values of `which`
     Stream::new(seed, StreamId::Orientation, step, replica).at(which << 18)
 }
 
-/// A density of zero means outside the support, whatever the model calls it.
+/// Maps a non-finite log q (a density of zero) to `OutOfSupport`, whatever status the model gives it.
 pub(super) fn supported(evaluation: Evaluation) -> Evaluation {
     if evaluation.is_inside() && !evaluation.log_density.is_finite() {
         return Evaluation::outside(Status::OutOfSupport);

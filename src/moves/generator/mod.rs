@@ -1,4 +1,4 @@
-//! The generator of a move: proposals drawn ahead in batches, placed on the current configuration, with their weights.
+//! The generator of a move: proposals drawn ahead in batches, placed at the current configuration, with their weights.
 
 mod attempt;
 mod paths;
@@ -18,29 +18,29 @@ use crate::trust::Trust;
 use attempt::supported;
 use std::sync::Arc;
 
-/// Most proposals an attempt can have, so that their counters do not meet.
+/// Maximum number of proposals per attempt, so that their random counters do not overlap.
 const MOST_PROPOSALS: usize = 1 << 12;
-/// Coordinates that are drawn at once: 2 GB.
+/// Maximum number of coordinates drawn at once: 2 GB.
 const MOST_NUMBERS: usize = 1 << 28;
-/// |Δ log q| of an integrated density; a hundredth is harmless.
+/// Largest |Δ log q| tolerated from a density by numerical integration; a hundredth is harmless.
 const LARGEST_INTEGRATION_ERROR: f64 = 0.1;
 
-/// How many proposals, from which random numbers, and how they are drawn ahead.
+/// Number of proposals, their random seed, and how they are drawn ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Options {
-    /// Proposals of one attempt, at least 1.
+    /// Proposals per attempt, at least 1.
     pub n_proposals: usize,
-    /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
-    /// different seeds.
+    /// Seed. Random numbers of an attempt are a function of seed, step and replica, so moves that act at the same step
+    /// need different seeds.
     pub seed: u64,
-    /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only. So does one whose
-    /// number of a step is 2⁴⁰ or more, which engines give to attempts out of turn.
+    /// Engine steps between attempts; 0 if unknown, in which case each attempt draws only its own proposals. So does an
+    /// attempt with step number 2⁴⁰ or more, which engines give to attempts out of turn.
     pub stride: u64,
-    /// Attempts whose proposals are drawn in one batch.
+    /// Number of attempts whose proposals are drawn in one batch.
     pub batch: usize,
-    /// Whether other threads draw the next batch of proposals while the present one is used up (without a stride there
-    /// is no next batch), and evaluate the density of the current configuration while the target is asked for its
-    /// potentials, so that an attempt waits for neither. Results are the same to the last bit.
+    /// Whether other threads draw the next batch of proposals while the present one is used up (only with a stride,
+    /// since otherwise there is no next batch) and evaluate the density of the current configuration while the target
+    /// computes its potentials, so that an attempt waits for neither. Results are the same to the last bit.
     pub draw_ahead: bool,
 }
 
@@ -50,34 +50,34 @@ impl Default for Options {
     }
 }
 
-/// A density, ready to propose for attempts at given steps.
+/// A density prepared to propose for attempts at given steps.
 pub struct Generator {
     density: Arc<dyn Density>,
-    /// The density that stands for `density` in all weights, until [`Generator::exact`] is asked.
+    /// The density that replaces `density` in all weights; [`Generator::exact`] still returns the generator's own.
     screen: Option<Arc<dyn Density>>,
-    /// How far the screen is believed.
+    /// How far the screen is trusted.
     trust: Trust,
     options: Options,
-    /// Over how many rotations weights are averaged; 0: they are not.
+    /// Number of rotations over which densities are averaged; 0: none.
     rotations: usize,
     whole: Wholeness,
-    /// Bonds, angles and torsions of a model that has them.
+    /// Internal coordinates, for a model that has them.
     internal: Option<InternalCoordinates>,
-    /// Whether the model keeps bonds at fixed lengths.
+    /// Whether the model keeps some bonds at fixed lengths.
     rigid: bool,
     constraints: Option<Constraints>,
     blocks: Blocks,
-    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the
-    /// noise has put it.
+    /// Current configuration, whole; its centroid is at the origin if the density leaves it alone, or where the noise
+    /// puts it.
     current: Vec<f64>,
     centroid: Vec3,
-    /// Where the density drew the centroids of the proposals, if that is noise.
+    /// Centroids as drawn with the proposals, for a density in which the centroid is noise.
     drawn_centroids: Vec<Vec3>,
     current_evaluation: Evaluation,
     u_current: f64,
     placed: Vec<f64>,
     evaluations: Vec<Evaluation>,
-    /// Reduced potentials of the target, and with the metric term of constraints subtracted.
+    /// Reduced potentials as the target returns them; `u_total` is u minus the metric term of constraints.
     u: Vec<f64>,
     u_total: Vec<f64>,
     /// Usable proposals, packed for one call of the target.
@@ -87,10 +87,10 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// `bonds` make a molecule whole in a periodic box; pass none if x is not a molecule or no box is ever given.
+    /// A generator for this density. `bonds` make a molecule whole in a periodic box; pass None if x is not a molecule
+    /// or no box is ever given.
     ///
-    /// Errors: a density that is not exact (law of exactness 1), options out of range, a frame out of range,
-    /// disconnected bonds.
+    /// Errors: a density that is not exact (law of exactness 1), options or a frame out of range, disconnected bonds.
     pub fn new(density: Arc<dyn Density>, bonds: Option<&[[usize; 2]]>, options: Options) -> Result<Generator> {
         check(density.as_ref(), options)?;
         let (dimension, n_proposals) = (density.dimension(), options.n_proposals);
@@ -125,8 +125,10 @@ impl Generator {
         })
     }
 
-    /// A generator of a loaded model. Molecules are made whole by the bonds of the model's topology, else by the
+    /// A generator for a loaded model. Molecules are made whole by the bonds of the model's topology, or else by the
     /// references of its z-matrix. A model of several molecules works without a box only.
+    ///
+    /// Errors: those of [`Generator::new`], coordinates of the model that are not valid.
     pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
         let rigid = !model.card().kept_bonds().is_empty();
         let whole = Wholeness::of_model(model.as_ref());
@@ -139,7 +141,7 @@ impl Generator {
         Ok(Generator { rigid, whole, internal, ..Generator::new(model.clone(), None, options)? })
     }
 
-    /// The same for an engine that may constrain bonds.
+    /// Like [`Generator::of_model`], for an engine that may constrain bonds.
     pub fn constrained(
         model: &Arc<dyn Model>,
         options: Options,
@@ -148,18 +150,20 @@ impl Generator {
         Ok(Generator { constraints, ..Generator::of_model(model, options)? })
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
-    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric (Fixman) term of constrained bonds to the target and checks the bonds of every proposal. The
+    /// caller must check that the model keeps exactly these bonds ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }
 
-    /// Lets another density stand for the generator's in all weights, as far as it is trusted; proposals are then drawn
-    /// without their log q.
+    /// Replaces the generator's density by a screen's in all weights, to the extent it is trusted; proposals are then
+    /// drawn without log q.
     ///
     /// A weight has to be a function of the configuration alone, so that a configuration weighs the same as a proposal
-    /// and later as the current state. The screen is therefore asked about placed proposals; of molecules about their
-    /// centred copies, since the engine may have moved the molecule to another periodic image in between.
+    /// and later as the current state. The screen is therefore evaluated on placed proposals, for molecules on centred
+    /// copies, since the engine may have moved the molecule to another periodic image in between.
+    ///
+    /// Errors: a screen of another dimension, trust out of range.
     pub(super) fn set_screen(&mut self, screen: Arc<dyn Density>, trust: Trust) -> Result<()> {
         trust.check()?;
         if screen.dimension() != self.dimension() {
@@ -174,23 +178,23 @@ impl Generator {
         Ok(())
     }
 
-    /// Averages every density over this many orientations ([`crate::orientation`]), and gives proposals an orientation
-    /// of their own.
+    /// Averages every density over this many orientations ([`crate::orientation`]) and gives each proposal a random
+    /// orientation.
     ///
     /// Why that is exact, whatever u: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K
-    /// invariant. A proposal is x′ = R y with y drawn and R uniform, and its rotations are R⁻¹, which takes it back to
-    /// y, and K − 1 others: (x′, R′) has the density q̄(x′; R′) dR′₁ … dR′_K, whichever of them it was. So an
-    /// independence move of (x, R) has the weights e^{−u}/q̄. u is asked for where a proposal has been turned to, and
-    /// nothing is turned after the test: were it, the target could not know of directions.
+    /// invariant. A proposal is x′ = R y with y drawn from the generator and R uniform; its rotations are R⁻¹, which
+    /// takes it back to y, and K − 1 others. Then (x′, R′) has density q̄(x′; R′) dR′₁ … dR′_K, whichever of the
+    /// rotations was R⁻¹, so an independence move of (x, R) has weights e^{−u}/q̄. u is evaluated at the rotated
+    /// proposal and nothing is rotated after the test; otherwise u would have to be invariant under rotation.
     ///
-    /// Errors: a density that does not describe the orientation, no rotations or too many.
+    /// Errors: a density that does not describe the orientation, a number of rotations that is zero or too large.
     pub(super) fn average_rotations(&mut self, rotations: usize) -> Result<()> {
         orientation::check(self.density.as_ref(), rotations)?;
         self.rotations = rotations;
         Ok(())
     }
 
-    /// log q of the generator itself at the current configuration and at proposal k.
+    /// The generator's own log q at the current configuration and at proposal k.
     pub(super) fn exact(&self, k: usize) -> Result<[Evaluation; 2]> {
         let pair = [self.current.as_slice(), &self.as_drawn(k)].concat();
         let mut evaluations = [Evaluation::outside(Status::NonFinite); 2];
@@ -198,17 +202,17 @@ impl Generator {
         Ok(evaluations.map(supported))
     }
 
-    /// Whether some bonds have a fixed length, by constraints or by the model.
+    /// Whether some bonds have fixed lengths, by constraints or by the model.
     pub(super) fn keeps_bonds(&self) -> bool {
         self.constraints.is_some() || self.rigid
     }
 
-    /// The model that proposals are drawn from.
+    /// The density that proposals are drawn from.
     pub fn density(&self) -> &Arc<dyn Density> {
         &self.density
     }
 
-    /// As they were given.
+    /// The options given at construction.
     pub fn options(&self) -> Options {
         self.options
     }
@@ -217,12 +221,12 @@ impl Generator {
         self.density.dimension()
     }
 
-    /// log q of the current configuration, or what the screen says.
+    /// log q of the current configuration, or the screen's.
     pub(super) fn current(&self) -> Evaluation {
         self.current_evaluation
     }
 
-    /// u of the current configuration, metric term included.
+    /// u of the current configuration minus the metric term.
     pub(super) fn u_current(&self) -> f64 {
         self.u_current
     }
@@ -235,13 +239,13 @@ impl Generator {
         self.options.n_proposals
     }
 
-    /// x′, log q(x′) and u(x′) of proposal k, metric term included.
+    /// x′, log q(x′) and u(x′) of proposal k, with the metric term subtracted.
     pub(super) fn proposal(&self, k: usize) -> (&[f64], Evaluation, f64) {
         let d = self.dimension();
         (&self.placed[k * d..(k + 1) * d], self.evaluations[k], self.u_total[k])
     }
 
-    /// Makes proposal k the state, with u(x′) as the target gave it.
+    /// Copies proposal k into the state, with u(x′) as the target returned it.
     pub(super) fn take(&self, k: usize, state: &mut State) {
         state.x.copy_from_slice(self.proposal(k).0);
         state.reduced_potential = self.u[k];
@@ -251,7 +255,7 @@ impl Generator {
         crate::weights::log_weight(self.u_total[k], &self.evaluations[k])
     }
 
-    /// What makes proposal k unusable, or `Rejected`.
+    /// Why proposal k is unusable, or `Rejected`.
     pub(super) fn fate(&self, k: usize) -> Fate {
         match Fate::of(self.evaluations[k].status) {
             Fate::Rejected if !self.u_total[k].is_finite() => Fate::NonFinite,
@@ -260,8 +264,10 @@ impl Generator {
     }
 }
 
-/// Errors: a density that is not exact, as far as it tells, or of no molecule where it is one of molecules; options out
-/// of range.
+/// Checks density and options.
+///
+/// Errors: a density that is not exact, declares a frame or centroid without being one of atoms, or integrates
+/// inaccurately; options out of range.
 fn check(density: &dyn Density, options: Options) -> Result<()> {
     if density.exactness() != Exactness::Exact {
         return Err(Error::Unsupported(format!(

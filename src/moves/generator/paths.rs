@@ -1,4 +1,4 @@
-//! What moves need that go from the current state to a proposal on a path: annealed and driven ones.
+//! Helpers for moves that follow a path from the current state to a proposal: annealed and driven ones.
 
 use super::Generator;
 use crate::annealing::Space;
@@ -9,12 +9,12 @@ use crate::density::{Evaluation, Scope, Status};
 use std::borrow::Cow;
 
 impl Generator {
-    /// The current configuration as the density describes it.
+    /// Current configuration as the density describes it.
     pub(in crate::moves) fn current_as_drawn(&self) -> &[f64] {
         &self.current
     }
 
-    /// Proposal k as the density describes it: its centroid where it was drawn, if the density knows of one.
+    /// Proposal k as the density describes it: with its centroid as drawn, if the density includes one.
     pub(in crate::moves) fn as_drawn(&self, k: usize) -> Vec<f64> {
         let mut x = self.proposal(k).0.to_vec();
         match self.density.scope() {
@@ -28,7 +28,7 @@ impl Generator {
         x
     }
 
-    /// Configurations as the density describes them, `[n][dimension]`, at the place of the current one.
+    /// Takes configurations as the density describes them, `[n][dimension]`, to the position of the current one.
     pub(in crate::moves) fn placed<'a>(&self, x: &'a [f64]) -> Cow<'a, [f64]> {
         if matches!(self.density.scope(), Scope::Full | Scope::Shape { .. }) {
             return x.into();
@@ -41,7 +41,7 @@ impl Generator {
         placed.into()
     }
 
-    /// From gradients at [`Generator::placed`] to those by what is placed.
+    /// Pulls gradients at [`Generator::placed`] back to gradients by its argument, in place.
     pub(in crate::moves) fn pull_back(&self, gradient: &mut [f64]) {
         if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
             for gradient in gradient.chunks_exact_mut(self.dimension()) {
@@ -50,28 +50,28 @@ impl Generator {
         }
     }
 
-    /// The displacements that change what the density describes, and nothing else.
+    /// Space of displacements that change what the density describes and nothing else.
     pub(in crate::moves) fn space(&self) -> Space {
         match self.density.scope() {
             Scope::Full | Scope::Noisy { .. } => Space::Full,
             Scope::Centred => Space::Centred,
             Scope::Shape { frame } => match Frame::of(&self.current, frame) {
                 Some(Frame { axes, .. }) => Space::Frame { frame, axes },
-                None => Space::Full, // the attempt is rejected already
+                None => Space::Full, // the attempt will be rejected
             },
         }
     }
 
-    /// Proposals that can be made so far.
+    /// Indices of the proposals that are usable so far.
     pub(in crate::moves) fn usable(&self) -> Vec<usize> {
         (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
     }
 
-    /// The way from the current configuration, made whole, to proposal k: in internal coordinates if the model has
-    /// them, turning if the density describes the orientation, else straight. None of them moves the frame or the
-    /// centroid.
+    /// Interpolation path from the current configuration, made whole, to proposal k: in internal coordinates if the
+    /// model has them, with a rotation if the density describes the orientation, else straight. No path moves the frame
+    /// or the centroid.
     ///
-    /// Errors: no way, by the status that says why.
+    /// Errors: the status that says why there is no path.
     pub(in crate::moves) fn way_to(&self, k: usize) -> std::result::Result<Between<'_>, Status> {
         let (to, scope) = (self.proposal(k).0, self.density.scope());
         match (&self.internal, scope) {
@@ -81,18 +81,18 @@ impl Generator {
         }
     }
 
-    /// Rejects proposal k under this name.
+    /// Makes proposal k unusable, with this status.
     pub(in crate::moves) fn refuse(&mut self, k: usize, status: Status) {
         self.evaluations[k] = Evaluation::outside(status);
     }
 
-    /// Another configuration, as the density describes it, in place of proposal k.
+    /// Replaces proposal k by another configuration, given as the density describes it.
     pub(in crate::moves) fn set_end(&mut self, k: usize, x: &[f64]) {
         let (d, placed) = (self.dimension(), self.placed(x));
         self.placed[k * d..(k + 1) * d].copy_from_slice(&placed);
     }
 
-    /// Gives proposal k this weight, whatever the density of its configuration.
+    /// Sets the log-weight of proposal k, whatever the density of its configuration.
     pub(in crate::moves) fn set_log_weight(&mut self, k: usize, log_weight: f64) {
         if self.evaluations[k].is_inside() && self.u_total[k].is_finite() {
             self.evaluations[k] = Evaluation::inside(-self.u_total[k] - log_weight);

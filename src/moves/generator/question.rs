@@ -8,11 +8,11 @@ use std::borrow::Cow;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::{mpsc, Arc, Mutex, PoisonError};
 
-/// log q(x)?
+/// A pending evaluation of log q(x).
 pub(super) struct Question<'a> {
     pub(super) density: Arc<dyn Density>,
     pub(super) x: Cow<'a, [f64]>,
-    /// Over how many orientations, which are the numbers of this stream; 0: not averaged.
+    /// Number of orientations, drawn from the next field's stream, over which q is averaged; 0: no average.
     pub(super) rotations: usize,
     pub(super) orientations: Stream,
 }
@@ -34,8 +34,8 @@ impl Question<'_> {
 }
 
 impl Question<'static> {
-    /// The answer, for which a thread of the pool looks during `meanwhile`. If none has begun by then (all may be busy
-    /// with the proposals to come), this thread does.
+    /// Evaluates on a thread of the pool while `meanwhile` runs here. If none has started by the end (all may be busy
+    /// with later proposals), this thread evaluates.
     ///
     /// Errors: those of `meanwhile`, then those of the density.
     pub(super) fn answer_during(self, meanwhile: impl FnOnce() -> Result<()>) -> Result<Evaluation> {
@@ -44,7 +44,8 @@ impl Question<'static> {
         let shared = open.clone();
         rayon::spawn(move || {
             if let Some(question) = take(&shared) {
-                // nobody listens any more if the engine has panicked; a panic of the density is the attempt's
+                // nobody listens any more if the engine has panicked; a panic of the density is passed on to the
+                // attempt
                 let _ = tell.send(catch_unwind(AssertUnwindSafe(|| question.answer())));
             }
         });
