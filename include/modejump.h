@@ -47,65 +47,66 @@
 // `modejump_model_options.precision`: double precision.
 #define MODEJUMP_F64 1
 
-// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16,
-// which single samples read in half the time. It is another density than that of the file, and exact in itself.
+// `modejump_model_options.precision`, for a TarFlow on the CPU: single precision with weights rounded to bfloat16,
+// which halves the time to read them for single samples. The density differs from that of the file, and is exact in
+// itself.
 #define MODEJUMP_BF16 2
 
 // `modejump_model_options.decoding`: token after token.
 #define MODEJUMP_SEQUENTIAL 0
 
-// `modejump_model_options.decoding`, of a TarFlow: all tokens together, by Jacobi's iteration.
+// `modejump_model_options.decoding`, for a TarFlow: all tokens together, by Jacobi iteration.
 #define MODEJUMP_JACOBI 1
 
-// `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
+// `modejump_model_options.decoding`, for a TarFlow: one segment of tokens after the other, each by iteration.
 #define MODEJUMP_GAUSS_SEIDEL 2
 
-// `modejump_model_options.flags`: on the CPU, wherever other models run.
+// `modejump_model_options.flags`: run on the CPU, wherever other models run.
 #define MODEJUMP_ON_CPU 1
 
-// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling
-// thread: a model that shall run on a GPU runs in that context instead of the primary one, on a stream of its own, so
-// that its kernels and those of the program run side by side, and the card holds one context. The context must outlive
-// the model and all moves made from it. A model on the CPU, or on another GPU that was asked for by its number, is
-// loaded as without this flag.
+// `modejump_model_options.flags`, for a program whose own CUDA context (`CUcontext`) is current on the calling thread:
+// a model that would run on a GPU runs in this context instead of the primary one, on a stream of its own, so that its
+// kernels and those of the program run side by side, and the card holds one context. The context must outlive the
+// model and all moves made from it. A model on the CPU, or on another GPU requested by number, is loaded as without
+// this flag.
 #define MODEJUMP_CURRENT_CONTEXT 2
 
-// `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
+// `modejump_move_options.kind`: independence Metropolis-Hastings; for a model of kind `modes`, jumps between its
+// modes.
 #define MODEJUMP_INDEPENDENCE 0
 
-// `modejump_move_options.kind`: iterated sampling importance resampling.
+// `modejump_move_options.kind`: iterated sampling importance resampling (i-SIR).
 #define MODEJUMP_ISIR 1
 
 // `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone
 // decides, and the exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
 #define MODEJUMP_SURROGATE 2
 
-// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say
-// so.
+// `modejump_statistics.flags`: acceptances are decided by a surrogate, so the sampling is biased; reports must say so.
 #define MODEJUMP_BY_SURROGATE 1
 
-// `modejump_outcome.outcome`: the state is the proposal now.
+// `modejump_outcome.outcome`: the state is now the proposal.
 #define MODEJUMP_ACCEPTED 0
 
-// The Metropolis test said no.
+// The Metropolis test rejected the proposal.
 #define MODEJUMP_REJECTED 1
 
 // The generator cannot produce this configuration.
 #define MODEJUMP_OUT_OF_SUPPORT 2
 
-// Internal coordinates are undefined there.
+// Internal coordinates are undefined at this configuration.
 #define MODEJUMP_SINGULAR 3
 
 // NaN or infinity in the proposal, its density or its potential.
 #define MODEJUMP_NON_FINITE 4
 
-// A constrained bond has another length.
+// A constrained bond has the wrong length.
 #define MODEJUMP_CONSTRAINT 5
 
-// A stereocentre has the other hand.
+// A stereocentre has the wrong handedness.
 #define MODEJUMP_CHIRALITY 6
 
-// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+// The configuration is in no mode that can be left by a jump, or the proposal is not in the mode it was meant for.
 #define MODEJUMP_WRONG_MODE 7
 
 // `modejump_annealing_options.kernel`: Langevin steps with a Metropolis test (MALA).
@@ -117,98 +118,99 @@
 // An invertible map between configurations. Const functions may be called from several threads at once.
 typedef struct modejump_bijection modejump_bijection;
 
-// Swaps of two replicas through a map. Calls of several threads wait for each other; one within an attempt, by its own
-// targets, fails (1).
+// Swaps of two replicas through a map. Calls from several threads wait for each other; a call by its own targets, from
+// within an attempt, fails (1).
 typedef struct modejump_exchange modejump_exchange;
 
 // A loaded model. All functions that take it const may be called from several threads at once.
 typedef struct modejump_model modejump_model;
 
-// A move. Calls of several threads wait for each other; one within an attempt, by its own target, fails (1). Make one
-// for each replica, since each draws its proposals ahead.
+// A move. Calls from several threads wait for each other; a call by its own target, from within an attempt, fails (1).
+// Make one move per replica, since each draws its proposals ahead.
 typedef struct modejump_move modejump_move;
 
-// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
+// How a model is loaded; initialise with `modejump_model_options_init`, then change as needed.
 typedef struct modejump_model_options {
   // sizeof(modejump_model_options)
   uint32_t struct_size;
-  // Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any
-  // case.
+  // Precision of the networks: `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are
+  // double in any case.
   uint32_t precision;
-  // How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
+  // How samples are computed from their latent points: `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
   // `MODEJUMP_GAUSS_SEIDEL`; their log-densities are exact in any case.
   uint32_t decoding;
   // `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
   uint32_t flags;
-  // Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
+  // Tokens per segment for `MODEJUMP_GAUSS_SEIDEL`, at least 1.
   uint64_t segment;
-  // Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token
-  // after token.
+  // Iterative decoding: maximum number of passes over all tokens, or over a segment, at least 1; a sample that needs
+  // more is decoded token after token.
   uint64_t decoding_passes;
-  // Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in
-  // single precision).
+  // Iterative decoding: largest error of the latent point, at most 1e-3, beyond rounding (some 1e-5 in single
+  // precision).
   double decoding_tolerance;
 } modejump_model_options;
 
-// Options of a move; set by `modejump_move_options_init`, then changed at will.
+// Options of a move; initialise with `modejump_move_options_init`, then change as needed.
 typedef struct modejump_move_options {
   // sizeof(modejump_move_options)
   uint32_t struct_size;
   // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
   uint32_t kind;
-  // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
+  // Proposals per attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
   // chooses among them.
   uint64_t proposals;
   // The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
   // different seeds.
   uint64_t seed;
-  // Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
+  // Engine steps between attempts, with which the proposals of coming attempts can be drawn in one batch; 0 if
+  // unknown.
   uint64_t stride;
-  // Attempts whose proposals are drawn in one batch, at least 1.
+  // Number of attempts whose proposals are drawn in one batch, at least 1.
   uint64_t batch;
   // 1: other threads draw the next batch while the engine uses up the present one, and evaluate the density of the
-  // current configuration while the target is asked for its potentials. The results are the same to the last bit.
-  // 0: every batch is drawn in the attempt that needs it first.
+  // current configuration while the target computes its potentials. The results are the same to the last bit. 0:
+  // every batch is drawn in the first attempt that needs it.
   uint64_t draw_ahead;
-  // Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that
-  // describes the orientation of a molecule, such as a TarFlow: less variable weights, for as many likelihoods,
-  // where the potential knows little of directions. Exact whatever the potential. A jump turns the molecule at
-  // random. 0: no average.
+  // Number of orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model
+  // that describes the orientation of a molecule, such as a TarFlow: the weights vary less where the potential
+  // depends little on orientation, at the cost of as many likelihoods. Exact whatever the potential. A jump turns
+  // the molecule at random. 0: no average.
   uint64_t rotations;
 } modejump_move_options;
 
-// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1
-// for none. It must be the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any
-// thread, one at a time.
+// Returns the mode of the configuration `x[dimension]`: a number from 0, in the order of the model's modes, or -1 for
+// none. The result must be a function of x alone and, for a molecule, independent of position and orientation. May be
+// called from any thread, one at a time.
 typedef int64_t (*modejump_mode_callback)(void *user, const double *x, uint64_t dimension);
 
-// Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
+// Path of an annealed move; initialise with `modejump_annealing_options_init`, then change as needed.
 typedef struct modejump_annealing_options {
   // sizeof(modejump_annealing_options)
   uint32_t struct_size;
   // `MODEJUMP_ADJUSTED` or `MODEJUMP_HAMILTONIAN`
   uint32_t kernel;
-  // Evenly spaced steps from the generator to the target.
+  // Number of evenly spaced steps from the generator to the target.
   uint64_t stages;
-  // Moves of the kernel at each stage.
+  // Moves of the kernel per stage.
   uint64_t moves;
-  // Leapfrog steps of a trajectory.
+  // Leapfrog steps per trajectory.
   uint64_t leapfrog;
-  // Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
+  // Step of the kernel, in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
   // noise.
   double step;
 } modejump_annealing_options;
 
-// A walk in latent space; set by `modejump_latent_walk_options_init`, then changed at will.
+// Options of a walk in latent space; initialise with `modejump_latent_walk_options_init`, then change as needed.
 typedef struct modejump_latent_walk_options {
   // sizeof(modejump_latent_walk_options)
   uint32_t struct_size;
   // 0
   uint32_t flags;
-  // Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a
-  // latent coordinate has width 1, or is uniform on [0, 1).
+  // Step widths, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent
+  // coordinate has width 1, or is uniform on [0, 1).
   const double *widths;
-  // Numbers in `widths`.
+  // Number of elements in `widths`.
   uint64_t n_widths;
   // Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
   uint64_t leapfrog;
@@ -221,22 +223,23 @@ typedef struct modejump_target {
   uint32_t struct_size;
   // 0
   uint32_t flags;
-  // Handed to the callbacks.
+  // Passed to the callbacks.
   void *user;
   // Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration.
   // Returns 0, or another number after `modejump_set_last_error`: the call that needed the value then fails
   // with 254. Must not throw.
   int32_t (*reduced_potential)(void *user, uint64_t n, const double *x, double *u);
-  // NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
+  // NULL, or a function that is called with `user` exactly once before the function that got this struct returns,
+  // whatever its status.
   void (*destroy)(void *user);
-  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it,
-  // and latent walks by trajectories.
+  // NULL, or as `reduced_potential`, and also writes du/dx into `gradient[n][dimension]`: needed by annealed moves,
+  // and by latent walks with trajectories.
   int32_t (*reduced_potential_gradient)(void *user, uint64_t n, const double *x, double *u, double *gradient);
-  // NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel
-  // that is reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers
-  // have to be a function of the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for
-  // where the solvent is. After an attempt that failed or was not accepted the caller puts the solvent back to where
-  // it was.
+  // NULL, or a function that moves the rest of the system (a solvent), which is not in `x[dimension]`, with x held
+  // fixed, by a kernel that is reversible for exp(-u(x, .)), and writes the u that results: needed by driven moves.
+  // Its random numbers must be a function of the attempt and of `stage`, counted from 0 in each attempt.
+  // `reduced_potential` refers to the current positions of the solvent. After an attempt that failed or was not
+  // accepted, the caller puts the solvent back to where it was.
   int32_t (*relax)(void *user, const double *x, uint64_t stage, double *u);
 } modejump_target;
 
@@ -250,7 +253,7 @@ typedef struct modejump_state {
   uint64_t step;
   // Below 2^24.
   uint64_t replica;
-  // u(x), computed at this x and not remembered from earlier.
+  // u(x), computed for this x, not remembered from earlier.
   double reduced_potential;
   // `[dimension]`, nm for molecules; the new configuration after an acceptance, otherwise untouched.
   double *x;
@@ -258,7 +261,7 @@ typedef struct modejump_state {
   const double *box;
 } modejump_state;
 
-// What became of an attempt. With several proposals the numbers are those of the one that decided.
+// Result of an attempt. With several proposals the numbers are those of the one that decided.
 typedef struct modejump_outcome {
   // sizeof(modejump_outcome)
   uint32_t struct_size;
@@ -275,13 +278,13 @@ typedef struct modejump_outcome {
   double reduced_potential;
 } modejump_outcome;
 
-// Counters since the move was made or its statistics were reset.
+// Counters since the move was made or its statistics were last reset.
 typedef struct modejump_statistics {
   // sizeof(modejump_statistics)
   uint32_t struct_size;
   // `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
   uint32_t flags;
-  // The sum of the seven counters that follow, and of `wrong_mode`.
+  // Sum of the seven counters that follow, and of `wrong_mode`.
   uint64_t attempts;
   uint64_t accepted;
   uint64_t rejected;
@@ -290,28 +293,28 @@ typedef struct modejump_statistics {
   uint64_t non_finite;
   uint64_t constraint;
   uint64_t chirality;
-  // Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are
-  // the screen's.
+  // Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are those of the
+  // screen.
   double mean_log_weight;
-  // Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
+  // Effective sample size of all proposals as a fraction of their number; unusable ones have weight zero.
   double ess;
   uint64_t proposals;
-  // Delayed acceptance: attempts that the screen let through to the exact stage.
+  // Delayed acceptance: attempts that passed the screen and reached the exact stage.
   uint64_t screened;
   // Delayed acceptance: exact log-densities computed in the second stage.
   uint64_t exact_evaluations;
   // Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the
   // second.
   double correction_variance;
-  // Jumps between modes that started or ended in a wrong one.
+  // Jumps between modes that started or ended in a wrong mode.
   uint64_t wrong_mode;
-  // Mean over the attempts of the probability with which each was accepted, and its standard error: what the
-  // acceptance will come to. NaN before the first attempt, and before the second.
+  // Mean acceptance probability over the attempts, which estimates the long-run acceptance, and its standard error.
+  // NaN before the first attempt and before the second, respectively.
   double expected_acceptance;
   double expected_acceptance_error;
 } modejump_statistics;
 
-// What became of an exchange between replicas a and b.
+// Result of an exchange between replicas a and b.
 typedef struct modejump_exchange_outcome {
   // sizeof(modejump_exchange_outcome)
   uint32_t struct_size;
@@ -332,26 +335,26 @@ typedef struct modejump_exchange_outcome {
 extern "C" {
 #endif // __cplusplus
 
-// `MODEJUMP_ABI_VERSION` of the library. Compare it with the one of the header before anything else.
+// `MODEJUMP_ABI_VERSION` of the library. Compare it with that of the header before anything else.
 uint32_t modejump_abi_version(void);
 
 // Version of the library, such as "0.1.0". Static, never NULL.
 const char *modejump_version(void);
 
-// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library
-// and is valid until the next call on this thread.
+// Writes the message of the last failed call on this thread, in UTF-8; empty if there was none. It belongs to the
+// library and is valid until the next call on this thread.
 int32_t modejump_last_error(const char **message);
 
-// Sets this thread's last error: for callbacks, which then return a status other than 0. NULL clears it.
+// Sets this thread's last error, for callbacks that then return a status other than 0. NULL clears it.
 int32_t modejump_set_last_error(const char *message);
 
-// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if
-// there is no such device, and says what is missing.
+// Sets where models loaded from now on run, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
+// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides; if it is not set, models run
+// on the CPU. Fails if there is no such device, and says what is missing.
 int32_t modejump_set_device(const char *name);
 
-// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until
-// it calls this again.
+// Writes where models loaded from now on run: "cpu", or the name of a GPU. The string belongs to the thread and is
+// valid until it calls this function again.
 int32_t modejump_device(const char **name);
 
 // Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.
@@ -360,12 +363,12 @@ int32_t modejump_model_device(const struct modejump_model *model, const char **n
 // Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_load(const char *path, struct modejump_model **model);
 
-// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token.
+// Sets the defaults, those of `modejump_model_load`: single precision, decoding token after token.
 // `options->struct_size` must be set.
 int32_t modejump_model_options_init(struct modejump_model_options *options);
 
-// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of
-// its own. Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
+// Loads a model file with options: another precision, another decoding of a TarFlow, or a device for this model alone.
+// Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
 // `modejump_model_free`.
 int32_t modejump_model_load_with(const char *path,
                                  const struct modejump_model_options *options,
@@ -374,7 +377,7 @@ int32_t modejump_model_load_with(const char *path,
 // Loads a model from the `length` bytes of a model file in memory. The bytes are not needed afterwards.
 int32_t modejump_model_load_buffer(const uint8_t *data, uint64_t length, struct modejump_model **model);
 
-// As `modejump_model_load_buffer`, with options as those of `modejump_model_load_with`.
+// As `modejump_model_load_buffer`, with the options of `modejump_model_load_with`.
 int32_t modejump_model_load_buffer_with(const uint8_t *data,
                                         uint64_t length,
                                         const struct modejump_model_options *options,
@@ -386,17 +389,17 @@ int32_t modejump_model_free(struct modejump_model *model);
 // Writes the number of coordinates of a configuration: three for each atom of a molecule.
 int32_t modejump_model_dimension(const struct modejump_model *model, uint64_t *dimension);
 
-// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that
-// has one temperature only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves
-// these out: its configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are
-// those of all coordinates together.
+// Writes the latent temperature of a steerable model, i.e. its temperature divided by that of its training, or 0 for a
+// model with a fixed temperature; and how many of its coordinates, the last ones, are auxiliary. Moves leave these
+// out: their configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are those
+// of all coordinates together.
 int32_t modejump_model_steering(const struct modejump_model *model,
                                 double *variance,
                                 uint64_t *auxiliary);
 
-// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature.
-// It shares the parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature
-// only. On success `*out` is a new handle, to be freed with `modejump_model_free`.
+// Makes a model at another temperature, in K, from a steerable one: its samples and densities are those of that
+// temperature. It shares the parameters of the old model, which does not change. Refused (6) for a model with a fixed
+// temperature. On success `*out` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_at_temperature(const struct modejump_model *model,
                                       double kelvin,
                                       struct modejump_model **out);
@@ -409,39 +412,40 @@ int32_t modejump_model_metadata(const struct modejump_model *model,
 // Writes the hash of the model file's bytes, hexadecimal. The string belongs to the model.
 int32_t modejump_model_hash(const struct modejump_model *model, const char **hex);
 
-// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i.
-// Atoms are told by `names[n]` within residues, also by those of other conventions (HB1 and HB2 for HB2 and HB3), and
-// residues by the names in their labels `residues[n]` (`ALA2`), in the order in which they come. A model without atom
-// names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index in that list of the model's
+// atom i. Atoms are identified by `names[n]` within residues, also by those of other conventions (HB1 and HB2 for HB2
+// and HB3), and residues by the names in their labels `residues[n]` (`ALA2`), in the order of the list. A model
+// without atom names gives 0, 1, 2, … Fails, naming the atom, if the lists differ.
 int32_t modejump_model_match_atoms(const struct modejump_model *model,
                                    uint64_t n,
                                    const char *const *residues,
                                    const char *const *names,
                                    uint64_t *order);
 
-// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their
-// neighbours, united atoms and virtual sites are no contradiction, and a model without a topology has none. Fails, and
-// names the atom, if an element has another mass, as where atoms have changed places.
+// Checks that `masses[n]`, in dalton, can be those of the model's atoms in its order. Repartitioned hydrogen masses,
+// united atoms and virtual sites pass; a model without a topology accepts any masses. Fails, naming the atom, if an
+// element has another mass, as happens where atoms have changed places.
 int32_t modejump_model_check_masses(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *masses);
 
-// Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
-// as in the frames of the model, and its stereocentres of the same hand. Fails, and names them, if the density is larger
-// by far with two of them exchanged, or one has the other hand: no jump from there would be accepted. A model without a
-// topology finds no equal atoms, one with auxiliary coordinates nothing.
+// Checks that equivalent atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group,
+// are numbered as in the training frames of the model, and that its stereocentres have the same handedness. Fails,
+// naming them, if the density is larger by far with two of them exchanged, or if a stereocentre is inverted: no jump
+// from there would be accepted. For a model without a topology no equivalent atoms are known; for one with auxiliary
+// coordinates nothing is checked.
 int32_t modejump_model_check_labels(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *x);
 
-// Whether attempts with a box can be made. Fails (6) for a model whose atoms cannot be made whole in one, such as those of
-// several molecules, as every such attempt would; a program asks once, at its start.
+// Checks that attempts with a box are possible. Fails (6) for a model whose atoms cannot be made whole in one, such as
+// those of several molecules, as every such attempt would; a program checks once, at its start.
 int32_t modejump_model_check_box(const struct modejump_model *model);
 
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
-// the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
-// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. Kinds of
-// models differ in the volume that it is per, by a constant that docs/comparing.md has.
+// the sequence is split into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
+// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. The
+// volume that densities refer to differs between kinds of models by a constant, given in docs/comparing.md.
 int32_t modejump_model_sample(const struct modejump_model *model,
                               uint64_t seed,
                               uint64_t first,
@@ -456,20 +460,20 @@ int32_t modejump_model_log_density(const struct modejump_model *model,
                                    const double *x,
                                    double *log_density);
 
-// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in
-// rows where the logarithm is -inf.
+// As `modejump_model_log_density`, and also writes the gradient with respect to x into `gradient[n][dimension]`, zero
+// in rows where the logarithm is -inf.
 int32_t modejump_model_log_density_gradient(const struct modejump_model *model,
                                             uint64_t n,
                                             const double *x,
                                             double *log_density,
                                             double *gradient);
 
-// Writes the number of latent coordinates of a flow. Fails for a model without a latent space (6).
+// Writes the number of latent coordinates of a flow. Fails (6) for a model without a latent space.
 int32_t modejump_model_latent_dimension(const struct modejump_model *model, uint64_t *dimension);
 
-// Writes the configurations `x[n][dimension]` of the latent points `z[n][latent dimension]` of a flow, ln|dx/dz| and
-// log q, each `[n]`; -inf where the point has no configuration in the support. Fails for a model without a latent space
-// (6).
+// Maps the latent points `z[n][latent dimension]` of a flow to configurations: writes `x[n][dimension]`, and ln|dx/dz|
+// and log q, each `[n]`; log q is -inf where the point has no configuration in the support. Fails (6) for a model
+// without a latent space.
 int32_t modejump_model_generate(const struct modejump_model *model,
                                 uint64_t n,
                                 const double *z,
@@ -477,9 +481,9 @@ int32_t modejump_model_generate(const struct modejump_model *model,
                                 double *log_det,
                                 double *log_density);
 
-// The way back: writes the latent points `z[n][latent dimension]` of configurations `x[n][dimension]`, ln|dx/dz| and
-// log q, each `[n]`. Rows whose log q is -inf have no latent point, and numbers of no meaning. Fails for a model without
-// a latent space (6).
+// Inverse of `modejump_model_generate`: writes the latent points `z[n][latent dimension]` of configurations
+// `x[n][dimension]`, and ln|dx/dz| and log q, each `[n]`. Rows whose log q is -inf have no latent point, and
+// meaningless numbers. Fails (6) for a model without a latent space.
 int32_t modejump_model_encode(const struct modejump_model *model,
                               uint64_t n,
                               const double *x,
@@ -487,9 +491,9 @@ int32_t modejump_model_encode(const struct modejump_model *model,
                               double *log_det,
                               double *log_density);
 
-// Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space
-// (6), and of different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with
-// `modejump_bijection_free`; it keeps both models.
+// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused for models without a latent
+// space (6), and for models with different atoms, latent spaces or frames (1). On success `*out` is a new handle, to
+// be freed with `modejump_bijection_free`; it keeps both models alive.
 int32_t modejump_bijection_new(const struct modejump_model *from,
                                const struct modejump_model *to,
                                struct modejump_bijection **out);
@@ -498,9 +502,9 @@ int32_t modejump_bijection_new(const struct modejump_model *from,
 int32_t modejump_bijection_free(struct modejump_bijection *bijection);
 
 // Maps `n` configurations `x[n][dimension]`, whole molecules: writes y = f(x), or f^-1(x) if `inverse` is 1, into
-// `y[n][dimension]`, the natural logarithm of |dy/dx| into `log_det[n]`, and into `status[n]` 0 or why there is no
-// image (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`); y is then x, and the logarithm -inf. A map in internal
-// coordinates changes the shape only: y has the frame of x.
+// `y[n][dimension]`, ln |dy/dx| into `log_det[n]`, and into `status[n]` 0 or the reason why there is no image
+// (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`), in which case y is x and the logarithm -inf. A map in internal
+// coordinates changes the shape only: y keeps the frame of x.
 int32_t modejump_bijection_map(const struct modejump_bijection *bijection,
                                uint32_t inverse,
                                uint64_t n,
@@ -509,30 +513,30 @@ int32_t modejump_bijection_map(const struct modejump_bijection *bijection,
                                double *log_det,
                                uint32_t *status);
 
-// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be
-// set.
+// Sets the defaults: one independence proposal, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
 int32_t modejump_move_options_init(struct modejump_move_options *options);
 
 // Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the
-// model.
+// model alive.
 int32_t modejump_move_new(const struct modejump_model *model,
                           const struct modejump_move_options *options,
                           struct modejump_move **out);
 
-// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-// proposals, one after the other, `options->proposals` in an attempt; where that chain has moved, the exact
-// log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
-// the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
-// to be freed with `modejump_move_free`; it keeps both models.
+// Makes a move by delayed acceptance: `model` proposes without computing its log-density, which may be expensive;
+// `screen` tests the proposals one after the other, `options->proposals` per attempt; if that chain has moved, the
+// exact log-density of `model` decides. Exact whatever the screen, unless `options->kind` is `MODEJUMP_SURROGATE`:
+// then the screen alone decides, and the move is biased. Other kinds are ignored. On success `*out` is a new handle,
+// to be freed with `modejump_move_free`; it keeps both models alive.
 int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
                                              const struct modejump_model *screen,
                                              const struct modejump_move_options *options,
                                              struct modejump_move **out);
 
-// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
-// model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
-// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; proposals has to
-// be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same move of
+// such a model. If `mode` is not NULL, this callback instead of the model says which mode a configuration is in;
+// `user` is passed to it and must stay valid until the move is freed. The options must have one proposal and 0
+// rotations; only the seed is used. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps
+// the model alive.
 int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
                                     const struct modejump_move_options *options,
                                     modejump_mode_callback mode,
@@ -542,22 +546,22 @@ int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
 // Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
 int32_t modejump_annealing_options_init(struct modejump_annealing_options *options);
 
-// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they
-// are tested, the current configuration is carried back, and the weights of the two paths decide. Exact whatever the
-// path. The model needs a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not
-// looked at. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
-// with `modejump_move_free`; it keeps the model.
+// Makes an annealed move: annealed importance sampling carries the proposals of `model` to the target before they are
+// tested, and carries the current configuration back; the weights of the two paths decide. Exact whatever the path.
+// The model needs a gradient, and the target of every attempt needs `reduced_potential_gradient`. `options->kind` is
+// ignored. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
+// with `modejump_move_free`; it keeps the model alive.
 int32_t modejump_move_annealed_new(const struct modejump_model *model,
                                    const struct modejump_move_options *options,
                                    const struct modejump_annealing_options *annealing,
                                    struct modejump_move **out);
 
-// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
-// least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
-// With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
-// `options->kind` is not looked at, and `options->proposals` has to be 1. Its outcomes' weights have the work in
-// place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
-// keeps the model.
+// Makes a driven move of a part of the system: this part is pulled to the proposal of `model` in `steps`
+// perturbations, at least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact
+// whatever the path. With one step the rest is frozen. The path runs in the internal coordinates of the model, if it
+// has any. `options->kind` is ignored, and `options->proposals` must be 1. In the weights of its outcomes the work
+// replaces the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+// keeps the model alive.
 int32_t modejump_move_driven_new(const struct modejump_model *model,
                                  const struct modejump_move_options *options,
                                  uint64_t steps,
@@ -566,35 +570,35 @@ int32_t modejump_move_driven_new(const struct modejump_model *model,
 // Sets the defaults: a random walk of the library's widths, seed 0. `options->struct_size` must be set.
 int32_t modejump_latent_walk_options_init(struct modejump_latent_walk_options *options);
 
-// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z
-// = T^-1(x), or Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`.
-// Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
-// `modejump_move_free`; it keeps the model.
+// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: by small steps of
+// z = T^-1(x), or by Hamiltonian trajectories, for which the target of every attempt needs
+// `reduced_potential_gradient`. Exact whatever the flow. Its statistics have no weights. On success `*out` is a new
+// handle, to be freed with `modejump_move_free`; it keeps the model alive.
 int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
                                       const struct modejump_latent_walk_options *options,
                                       struct modejump_move **out);
 
-// Frees a move; NULL does nothing. Fails (1), and frees nothing, within an attempt.
+// Frees a move; NULL does nothing. Fails (1), and frees nothing, if called within an attempt.
 int32_t modejump_move_free(struct modejump_move *move);
 
 // Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]`
-// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with
-// n = 0 it has none. Refused (6), naming the bond, unless these are the bonds that every sample of the model has at
-// one length, and at that length.
+// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n
+// = 0 it has none. Refused (6), naming the bond, unless these are exactly the bonds that the model keeps at a fixed
+// length, with the same lengths.
 int32_t modejump_move_set_constraints(struct modejump_move *move,
                                       uint64_t n,
                                       const uint64_t *atoms,
                                       const double *lengths,
                                       const double *masses);
 
-// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from
-// now on, whatever that of the training; any other is for one temperature and stays as it is. Cheap where nothing
+// Sets the temperature of the ensemble, in K. A move of a steerable model proposes for this temperature from now on,
+// whatever its training temperature; any other model is for one temperature and stays as it is. Cheap if nothing
 // changes, so it can be called before every attempt. Fails (1) for a temperature that is not positive.
 int32_t modejump_move_set_temperature(struct modejump_move *move,
                                       double kelvin);
 
-// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x`
-// changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
+// Makes one attempt: proposes, asks `target` for the reduced potential of the proposals, and accepts or rejects.
+// `state->x` changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
 int32_t modejump_move_attempt(struct modejump_move *move,
                               const struct modejump_target *target,
                               const struct modejump_state *state,
@@ -606,44 +610,44 @@ int32_t modejump_move_statistics(const struct modejump_move *move, struct modeju
 // Sets all counters to zero and forgets the log-weights.
 int32_t modejump_move_reset_statistics(struct modejump_move *move);
 
-// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights`
-// the latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With
+// Writes into `*n` how many log-weights of proposals are remembered (at most the latest 65536), and into `log_weights`
+// the latest `capacity` of them, or all if there are fewer, oldest first; -inf stands for an unusable proposal. With
 // `capacity` 0, `log_weights` may be NULL.
 int32_t modejump_move_log_weights(const struct modejump_move *move,
                                   uint64_t capacity,
                                   double *log_weights,
                                   uint64_t *n);
 
-// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
-// maps; `seed` is that of the Metropolis tests: exchanges that are tried at one step, as those of the pairs of a ladder
-// are, need different seeds, or different replica numbers in their states. On success `*out` is a new handle, to be
-// freed with `modejump_exchange_free`; it keeps the map.
+// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, whose
+// configurations it maps to. `seed` is that of the Metropolis tests: exchanges tried at the same step, such as those
+// of the pairs of a ladder, need different seeds, or different replica numbers in their states. On success `*out` is a
+// new handle, to be freed with `modejump_exchange_free`; it keeps the map alive.
 int32_t modejump_exchange_new(const struct modejump_bijection *bijection,
                               uint64_t seed,
                               struct modejump_exchange **out);
 
-// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles
-// of their replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in
-// internal coordinates only.
+// Sets whether configurations take position and orientation along to the other replica (1), for engines that exchange
+// the ensembles of their replicas and not the configurations, or each replica keeps its own (0, the default). Matters
+// for maps in internal coordinates only.
 int32_t modejump_exchange_carry_frames(struct modejump_exchange *exchange,
                                        uint32_t yes);
 
-// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, within an attempt.
+// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, if called within an attempt.
 int32_t modejump_exchange_free(struct modejump_exchange *exchange);
 
 // Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a
-// move. With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each
-// bond at that length, and no other.
+// move. With n = 0 the engine constrains none. Refused (6), naming the bond, unless these are exactly the bonds that
+// both models keep at a fixed length, with the same lengths.
 int32_t modejump_exchange_set_constraints(struct modejump_exchange *exchange,
                                           uint64_t n,
                                           const uint64_t *atoms,
                                           const double *lengths,
                                           const double *masses);
 
-// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced
-// potential of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if
-// `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the
-// random number is a function of seed, step and the two replicas.
+// Makes one attempt: maps the configuration of each replica to the ensemble of the other, asks each target for the
+// reduced potential of its new configuration, and accepts or rejects both together. `a->x` and `b->x` change if and
+// only if `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal and their replicas
+// different: the random number is a function of seed, step and the two replicas.
 int32_t modejump_exchange_attempt(struct modejump_exchange *exchange,
                                   const struct modejump_target *target_a,
                                   const struct modejump_target *target_b,
@@ -651,7 +655,7 @@ int32_t modejump_exchange_attempt(struct modejump_exchange *exchange,
                                   const struct modejump_state *b,
                                   struct modejump_exchange_outcome *outcome);
 
-// Writes the counters. Weights are those of the configurations of a, mapped, as samples of b.
+// Writes the counters. Weights are those of the mapped configurations of a as samples of b.
 int32_t modejump_exchange_statistics(const struct modejump_exchange *exchange,
                                      struct modejump_statistics *statistics);
 

@@ -1,7 +1,7 @@
 /* modejump.hpp: the C interface as C++17 objects. Header only.
  *
- * Handles free themselves, a status other than 0 becomes modejump::Error, and an exception thrown by a reduced potential comes
- * out of Move::attempt as it was. Units and meanings are those of modejump.h.
+ * Handles free themselves, a status other than 0 becomes modejump::Error, and an exception thrown by a reduced potential leaves
+ * Move::attempt unchanged. Units and meanings are those of modejump.h.
  */
 #ifndef MODEJUMP_HPP
 #define MODEJUMP_HPP
@@ -50,7 +50,7 @@ inline void check(std::int32_t status) {
         throw Error(status, last_error());
 }
 
-/// Throws unless the library that is loaded has the interface of this header.
+/// Throws unless the loaded library has the interface version of this header.
 inline void check_version() {
     if (modejump_abi_version() != MODEJUMP_ABI_VERSION)
         throw Error(MODEJUMP_UNSUPPORTED, "the modejump library has interface version " +
@@ -58,19 +58,20 @@ inline void check_version() {
                                               std::to_string(MODEJUMP_ABI_VERSION));
 }
 
-/// Where models run that are loaded from now on: "cpu", "auto", "cuda" or "cuda:N". Throws Error, which says what is missing.
+/// Sets where models loaded from now on run: "cpu", "auto", "cuda" or "cuda:N". Throws Error, which says what is
+/// missing.
 inline void set_device(const std::string& name) { check(modejump_set_device(name.c_str())); }
 
-/// Where models run that are loaded from now on: "cpu", or the name of a GPU.
+/// Where models loaded from now on run: "cpu", or the name of a GPU.
 inline std::string device() {
     const char* name = nullptr;
     check(modejump_device(&name));
     return name;
 }
 
-/// What a flow makes of points of one of its ends.
+/// Images of points under a flow, in either direction.
 struct Transformed {
-    /// At the other end, one after the other.
+    /// The images, one after the other.
     std::vector<double> points;
     /// ln|dx/dz| of each.
     std::vector<double> log_det;
@@ -83,7 +84,7 @@ struct Samples {
     std::vector<double> log_density;
 };
 
-/// How a model is loaded, with the library's defaults.
+/// Options of loading a model, with the library's defaults.
 struct ModelOptions : modejump_model_options {
     ModelOptions() : modejump_model_options() {
         check_version();
@@ -95,7 +96,7 @@ struct ModelOptions : modejump_model_options {
 /// A loaded model; copies share it. Const functions may be called from several threads at once.
 class Model {
 public:
-    /// Loads a model file. Throws Error, for options too that are not for this kind of model.
+    /// Loads a model file. Throws Error, also for options that this kind of model does not have.
     explicit Model(const std::string& path, const ModelOptions& options = ModelOptions()) {
         modejump_model* model = nullptr;
         check(modejump_model_load_with(path.c_str(), &options, &model));
@@ -109,22 +110,23 @@ public:
         return Model(model);
     }
 
-    /// Coordinates of a configuration, 3 x atoms for a molecule.
+    /// Number of coordinates of a configuration, 3 x atoms for a molecule.
     std::size_t dimension() const { return dimension_; }
 
-    /// Whether the model follows the temperature.
+    /// Whether the model can be taken to other temperatures.
     bool is_steerable() const noexcept { return variance_ > 0; }
 
-    /// The latent temperature of a steerable model, its temperature over that of its training; 0 for other models.
+    /// Latent temperature of a steerable model: its temperature divided by that of its training; 0 for other models.
     double latent_temperature() const noexcept { return variance_; }
 
-    /// How many of the coordinates, the last ones, are auxiliary. A move has configurations without them.
+    /// Number of auxiliary coordinates, which come last. The configurations of a move do not have them.
     std::size_t auxiliary() const noexcept { return auxiliary_; }
 
-    /// Coordinates of a configuration that a move changes.
+    /// Number of coordinates of a configuration that a move changes.
     std::size_t move_dimension() const noexcept { return dimension_ - auxiliary_; }
 
-    /// A steerable model at a temperature in K: its samples and densities are of that temperature. Throws Error for other models.
+    /// The steerable model at a temperature in K: samples and densities are those of that temperature. Throws Error for
+    /// other models.
     Model at_temperature(double kelvin) const {
         modejump_model* model = nullptr;
         check(modejump_model_at_temperature(handle(), kelvin, &model));
@@ -152,8 +154,8 @@ public:
         return name;
     }
 
-    /// Where the model's atoms are in a caller's list: `order[i]` is the index there of the model's atom i. Residue labels are as
-    /// `ALA2`. Throws, and names the atom, if the lists differ.
+    /// Finds the model's atoms in a caller's list: `order[i]` is the index in that list of the model's atom i. Residue
+    /// labels are of the form `ALA2`. Throws, naming the atom, if the lists differ.
     std::vector<std::uint64_t> match_atoms(const std::vector<std::string>& residues, const std::vector<std::string>& names) const {
         if (residues.size() != names.size())
             throw Error(MODEJUMP_INVALID_INPUT, "match_atoms: residues and names differ in number");
@@ -167,16 +169,18 @@ public:
         return order;
     }
 
-    /// Throws, and names the atom, if the model's atoms, in its order, cannot have these masses (dalton).
+    /// Throws, naming the atom, if the model's atoms, in its order, cannot have these masses (dalton).
     void check_masses(const std::vector<double>& masses) const {
         check(modejump_model_check_masses(handle(), masses.size(), masses.data()));
     }
 
-    /// Throws where equal atoms of `x[atoms][3]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered the other way round than
-    /// in the frames of the model, or a stereocentre is of the other hand: from there no jump is accepted. Names them.
+    /// Throws, naming the atoms, if equivalent atoms of `x[atoms][3]` (nm), such as the hydrogens of a CH2 or CH3
+    /// group, are numbered differently from the frames of the model, or a stereocentre has the opposite handedness: no
+    /// jump from there is accepted.
     void check_labels(const std::vector<double>& x) const { check(modejump_model_check_labels(handle(), x.size(), x.data())); }
 
-    /// Throws if attempts with a box cannot be made: the model's atoms cannot be made whole in one, as those of several molecules.
+    /// Throws if attempts with a box are not possible, because the model's atoms cannot be made whole in one, such as
+    /// those of several molecules.
     void check_box() const { check(modejump_model_check_box(handle())); }
 
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
@@ -193,7 +197,7 @@ public:
         return log_density;
     }
 
-    /// As log_density; writes the gradient `[n][dimension]` as well.
+    /// As log_density, and also writes the gradient `[n][dimension]`.
     std::vector<double> log_density(const std::vector<double>& x, std::vector<double>& gradient) const {
         std::vector<double> log_density(rows(x));
         gradient.assign(x.size(), 0.0);
@@ -202,14 +206,15 @@ public:
         return log_density;
     }
 
-    /// Latent coordinates of a flow. This and the next two throw for a model without a latent space.
+    /// Number of latent coordinates of a flow. This function and the next two throw for a model without a latent space.
     std::size_t latent_dimension() const {
         std::uint64_t latent = 0;
         check(modejump_model_latent_dimension(handle(), &latent));
         return static_cast<std::size_t>(latent);
     }
 
-    /// Configurations of the latent points `z[n][latent_dimension]`; log q is -infinity where there is none in the support.
+    /// Configurations of the latent points `z[n][latent_dimension]`; log q is -infinity where a point has none in the
+    /// support.
     Transformed generate(const std::vector<double>& z) const {
         const std::size_t latent = latent_dimension(), n = z.size() / latent;
         if (n * latent != z.size())
@@ -219,7 +224,7 @@ public:
         return images;
     }
 
-    /// Latent points of the configurations `x[n][dimension]`; of no meaning where log q is -infinity.
+    /// Latent points of the configurations `x[n][dimension]`; meaningless where log q is -infinity.
     Transformed encode(const std::vector<double>& x) const {
         const std::size_t n = rows(x);
         Transformed images{std::vector<double>(n * latent_dimension()), std::vector<double>(n), std::vector<double>(n)};
@@ -254,19 +259,19 @@ private:
     double variance_ = 0;
 };
 
-/// Images `[n][dimension]` under a map, ln |dy/dx| `[n]`, and 0 or the reason why there is none, `MODEJUMP_OUT_OF_SUPPORT` to
-/// `MODEJUMP_CHIRALITY`: the row is then as it was, its logarithm -infinity.
+/// Images `[n][dimension]` under a map, ln |dy/dx| `[n]`, and a status: 0, or the reason why there is no image,
+/// `MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`, in which case the row is unchanged and its logarithm -infinity.
 struct Images {
     std::vector<double> x;
     std::vector<double> log_det;
     std::vector<std::uint32_t> status;
 };
 
-/// The invertible map f = T_to o T_from^-1 of two flows with one latent space; copies share it. Const functions may be called from
-/// several threads at once.
+/// The invertible map f = T_to o T_from^-1 of two flows with a common latent space; copies share it. Const functions
+/// may be called from several threads at once.
 class Bijection {
 public:
-    /// Throws Error for models without one latent space, of different atoms or frames.
+    /// Throws Error for models without a common latent space, or with different atoms or frames.
     Bijection(const Model& from, const Model& to) : dimension_(from.dimension()) {
         modejump_bijection* bijection = nullptr;
         check(modejump_bijection_new(from.handle(), to.handle(), &bijection));
@@ -307,7 +312,7 @@ struct Options : modejump_move_options {
     }
 };
 
-/// Paths of an annealed move, with the library's defaults.
+/// Path of an annealed move, with the library's defaults.
 struct Annealing : modejump_annealing_options {
     Annealing() : modejump_annealing_options() {
         struct_size = static_cast<std::uint32_t>(sizeof(modejump_annealing_options));
@@ -317,64 +322,67 @@ struct Annealing : modejump_annealing_options {
 
 /// A walk in the latent space of a flow.
 struct LatentWalk {
-    /// Of the step, one of which is chosen at random in every attempt; the library's if empty.
+    /// Step widths, one of which is chosen at random in every attempt; the library's if empty.
     std::vector<double> widths;
     /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
     std::uint64_t leapfrog = 0;
     std::uint64_t seed = 0;
 };
 
-// Attempts call these where they are: a function object that keeps something from one attempt to the next has to be in a variable of these types,
-// not be made into one at every attempt.
+// Attempts call these objects in place: a function object with state that must persist from one attempt to the next has
+// to be stored in a variable of one of these types, not converted anew at every attempt.
 
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
 
-/// The same, and du/dx into `gradient[n][dimension]`.
+/// As ReducedPotential, and also writes du/dx into `gradient[n][dimension]`.
 using ReducedPotentialGradient = std::function<void(std::size_t n, const double* x, double* u, double* gradient)>;
 
-/// Moves the rest of the system while `x[dimension]` is held fast, and returns u where it then is (modejump_target.relax); may throw.
+/// Moves the rest of the system with `x[dimension]` held fixed, and returns the u that results (modejump_target.relax);
+/// may throw.
 using Relaxation = std::function<double(const double* x, std::uint64_t stage)>;
 
-/// A way to the proposal that a part of the system is pulled while the rest gives way.
+/// A path along which a part of the system is pulled to the proposal while the rest relaxes.
 struct DrivenPath {
-    /// Perturbations, at least 1.
+    /// Number of perturbations, at least 1.
     std::uint64_t steps = 50;
 };
 
-/// Where an attempt starts.
+/// State from which an attempt starts.
 struct State {
     /// `[dimension]`; the new configuration after an acceptance.
     std::vector<double> x;
-    /// u(x), to be set; kept current by Move::attempt, but to be computed again whenever x has moved otherwise.
+    /// u(x), to be set by the caller; kept up to date by Move::attempt, but to be computed again whenever x has moved
+    /// otherwise.
     double reduced_potential = std::numeric_limits<double>::quiet_NaN();
-    /// Number of the attempt, to be set: random numbers are a function of seed, step and replica, so that attempts of one number have the
-    /// same proposals.
+    /// Number of the attempt, to be set by the caller: random numbers are a function of seed, step and replica, so
+    /// attempts with the same number have the same proposals.
     std::optional<std::uint64_t> step;
     std::uint64_t replica = 0;
     /// Box vectors as rows, nm.
     std::optional<std::array<double, 9>> box;
 };
 
-/// What became of an attempt.
+/// Result of an attempt.
 struct Outcome : modejump_outcome {
     bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
 };
 
-/// What the attempts have come to.
+/// Counters and averages over the attempts.
 struct Statistics : modejump_statistics {
     /// The fraction of attempts that were accepted; NaN before the first.
     double acceptance() const noexcept {
         return attempts > 0 ? static_cast<double>(accepted) / static_cast<double>(attempts) : std::numeric_limits<double>::quiet_NaN();
     }
 
-    /// Of the log-density that decides acceptances: "exact", or "surrogate" for a biased move. Reports say so.
+    /// Kind of the log-density that decides acceptances: "exact", or "surrogate" for a biased move. Reports state it.
     const char* likelihood() const noexcept { return (flags & MODEJUMP_BY_SURROGATE) != 0 ? "surrogate" : "exact"; }
 };
 
 namespace detail {
 
-/// Pairs of atoms as the C interface takes them; throws unless each has a length, and with pairs every atom of `dimension` coordinates a mass.
+/// Pairs of atoms as the C interface takes them; throws unless each has a length and, if there are pairs, every atom of
+/// `dimension` coordinates has a mass.
 inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                                   const std::vector<double>& masses, std::size_t dimension) {
     if (atoms.size() != lengths.size() || (!atoms.empty() && 3 * masses.size() != dimension))
@@ -400,8 +408,8 @@ inline modejump_state raw(State& state, std::size_t dimension) {
     return raw;
 }
 
-/// The caller's functions during one call of the library, whose frames cannot be unwound: what they throw waits here until those
-/// are gone.
+/// The caller's functions during one call of the library. Exceptions cannot unwind the library's stack frames, so they
+/// are stored here and rethrown after the call.
 class Call {
 public:
     explicit Call(const ReducedPotential& u, const ReducedPotentialGradient* gradient = nullptr, const Relaxation* relax = nullptr)
@@ -462,7 +470,7 @@ private:
 
 } // namespace detail
 
-/// A move of a model. Calls of several threads wait for each other; one within an attempt throws.
+/// A move of a model. Calls from several threads wait for each other; a call from within an attempt throws.
 class Move {
 public:
     explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.move_dimension()) {
@@ -471,32 +479,32 @@ public:
         move_.reset(move);
     }
 
-    /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed. With
-    /// the kind MODEJUMP_SURROGATE the screen alone decides: biased, and marked in the statistics.
+    /// Delayed acceptance: `model` proposes, `screen` tests, and the exact density of `model` decides on what has
+    /// passed. With the kind MODEJUMP_SURROGATE the screen alone decides: biased, and marked in the statistics.
     Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_delayed_acceptance_new(model.handle(), screen.handle(), &options, &move));
         move_.reset(move);
     }
 
-    /// Proposals of `model` are carried to the target by annealed importance sampling before they are tested; exact whatever the
-    /// path. Attempts need the gradient of the reduced potential.
+    /// Annealed move: annealed importance sampling carries the proposals of `model` to the target before they are
+    /// tested; exact whatever the path. Attempts need the gradient of the reduced potential.
     Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_annealed_new(model.handle(), &options, &annealing, &move));
         move_.reset(move);
     }
 
-    /// The atoms of `model` are pulled to its proposals while the rest of the system gives way; exact whatever the way. Attempts need a
-    /// Relaxation.
+    /// Driven move: the atoms of `model` are pulled to its proposals while the rest of the system relaxes; exact
+    /// whatever the path. Attempts need a Relaxation.
     Move(const Model& model, const DrivenPath& path, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_driven_new(model.handle(), &options, path.steps, &move));
         move_.reset(move);
     }
 
-    /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow.
-    /// Attempts by trajectories need the gradient of the reduced potential.
+    /// Latent walk: steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the
+    /// flow. Attempts with Hamiltonian trajectories need the gradient of the reduced potential.
     Move(const Model& model, const LatentWalk& walk) : dimension_(model.move_dimension()) {
         modejump_latent_walk_options options{};
         options.struct_size = static_cast<std::uint32_t>(sizeof(options));
@@ -510,8 +518,9 @@ public:
         move_.reset(move);
     }
 
-    /// Jumps between the modes of `model`, of kind `modes`; `mode` says in which one a configuration is: a number from 0, or −1 for none, a
-    /// function of x alone. Without such a function, Move(model, options) makes these jumps with the regions of the model file.
+    /// Jumps between the modes of `model`, of kind `modes`; `mode`, a function of x alone, returns the mode that a
+    /// configuration is in: a number from 0, or −1 for none. Without such a function, Move(model, options) makes these
+    /// jumps with the regions of the model file.
     Move(const Model& model, std::function<std::int64_t(std::size_t, const double* x)> mode, const Options& options = Options())
         : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
@@ -521,7 +530,7 @@ public:
 
     Move(Move&&) noexcept = default;
 
-    /// The old move goes before the function of the mode that it calls.
+    /// The old move is freed before the mode function that it calls.
     Move& operator=(Move&& other) noexcept {
         move_ = std::move(other.move_);
         mode_ = std::move(other.mode_);
@@ -529,30 +538,32 @@ public:
         return *this;
     }
 
-    /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
+    /// Sets the bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
         const std::uint64_t* pairs = detail::pairs(atoms, lengths, masses, dimension_);
         check(modejump_move_set_constraints(move_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
     }
 
-    /// The temperature of the ensemble, in K: a move of a steerable model proposes for it from now on, others stay as they are.
+    /// Sets the temperature of the ensemble, in K: a move of a steerable model proposes for it from now on; other moves
+    /// are unchanged.
     void set_temperature(double kelvin) { check(modejump_move_set_temperature(move_.get(), kelvin)); }
 
     /// Coordinates of a configuration.
     std::size_t dimension() const noexcept { return dimension_; }
 
-    /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
+    /// Makes one attempt. Throws what `u` throws, else Error; the state is then untouched.
     Outcome attempt(const ReducedPotential& u, State& state) { return attempt(detail::Call(u), state); }
 
-    /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or
-    /// `gradient` throws, else Error.
+    /// Makes one attempt of a move that needs gradients: annealed, or a latent walk with Hamiltonian trajectories.
+    /// Throws what `u` or `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
         return attempt(detail::Call(u, &gradient), state);
     }
 
-    /// One attempt of a driven move. `u` is asked for where `relax` has left the rest of the system, which the caller puts back after an
-    /// attempt that throws or is not accepted. Throws what `u` or `relax` throws, else Error.
+    /// Makes one attempt of a driven move. `u` refers to the positions where `relax` has left the rest of the system;
+    /// the caller restores these after an attempt that throws or is not accepted. Throws what `u` or `relax` throws,
+    /// else Error.
     Outcome attempt(const ReducedPotential& u, const Relaxation& relax, State& state) {
         return attempt(detail::Call(u, nullptr, &relax), state);
     }
@@ -595,7 +606,7 @@ private:
         std::exception_ptr thrown;
     };
 
-    // After an exception the configuration is in no mode, so the attempt ends without a change.
+    // After an exception the configuration counts as in no mode, so the attempt ends without a change.
     static std::int64_t mode_callback(void* user, const double* x, std::uint64_t dimension) noexcept {
         ModeOf& mode = *static_cast<ModeOf*>(user);
         try {
@@ -616,33 +627,37 @@ private:
     std::size_t dimension_;
 };
 
-/// What became of an exchange.
+/// Result of an exchange.
 struct ExchangeOutcome : modejump_exchange_outcome {
     bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
 };
 
-/// Swaps of two replicas through a map: x_b becomes f(x_a), x_a becomes f^-1(x_b), if a Metropolis test accepts. Calls of several threads wait for each other; one within an attempt throws.
+/// Swaps of two replicas through a map: x_b becomes f(x_a) and x_a becomes f^-1(x_b) if a Metropolis test accepts.
+/// Calls from several threads wait for each other; a call from within an attempt throws.
 class Exchange {
 public:
-    /// The random number of an attempt is a function of seed, step and the two replicas: exchanges that are tried at one step, as those of the pairs
-    /// of a ladder are, need different seeds, or different replica numbers in their states.
+    /// The random number of an attempt is a function of seed, step and the two replicas: exchanges tried at the same
+    /// step, such as those of the pairs of a ladder, need different seeds, or different replica numbers in their
+    /// states.
     explicit Exchange(const Bijection& map, std::uint64_t seed = 0) : dimension_(map.dimension()) {
         modejump_exchange* exchange = nullptr;
         check(modejump_exchange_new(map.handle(), seed, &exchange));
         exchange_.reset(exchange);
     }
 
-    /// Whether configurations take position and orientation along to the other replica, instead of each replica keeping its own.
+    /// Sets whether configurations take position and orientation along to the other replica, instead of each replica
+    /// keeping its own.
     void carry_frames(bool yes) { check(modejump_exchange_carry_frames(exchange_.get(), yes ? 1 : 0)); }
 
-    /// Bonds that the engine constrains in both replicas, as for Move.
+    /// Sets the bonds that the engine constrains in both replicas, as for Move.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
         const std::uint64_t* pairs = detail::pairs(atoms, lengths, masses, dimension_);
         check(modejump_exchange_set_constraints(exchange_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
     }
 
-    /// One attempt, each replica with its own reduced potential. Throws what they throw, else Error; the states are then untouched.
+    /// Makes one attempt, each replica with its own reduced potential. Throws what they throw, else Error; the states
+    /// are then untouched.
     ExchangeOutcome attempt(const ReducedPotential& u_a, const ReducedPotential& u_b, State& a, State& b) {
         const modejump_state raw_a = detail::raw(a, dimension_), raw_b = detail::raw(b, dimension_);
         detail::Call call_a(u_a), call_b(u_b);
@@ -659,7 +674,7 @@ public:
         return outcome;
     }
 
-    /// Weights are those of the configurations of a, mapped, as samples of b.
+    /// Counters; weights are those of the mapped configurations of a as samples of b.
     Statistics statistics() const {
         Statistics statistics{};
         statistics.struct_size = static_cast<std::uint32_t>(sizeof(modejump_statistics));

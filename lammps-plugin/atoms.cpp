@@ -1,4 +1,4 @@
-/* Atoms at coordinates, in the box, on the ranks that own them. */
+/* Placing atoms: at coordinates, in the box, on the ranks that own them. */
 
 #include "fix_modejump.h"
 
@@ -14,7 +14,7 @@
 
 using namespace LAMMPS_NS;
 
-/// Stops unless the atoms of the group are those that they were at the beginning of the run. Collective.
+/// Stops unless the atoms of the group are the same as at the beginning of the run. Collective.
 void FixModeJump::require_atoms() {
     bigint mine[2] = {}, all[2]; // known, others
     for (int i = 0; i < atom->nlocal; i++)
@@ -26,7 +26,7 @@ void FixModeJump::require_atoms() {
                           "away, or add some to its group", index_.size(), group->names[igroup], all[0], update->ntimestep, all[1]);
 }
 
-/// Coordinates and image flags of the model's atoms to all ranks.
+/// Collects coordinates and image flags of the model's atoms on all ranks.
 void FixModeJump::gather() {
     std::vector<double> x(x_.size(), 0.0), unwrapped(x_.size(), 0.0);
     std::vector<imageint> image(image_.size(), 0);
@@ -47,8 +47,8 @@ void FixModeJump::gather() {
         value *= nm_;
 }
 
-/// The box (nm) if the model's atoms lie across half of it or more, as where data were wrapped and image flags are missing: the
-/// generator makes its molecule whole with it. Otherwise that would change nothing, and not every model has bonds to do it by.
+/// The box (nm) if the model's atoms span half of it or more, as when wrapped data lack image flags: the generator makes its
+/// molecule whole with it. Otherwise the box would change nothing, and not every model has the bonds to use it.
 std::optional<std::array<double, 9>> FixModeJump::box_across(const std::vector<double>& x) const {
     double lo[3], hi[3];
     for (std::size_t k = 0; k < x.size(); k += 3) {
@@ -86,7 +86,7 @@ void FixModeJump::place(const std::vector<double>& x) {
     }
 }
 
-/// Gives the model's atoms the coordinates that they had, to the last bit.
+/// Restores the previous coordinates of the model's atoms, to the last bit.
 void FixModeJump::restore() {
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
@@ -97,17 +97,17 @@ void FixModeJump::restore() {
     }
 }
 
-/// Puts the model's atoms back where they belong, so that LAMMPS finds them on the ranks from which it would look for them.
+/// Restores the model's atoms, and moves them to the ranks on which LAMMPS will look for them.
 void FixModeJump::reject() {
     restore();
     if (comm->nprocs > 1) {
         settle();
-        restore(); // wrapping and the coordinates of a triclinic box have changed bits
+        restore(); // wrapping and triclinic coordinates have changed bits
     }
 }
 
-/// Takes the atoms to the ranks that own their places. Those that go farther than to a neighbour, where exchange() would lose
-/// them, go one rank at a time.
+/// Moves the atoms to the ranks that own their positions. Those that go farther than to a neighbour, where exchange() would lose
+/// them, move one rank at a time.
 void FixModeJump::migrate() {
     const double* lo = domain->triclinic ? domain->sublo_lamda : domain->sublo;
     const double* hi = domain->triclinic ? domain->subhi_lamda : domain->subhi;
@@ -143,7 +143,7 @@ void FixModeJump::migrate() {
                           "and a timestep with which the dynamics is stable", all, atom->natoms, update->ntimestep);
 }
 
-/// Where atoms of any rank go for which `near` gives another place than their own, by atom ID.
+/// Destinations, by atom ID, of the atoms of all ranks that `near` would clamp.
 template <class Near> std::unordered_map<tagint, std::array<double, 3>> FixModeJump::far_goals(Near near) {
     std::vector<tagint> ids;
     std::vector<double> places;
@@ -162,12 +162,13 @@ template <class Near> std::unordered_map<tagint, std::array<double, 3>> FixModeJ
     return goals;
 }
 
-/// Atoms into the box, the box around them, each to the rank of its place and from there to its neighbours. Collective.
+/// Puts atoms into the box, adapts the box, and sends each atom to the rank of its position and from there to neighbours as a
+/// ghost. Collective.
 void FixModeJump::settle() {
     if (domain->triclinic)
         domain->x2lamda(atom->nlocal);
     domain->pbc();
-    // a shrink-wrapped box goes with its atoms; of atoms outside there is no energy
+    // a shrink-wrapped box follows its atoms; atoms outside would have no energy
     if (domain->box_change) {
         domain->reset_box();
         comm->setup();

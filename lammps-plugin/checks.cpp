@@ -24,12 +24,12 @@
 
 using namespace LAMMPS_NS;
 
-/// Whether a style begins with one of these: accelerated variants have a suffix.
+/// Whether a style begins with one of these; accelerated variants have a suffix.
 static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles) {
     return std::any_of(styles.begin(), styles.end(), [fix](const char* style) { return utils::strmatch(fix->style, style); });
 }
 
-/// Whether the atoms of a fix's group do not go where their forces would take them.
+/// Whether a fix keeps the atoms of its group from following their forces.
 bool FixModeJump::holds(const Fix* fix) {
     return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move", "^aveforce"});
 }
@@ -43,23 +43,23 @@ bool FixModeJump::touches(const Fix* fix) const {
     return any != 0;
 }
 
-/// Stops where something of the input moves atoms, changes energies or the box in ways that the moves do not allow for.
+/// Stops if anything in the input moves atoms, or changes energies or the box, in a way that the moves cannot account for.
 void FixModeJump::require_setup() const {
     if (utils::strmatch(update->integrate_style, "^respa"))
         error->all(FLERR, "Fix modejump does not work with run_style respa");
-    // coordinates or forces of these are not where this fix moves and finds them
+    // these keep coordinates or forces in other places than those that this fix uses
     if (lmp->kokkos)
         error->all(FLERR, "Fix modejump does not work with package KOKKOS: run LAMMPS without -k on and -sf kk");
     if (!modify->get_fix_by_style("^GPU").empty())
         error->all(FLERR, "Fix modejump does not work with package GPU: run LAMMPS without -sf gpu and without `package gpu`");
     if (domain->dimension == 2)
         error->all(FLERR, "Fix modejump does not work with dimension 2: proposals leave the plane");
-    // what is kept of the velocities needs forces that depend on the positions alone
+    // velocities are kept across a jump on the assumption that forces depend only on positions
     for (const char* style : {"dpd", "^brownian", "^lubricate"})
         if (force->pair_match(style, 0, 1))
             error->all(FLERR, "Fix modejump: pair style {} has forces of friction or of noise, which a jump would count twice: have a pair "
                               "style without, and fix langevin", force->pair_style);
-    // whole names only are compared
+    // only whole names are compared
     for (const char* style : {"quartic", "quartic/omp", "bpm/spring", "bpm/spring/plastic", "bpm/rotational", "rheo/shell"})
         if (force->bond_match(style))
             error->all(FLERR, "Fix modejump: bond style {} breaks bonds for good where a proposal stretches them", style);
@@ -71,7 +71,7 @@ void FixModeJump::require_setup() const {
         if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude", "^grem", "^qtpie"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
                        fix->id, fix->style);
-        // that of ReaxFF has the energy of the charges in its pair style
+        // not qeq/reaxff: ReaxFF has the energy of the charges in its pair style
         if (is_one_of(fix, {"^qeq/point", "^qeq/shielded", "^qeq/slater", "^qeq/dynamic", "^qeq/fire"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) gives charges whose own energy is in no style, and the moves would not see it: have fixed "
                               "charges", fix->id, fix->style);
@@ -86,8 +86,8 @@ void FixModeJump::require_setup() const {
                               "there (boundary f), beyond which no proposal is accepted", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, of the model or about it, which jumps do not keep: have flexible bonds and a shorter timestep", fix->id, fix->style);
-        // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
-        // but for CMAP, which they see, and what acts on other atoms alone: that is the same before and after
+        // whether or not fix_modify adds it to the printed energy; thermostats report only the energy of their bath. Except CMAP,
+        // which the moves include, and fixes that act only on other atoms: their energy is the same before and after
         const bool beside = is_one_of(fix, {"^spring/self", "^wall/", "^indent", "^efield", "^addforce"}) && !touches(fix);
         if (fix->energy_global_flag && !fix->ecouple_flag && !beside && !utils::strmatch(fix->style, "^cmap"))
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
@@ -95,7 +95,7 @@ void FixModeJump::require_setup() const {
         if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk", "^ttm", "^dt/reset", "^viscous"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
                        fix->id, fix->style);
-        // jumps give the particles beside the molecule their forces back, and not their torques
+        // jumps correct the velocities of the other particles for new forces, but not for new torques
         if (fix->time_integrate && is_one_of(fix, {"sphere", "/body", "/line", "/tri", "/dot", "/eff"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) turns or swells particles, and jumps bring only velocities in step with new forces: "
                               "have fix nve or nvt", fix->id, fix->style);
@@ -105,7 +105,7 @@ void FixModeJump::require_setup() const {
     }
 }
 
-/// Stops unless every atom of the model goes where its forces take it: jumps would move the others as well, and give them velocities.
+/// Stops unless every atom of the model follows its forces: otherwise jumps would move it, and give it a velocity, all the same.
 /// Collective.
 void FixModeJump::require_motion() {
     const auto first = [this](auto is_bad) {
@@ -131,7 +131,7 @@ void FixModeJump::require_motion() {
                           "such as nve or nvt", left, group->names[igroup]);
 }
 
-/// Stops where masses say that the model's atoms come in another order. On rank 0.
+/// Stops if the masses show that the model's atoms are in another order. On rank 0.
 void FixModeJump::check_masses(const modejump::Model& model, const std::vector<double>& masses) const {
     try {
         model.check_masses(masses);
@@ -141,8 +141,8 @@ void FixModeJump::check_masses(const modejump::Model& model, const std::vector<d
     }
 }
 
-/// Says so where equal atoms are numbered the other way round than in the model's frames, or a stereocentre is of the other hand, from where
-/// no jump is accepted. On rank 0.
+/// Warns if equivalent atoms are numbered differently from the model's frames, or a stereocentre has the opposite handedness, so
+/// that no jump is accepted. On rank 0.
 void FixModeJump::check_labels() {
     try {
         model_->check_labels(current_);
@@ -152,14 +152,14 @@ void FixModeJump::check_labels() {
     model_.reset();
 }
 
-/// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.
+/// Stops if a thermostat is at another temperature than the moves, by mistake, in a ramp, or because `temper` has swapped it.
 void FixModeJump::check_temperature() {
     for (Fix* fix : modify->get_fix_list()) {
         int dimension = -1;
         const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
         if (!target || dimension != 0)
             continue;
-        // where temperatures are those of atoms there is no single one
+        // with per-atom temperatures there is no single one
         if (*target == 0.0)
             error->all(FLERR, "Fix modejump: fix {} ({}) has no temperature above 0, or one of each atom: have temp {} for all", fix->id, fix->style,
                        temperature_);
@@ -169,7 +169,7 @@ void FixModeJump::check_temperature() {
     }
 }
 
-/// Says so, once, where steps come again, after reset_timestep or in a loop over short runs: their random numbers do, too.
+/// Warns once if steps are repeated, after reset_timestep or in a loop over short runs: their random numbers are repeated, too.
 void FixModeJump::check_step() {
     if (update->ntimestep <= last_ && !told_) {
         told_ = true;

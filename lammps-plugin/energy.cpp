@@ -27,10 +27,10 @@
 
 using namespace LAMMPS_NS;
 
-/// Of Domain::boundary, and of Domain::nonperiodic.
+/// Values of Domain::boundary, and of Domain::nonperiodic.
 static constexpr int FIXED = 1, SHRINK = 2;
 
-/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
+/// Energy of the whole system, and forces, at the current coordinates of the atoms. Collective.
 double FixModeJump::potential() {
     list_neighbors();
     return interactions();
@@ -70,7 +70,7 @@ double FixModeJump::interactions() {
         comm->reverse_comm();
     update->eflag_global = update->ntimestep;
     double energy = energy_->compute_scalar();
-    // a part of CHARMM's force field that LAMMPS has as a fix; its forces are not among those that ranks send back
+    // a part of the CHARMM force field that LAMMPS implements as a fix; its forces are not among those sent back between ranks
     for (Fix* fix : modify->get_fix_by_style("^cmap")) {
         fix->post_force(vflag);
         energy += fix->compute_scalar();
@@ -78,12 +78,13 @@ double FixModeJump::interactions() {
     return energy;
 }
 
-/// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
-/// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
+/// Whether an atom is too far from the first one for any finite energy, or not at a finite place. LAMMPS subtracts the box from a
+/// coordinate until the atom is inside, which never ends for a large number. A shrink-wrapped box would become too large for its
+/// bins.
 bool FixModeJump::is_torn(const std::vector<double>& x) const {
     const double farthest = domain->nonperiodic == SHRINK ? 100 : 1000; // nm
     for (std::size_t k = 0; k < x.size(); k++)
-        if (!(std::abs(x[k] - x[k % 3]) < farthest)) // a number that is none is not within either
+        if (!(std::abs(x[k] - x[k % 3]) < farthest)) // NaN is not within either
             return true;
     return false;
 }
@@ -105,7 +106,8 @@ bool FixModeJump::leaves_box(const std::vector<double>& x) const {
 
 namespace {
 
-/// What LAMMPS has to say of a proposal is not about the run: it writes and counts no warnings, and an error does not end the run.
+/// Silences LAMMPS during a proposal, whose messages do not concern the run: warnings are neither written nor counted, and an
+/// error does not end the run.
 class Mute {
 public:
     explicit Mute(LAMMPS* lmp)
@@ -128,7 +130,8 @@ private:
 
 } // namespace
 
-/// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
+/// Reduced potential of a configuration, which rank 0 has and the others receive; infinite for one that LAMMPS cannot handle.
+/// Collective.
 double FixModeJump::reduced_potential_of(const double* x) {
     std::vector<double> coordinates(current_.size());
     if (x != nullptr)
@@ -142,7 +145,7 @@ double FixModeJump::reduced_potential_of(const double* x) {
         try {
             return interactions() / kt_;
         } catch (const LAMMPSException&) {
-            // the other ranks wait for this one somewhere in there
+            // the other ranks are waiting for this one inside a collective call
             error->one(FLERR, "Fix modejump: LAMMPS has no energy for a proposal, as it says above: run on one rank, where such "
                               "proposals are rejected");
         }
@@ -151,6 +154,6 @@ double FixModeJump::reduced_potential_of(const double* x) {
     try {
         return interactions() / kt_;
     } catch (const LAMMPSException&) {
-        return std::numeric_limits<double>::infinity(); // a bond that FENE does not allow, a distance that is in no table
+        return std::numeric_limits<double>::infinity(); // such as a bond too long for FENE, or a distance outside a table
     }
 }

@@ -37,7 +37,7 @@ FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
     dynamic_group_allow = 0;
     if (!atom->tag_enable)
         error->all(FLERR, "Fix modejump needs atoms with IDs");
-    // potential energy of the interactions alone: what other fixes add is refused in init()
+    // potential energy of the interactions only: contributions of other fixes are refused in init()
     const std::string compute = std::string(id) + "_pe";
     energy_ = modify->add_compute(compute + " all pe pair bond angle dihedral improper kspace");
 }
@@ -80,7 +80,7 @@ void FixModeJump::read_options(int narg, char** arg) {
     }
     if (model_file_.empty() || !(temperature_ > 0))
         error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
-    // with a default, runs that are meant to be independent would make the same jumps
+    // with a default, runs that are meant to be independent would make identical jumps
     if (seed < 0)
         error->all(FLERR, "Fix modejump needs `seed S`, a number from 0 up: give runs that are to be independent another one each");
     seed_ = static_cast<std::uint64_t>(seed);
@@ -92,7 +92,7 @@ void FixModeJump::read_options(int narg, char** arg) {
 
 int FixModeJump::setmask() { return PRE_EXCHANGE; }
 
-/// Runs something on rank 0; what it throws stops all ranks.
+/// Runs a function on rank 0; an exception stops all ranks.
 template <class Body> void FixModeJump::on_root(Body body) {
     std::string problem;
     if (comm->me == 0) {
@@ -108,7 +108,7 @@ template <class Body> void FixModeJump::on_root(Body body) {
         fail(problem);
 }
 
-/// Stops all ranks, each of which has to come here; rank 0 knows why.
+/// Stops all ranks, each of which must call this; rank 0 knows the reason.
 void FixModeJump::fail(const std::string& message) {
     int length = static_cast<int>(message.size());
     MPI_Bcast(&length, 1, MPI_INT, 0, world);
@@ -139,7 +139,7 @@ void FixModeJump::init() {
     x_.assign(3 * all.size(), 0.0);
     current_ = x_;
     image_.assign(all.size(), 0);
-    if (update->whichflag == 1) // not in a minimisation
+    if (update->whichflag == 1) // only in a run, not in a minimisation
         require_motion();
 
     if (!loaded_)
@@ -151,7 +151,7 @@ void FixModeJump::init() {
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
 
-/// Of lengths, masses and temperatures.
+/// Sets the units of lengths, masses and temperatures.
 void FixModeJump::take_units() {
     const std::string units = update->unit_style;
     if (units == "real" || units == "metal") {
@@ -166,7 +166,7 @@ void FixModeJump::take_units() {
         error->all(FLERR, "Fix modejump: units {}; real, metal, nano and lj are supported", units);
 }
 
-/// The masses (dalton) of the model's atoms, in its order. Collective.
+/// Masses (dalton) of the model's atoms, in its order. Collective.
 std::vector<double> FixModeJump::masses() {
     std::vector<double> mine(index_.size(), 0.0), all(index_.size());
     for (int i = 0; i < atom->nlocal; i++)
@@ -176,7 +176,7 @@ std::vector<double> FixModeJump::masses() {
     return all;
 }
 
-/// The smallest number that no other fix of this style has.
+/// Smallest number that no other fix of this style has.
 std::uint64_t FixModeJump::free_number() const {
     std::set<std::uint64_t> taken;
     for (Fix* fix : modify->get_fix_by_style("^modejump$")) {
@@ -190,7 +190,8 @@ std::uint64_t FixModeJump::free_number() const {
     return number;
 }
 
-/// Moves at the same step must not use the same numbers, and several fixes of one input may have the same seed.
+/// Seed of the moves: moves at the same step must not use the same random numbers, and several fixes of one input may have the
+/// same seed.
 std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
 
 void FixModeJump::load(int dimension) {
@@ -236,20 +237,20 @@ void FixModeJump::pre_exchange() {
         follow();
 }
 
-/// On rank 0.
+/// Sends an order from rank 0.
 void FixModeJump::command(Order order) {
     int number = static_cast<int>(order);
     MPI_Bcast(&number, 1, MPI_INT, 0, world);
 }
 
-/// On the other ranks.
+/// Receives an order on the other ranks.
 FixModeJump::Order FixModeJump::obey() {
     int number = 0;
     MPI_Bcast(&number, 1, MPI_INT, 0, world);
     return static_cast<Order>(number);
 }
 
-/// On rank 0: one attempt, in which the other ranks follow.
+/// Makes one attempt on rank 0, in which the other ranks follow.
 void FixModeJump::attempt() {
     if (model_)
         check_labels();
@@ -258,7 +259,7 @@ void FixModeJump::attempt() {
     state.step = static_cast<std::uint64_t>(update->ntimestep);
     state.replica = replica();
     state.box = box_across(current_);
-    // as the others do at the first order: u where the atoms are
+    // as the other ranks do first: u at the current coordinates
     state.reduced_potential = potential() / kt_;
     const auto u = [this](std::size_t n, const double* x, double* values) {
         for (std::size_t k = 0; k < n; k++) {
@@ -271,7 +272,7 @@ void FixModeJump::attempt() {
     try {
         accepted = move_->attempt(u, state).accepted();
     } catch (const LAMMPSException&) {
-        throw; // from an energy, in which the other ranks have failed as well
+        throw; // thrown by an energy, in which the other ranks have failed as well
     } catch (const std::exception& thrown) {
         problem = thrown.what();
         if (state.box)
@@ -290,9 +291,9 @@ void FixModeJump::attempt() {
     take_over(state.x.data());
 }
 
-/// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
+/// Moves to a configuration, which rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
 void FixModeJump::take_over(const double* x) {
-    // forces of a molecule alone add up to nothing, and momentum is all that it keeps
+    // not needed for an isolated molecule: its forces add up to zero, and it keeps only its momentum
     if (static_cast<bigint>(index_.size()) < atom->natoms) {
         restore();
         potential();
@@ -303,7 +304,7 @@ void FixModeJump::take_over(const double* x) {
     kick(-1.0);
 }
 
-/// On the other ranks.
+/// Follows an attempt on the other ranks.
 void FixModeJump::follow() {
     potential();
     for (;;) {
@@ -323,11 +324,12 @@ void FixModeJump::follow() {
     }
 }
 
-/// Of -partition: each has other random numbers.
+/// Replica number: each partition of -partition has its own random numbers.
 std::uint64_t FixModeJump::replica() const { return static_cast<std::uint64_t>(universe->iworld); }
 
-/// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,
-/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight; the last two are 0 without a usable proposal.
+/// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 outside the support of the generator, 5 non-finite, singular or
+/// with broken constraints, 6 of the wrong handedness or in a wrong mode, 7 acceptance (accepted / attempts), 8 effective sample
+/// size of the proposals as a fraction, 9 mean log-weight; the last two are 0 without a usable proposal.
 double FixModeJump::compute_vector(int i) {
     double values[COLUMNS] = {};
     if (comm->me == 0 && move_) {

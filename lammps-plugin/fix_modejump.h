@@ -1,7 +1,7 @@
 /* fix modejump: configurations of a molecule proposed by a trained generator, between steps of molecular dynamics.
 
-   Every N steps the fix asks the generator for a configuration of its group, has LAMMPS compute the energy there, and
-   accepts or rejects by Metropolis and Hastings. README.md beside this file documents the command. */
+   Every N steps the fix asks the generator for a configuration of its group, has LAMMPS compute its energy, and accepts
+   or rejects it by the Metropolis-Hastings rule. README.md beside this file documents the command. */
 
 #ifndef LMP_FIX_MODEJUMP_H
 #define LMP_FIX_MODEJUMP_H
@@ -39,7 +39,7 @@ public:
     double memory_usage() override;
 
 private:
-    /// What rank 0 tells the others to do next.
+    /// Next task that rank 0 sends to the others.
     enum class Order : int { Evaluate, Accept, Reject, Fail };
 
     void read_options(int narg, char** arg);
@@ -96,33 +96,33 @@ private:
     std::string model_file_, screen_file_, method_;
     double temperature_;
     std::uint64_t seed_;
-    /// Among the fixes of this style.
+    /// Number among the fixes of this style.
     std::uint64_t number_ = 0;
     int proposals_;
     bool ahead_;
 
-    /// Only on rank 0; whether it is there, on all.
+    /// The move, on rank 0 only; `loaded_` tells all ranks whether it exists.
     std::unique_ptr<modejump::Move> move_;
     bool loaded_;
-    /// On rank 0, until the numbers of atoms have been looked at.
+    /// The model, on rank 0, until the atom numbering has been checked.
     std::unique_ptr<modejump::Model> model_;
 
     Compute* energy_;
-    /// LAMMPS's length in nm; one dalton, and kT, in its masses and energies.
+    /// LAMMPS's unit of length in nm; one dalton in its unit of mass, and kT in its unit of energy.
     double nm_, dalton_, kt_;
     /// Atom of the model by atom ID.
     std::unordered_map<tagint, int> index_;
-    /// By atom of the model: unwrapped coordinates in nm; x and image flags as LAMMPS has them.
+    /// Per atom of the model: unwrapped coordinates in nm; x and image flags as in LAMMPS.
     std::vector<double> current_, x_;
     std::vector<imageint> image_;
-    /// Dalton, in the model's order, when the model was loaded.
+    /// Masses in dalton, in the model's order, when the model was loaded.
     std::vector<double> masses_;
-    /// Step of the last attempt, and whether it was told that steps come again.
+    /// Step of the last attempt, and whether the warning about repeated steps was given.
     bigint last_ = -1;
     bool told_ = false;
 };
 
-/// The values of all ranks, one rank after the other, on each.
+/// Gathers the values of all ranks, one rank after the other, on each.
 template <class Value> std::vector<Value> FixModeJump::gathered(const std::vector<Value>& values, MPI_Datatype type) {
     const int mine = static_cast<int>(values.size());
     std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);

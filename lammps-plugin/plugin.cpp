@@ -1,4 +1,4 @@
-// What LAMMPS's command `plugin load` looks for.
+// Entry point of the plugin, which the LAMMPS command `plugin load` looks up.
 
 #include "fix_modejump.h"
 
@@ -7,7 +7,7 @@
 
 using namespace LAMMPS_NS;
 
-// The interface of lammpsplugin.h, which binary packages of LAMMPS leave out.
+// Interface of lammpsplugin.h, which binary packages of LAMMPS omit.
 extern "C" {
 typedef void*(lammpsplugin_factory)(LAMMPS*, int, char**);
 typedef struct {
@@ -23,7 +23,7 @@ typedef void (*lammpsplugin_regfunc)(lammpsplugin_t*, void*);
 
 __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* handle, void* regfunc) {
     LAMMPS* lammps = static_cast<LAMMPS*>(lmp);
-    // Classes of another version have other layouts.
+    // Classes of other versions have other memory layouts.
     if (lammps->num_ver != MODEJUMP_LAMMPS_VERSION)
         lammps->error->all(FLERR, "modejumpplugin.so was built for LAMMPS {}, this is {}: build it for this one",
                            MODEJUMP_LAMMPS_VERSION, lammps->num_ver);

@@ -12,7 +12,7 @@
 
 using namespace LAMMPS_NS;
 
-/// A number that depends on all bits of another (SplitMix64: Steele, Lea and Flood 2014).
+/// Hash in which every bit depends on all bits of the input (SplitMix64: Steele, Lea and Flood 2014).
 static std::uint64_t mixed(std::uint64_t value) {
     value += 0x9E3779B97F4A7C15;
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
@@ -22,10 +22,10 @@ static std::uint64_t mixed(std::uint64_t value) {
 
 double FixModeJump::mass_of(int i) const { return atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]]; }
 
-/// Half a kick, forwards or backwards. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. What is kept across the jump,
-/// or drawn anew, is v(t): v(t - dt/2) has to become what F(x') makes v(t) of.
+/// Applies half a kick, forwards or backwards. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. The velocities
+/// that are kept across the jump, or drawn anew, are v(t): v(t - dt/2) must be such that F(x') takes it to v(t).
 void FixModeJump::kick(double sign) {
-    // other atoms only where the kick of F(x') will come: not those that nothing moves or that are held
+    // other atoms only if the kick of F(x') will be applied to them: not those that nothing moves, or that are held
     int moved = 0, held = 0;
     for (const Fix* fix : modify->get_fix_list()) {
         if (fix->time_integrate)
@@ -43,10 +43,11 @@ void FixModeJump::kick(double sign) {
     }
 }
 
-/// New velocities v(t) of the moved atoms, drawn from Maxwell and Boltzmann's distribution given the momentum P that the atoms have
-/// together. Velocities less P/M are independent of P and of x(t), so this leaves the canonical distribution as it is, and that of a
-/// fixed momentum, too. Thermostats without noise for each atom (nvt, temp/csvr) sample the latter: they count 3N - 3 degrees of
-/// freedom and would cool the others for a momentum that is drawn. Where P should change, thermostat or other atoms see to it. Collective.
+/// Draws new velocities v(t) of the moved atoms from the Maxwell-Boltzmann distribution conditioned on the total momentum P of
+/// these atoms. Velocities minus P/M are independent of P and of x(t), so this preserves the canonical distribution, and also
+/// that of a fixed momentum. Thermostats without noise on each atom (nvt, temp/csvr) sample the latter: they count 3N - 3 degrees
+/// of freedom, and would cool the others to compensate for a momentum that is drawn. If P should change, thermostat or other
+/// atoms change it. Collective.
 void FixModeJump::draw_velocities() {
     double mine[4] = {}, all[4]; // m (new v - old v), m
     for (int i = 0; i < atom->nlocal; i++) {

@@ -1,5 +1,5 @@
-/* The headers of GROMACS, and what is called otherwise in other versions: the patched md.cpp defines MODEJUMP_GROMACS, which is
- * 2022, 2025 or 2026.
+/* The headers of GROMACS, and differences between its versions: the patched md.cpp defines MODEJUMP_GROMACS, which is 2022, 2025
+ * or 2026.
  *
  * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
  */
@@ -79,7 +79,7 @@ inline void broadcast(const t_commrec& cr, void* data, std::size_t bytes)
 {
     if (PAR(&cr))
     {
-        // the number of bytes is an int in 2022
+        // in 2022 the number of bytes is an int
         gmx_bcast(static_cast<int>(bytes), data, cr.mpi_comm_mygroup);
     }
 }

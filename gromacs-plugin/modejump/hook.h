@@ -1,6 +1,6 @@
 /* modejump in GROMACS: configurations of a molecule proposed by a trained generator, between steps of molecular dynamics.
  *
- * modejump-gromacs-patch copies this folder beside src/gromacs/mdrun/md.cpp and inserts a handful of lines there: they make a Hook
+ * modejump-gromacs-patch copies this folder beside src/gromacs/mdrun/md.cpp and inserts a few lines there: they make a Hook
  * before the loop over steps, force a pair search and an energy at the steps of attempts, and call Hook::attempt after the
  * forces. libmodejump is found at run time (MODEJUMP_LIB or the loader's path), so nothing is linked. README.md documents the
  * options.
@@ -22,8 +22,8 @@
 namespace modejump
 {
 
-/// What md.cpp sees: on every rank one, of which that of the main rank has the generator. Does nothing unless MODEJUMP_OPTIONS names
-/// a file of options.
+/// Interface for md.cpp: one on every rank; that of the main rank has the generator. Does nothing unless MODEJUMP_OPTIONS names a
+/// file of options.
 class Hook
 {
 public:
@@ -39,10 +39,11 @@ public:
         broadcast(simulation_.commrec, &steps_, sizeof(steps_));
     }
 
-    /// Not at the first step of a run: if the run is a continuation, the attempt was made before its checkpoint was written.
+    /// Whether an attempt is due. Not at the first step of a run: in a continuation, this attempt was made before the checkpoint
+    /// was written.
     bool attemptsAt(int64_t step, bool isFirstStep) const { return steps_ > 0 && !isFirstStep && step % steps_ == 0; }
 
-    /// One attempt, after the forces of the step. Collective.
+    /// Makes one attempt, after the forces of the step. Collective.
     void attempt(const Step& step)
     {
         const bool hasDomains = haveDDAtomOrdering(simulation_.commrec);
@@ -73,7 +74,7 @@ public:
         }
     }
 
-    /// After the last step.
+    /// Called after the last step.
     void finish()
     {
         if (mover_ != nullptr)
@@ -83,7 +84,7 @@ public:
     }
 
 private:
-    /// What the main rank tells the others to do next.
+    /// Next task that the main rank sends to the others.
     enum class Order : int
     {
         Evaluate,
@@ -118,7 +119,7 @@ private:
         return static_cast<Order>(number);
     }
 
-    /// On the ranks that have no generator.
+    /// Follows an attempt on the ranks that have no generator.
     void follow(const Step& step)
     {
         std::vector<gmx::RVec> nothing;
@@ -134,7 +135,7 @@ private:
         }
     }
 
-    /// Potential energy of the main rank's coordinates, and forces.
+    /// Computes the potential energy of the main rank's coordinates, and forces.
     double evaluate(const Step& step)
     {
         if (haveDDAtomOrdering(simulation_.commrec))
@@ -145,12 +146,12 @@ private:
         return sumOverRanks(simulation_.commrec, simulation_.energies.term[c_potential]);
     }
 
-    /// do_force ends with a check, after all communication, that the rank's potential energy is finite. Of a proposal it need not
-    /// be: the sum over ranks is then not finite on any of them, and the proposal is rejected.
+    /// Computes forces. do_force ends with a check, after all communication, that the potential energy of the rank is finite. For
+    /// a proposal it need not be: the sum over ranks is then not finite on any of them, and the proposal is rejected.
     void computeForces(const Step& step)
     {
         real& potential = simulation_.energies.term[c_potential];
-        potential       = 0; // what is not finite below was computed below
+        potential       = 0; // a value that is not finite below was computed below
         try
         {
             step.computeForces();
@@ -164,7 +165,7 @@ private:
         }
     }
 
-    /// The forces on all atoms, to the main rank.
+    /// Collects the forces on all atoms on the main rank.
     void collectForces(std::vector<gmx::RVec>* forces)
     {
         const t_state& state = *simulation_.state;
@@ -181,7 +182,8 @@ private:
         dd_collect_vec(simulation_.commrec.dd, state.ddp_count, state.ddp_count_cg_gl, state.cg_gl, local, *forces);
     }
 
-    /// The velocities of the main rank's global state, to where their atoms are; kinetic energies of before the jump are forgotten.
+    /// Distributes the velocities of the main rank's global state to the ranks of their atoms; kinetic energies from before the
+    /// jump are discarded.
     void receiveVelocities(const Step& step)
     {
         if (haveDDAtomOrdering(simulation_.commrec))

@@ -17,7 +17,7 @@
 namespace modejump
 {
 
-/// The functions of libmodejump that are needed here, found in the library at run time.
+/// Functions of libmodejump that are needed here, loaded at run time.
 class Library
 {
 public:
@@ -25,7 +25,7 @@ public:
     {
         const char* named = std::getenv("MODEJUMP_LIB");
         const char* path  = named != nullptr ? named : "libmodejump.so";
-        // never closed: threads of the library may be alive until the process ends
+        // never closed: threads of the library may live until the process ends
         void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (library == nullptr)
         {
@@ -58,7 +58,7 @@ public:
         find(library, "modejump_move_statistics", &moveStatistics);
     }
 
-    /// Throws the library's message unless the status is that of success.
+    /// Throws the message of the library unless the status is success.
     void check(int32_t status) const
     {
         if (status != MODEJUMP_OK)

@@ -1,4 +1,4 @@
-/* The attempts, a line each.
+/* Log of the attempts, one line each.
  *
  * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
  */
@@ -33,12 +33,12 @@ inline const char* fateOf(std::uint32_t outcome)
     return outcome < std::size(fates) ? fates[outcome] : "unknown";
 }
 
-/// A line for every attempt, in the file that the options name; nothing if they name none.
+/// Writes a line for every attempt to the file named in the options; nothing if none is named.
 class Log
 {
 public:
-    /// A new log, or that of the run which is continued, without what came after its checkpoint. What is in the way of a new one is
-    /// backed up, as GROMACS does with its own files.
+    /// Opens a new log, or that of the run which is continued, without the lines after its checkpoint. A file in the way of a new
+    /// log is backed up, as GROMACS does with its own files.
     Log(const std::string& path, bool isContinuation, int64_t firstStep) : path_(path)
     {
         if (path_.empty())
@@ -49,12 +49,13 @@ public:
         struct stat       there{};
         if (stat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
         {
-            // a device or a pipe, which nobody has alone
+            // a device or a pipe, which cannot be locked
             file_.reset(std::fopen(path_.c_str(), "w"));
             checkWritten(file_ != nullptr ? std::fputs(header, file_.get()) : EOF, path_);
             return;
         }
-        // whatever happens here, one file has what is kept; two runs that begin together meet at this name, others at that of the log
+        // whatever happens here, one of the files has the kept lines; two runs that start together collide at this name, others
+        // at that of the log
         const std::string part = path_ + ".part";
         file_.reset(openAlone(part));
         File found(nullptr, std::fclose);
@@ -67,7 +68,7 @@ public:
             std::remove(part.c_str());
             throw;
         }
-        // a run that was killed here has left something; a device cannot be emptied
+        // a run that was killed here has left a file; a device cannot be truncated
         const bool        isEmpty = ftruncate(fileno(file_.get()), 0) == 0 || errno == EINVAL;
         const std::string kept    = isContinuation ? keptLines(firstStep) : "";
         checkWritten(isEmpty ? std::fprintf(file_.get(), "%s%s", header, kept.c_str()) : EOF, part);
@@ -81,7 +82,7 @@ public:
         }
     }
 
-    /// Potential energies of the current configuration and of the proposal that decided, kJ/mol.
+    /// Writes a line; potential energies of the current configuration and of the proposal that decided, kJ/mol.
     void write(int64_t step, double potential, double proposed, const modejump_outcome& outcome)
     {
         if (file_ == nullptr)
@@ -101,7 +102,7 @@ public:
 private:
     using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
 
-    /// What the log holds of attempts up to the checkpoint.
+    /// Lines of the log on attempts up to the checkpoint.
     std::string keptLines(int64_t firstStep) const
     {
         std::string   kept;
@@ -118,8 +119,8 @@ private:
         return kept;
     }
 
-    /// Opens a file to append to, which this run then has alone: two would destroy each other's log without a word. A file system
-    /// without locks cannot tell.
+    /// Opens a file to append to, locked by this run: two runs would silently destroy each other's log. On a file system without
+    /// locks this cannot be detected.
     std::FILE* openAlone(const std::string& path) const
     {
         std::FILE* file = std::fopen(path.c_str(), "a");
@@ -142,7 +143,7 @@ private:
         return file;
     }
 
-    /// A full disk ends the run: a log without some of its attempts would look complete.
+    /// Ends the run if the disk is full: a log with missing attempts would look complete.
     void checkWritten(int written, const std::string& path) const
     {
         if (written < 0 || std::fflush(file_.get()) != 0)

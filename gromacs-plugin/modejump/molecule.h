@@ -1,4 +1,4 @@
-/* The atoms that move.
+/* The atoms that the model moves.
  *
  * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
  */
@@ -49,7 +49,8 @@ struct Constraint
     double                       length;
 };
 
-/// Has `correct` put one constraint right after the other, until none was farther off than this; it returns how far.
+/// Applies `correct` to one constraint after the other, until none deviates by more than the tolerance; `correct` returns the
+/// deviation.
 template<typename Correct>
 void iterate(const std::vector<Constraint>& constraints, double tolerance, Correct correct)
 {
@@ -78,7 +79,7 @@ inline Vector difference(const Vector& a, const Vector& b)
     return { a[0] - b[0], a[1] - b[1], a[2] - b[2] };
 }
 
-/// An impulse along a bond, opposite on its ends.
+/// Applies an impulse along a bond, opposite at its ends.
 inline void push(const Vector& bond, double impulse, double massA, double massB, Vector* a, Vector* b)
 {
     for (int d = 0; d < 3; d++)
@@ -88,14 +89,14 @@ inline void push(const Vector& bond, double impulse, double massA, double massB,
     }
 }
 
-/// Takes velocities along the constraints away, as RATTLE does.
+/// Removes velocities along the constraints, as RATTLE does.
 inline void projectOnConstraints(const std::vector<Constraint>& constraints,
                                  const std::vector<Vector>&     x,
                                  const std::vector<double>&     masses,
                                  std::vector<Vector>*           velocities)
 {
     std::vector<Vector>& v = *velocities;
-    // relative velocity along a bond that counts as none, nm/ps
+    // relative velocity along a bond that counts as zero, nm/ps
     iterate(constraints, 1e-9, [&](std::uint64_t a, std::uint64_t b) {
         const Vector bond    = difference(x[a], x[b]);
         const double length2 = dot(bond, bond);
@@ -105,8 +106,9 @@ inline void projectOnConstraints(const std::vector<Constraint>& constraints,
     });
 }
 
-/// Makes of velocities those that leap-frog has half a step dt before x: the bonds had their lengths a step before, too (SHAKE). Velocities that are
-/// merely along no bond at x would leave out the constraints' share of that half step, and with it half of their virial.
+/// Converts velocities to those of leap-frog half a step dt before x: the bonds had their lengths one step earlier as well
+/// (SHAKE). Velocities that merely have no component along bonds at x would omit the contribution of the constraints to that half
+/// step, and with it half of their virial.
 inline void constrainStepBefore(const std::vector<Constraint>& constraints,
                                 const std::vector<Vector>&     x,
                                 const std::vector<double>&     masses,
@@ -114,7 +116,7 @@ inline void constrainStepBefore(const std::vector<Constraint>& constraints,
                                 std::vector<Vector>*           velocities)
 {
     std::vector<Vector>& v = *velocities;
-    // of squared lengths, relative
+    // relative tolerance of squared lengths
     iterate(constraints, 1e-10, [&](std::uint64_t a, std::uint64_t b) {
         const Vector bond = difference(x[a], x[b]), relative = difference(v[a], v[b]);
         const Vector before = { bond[0] - dt * relative[0], bond[1] - dt * relative[1], bond[2] - dt * relative[2] };
@@ -128,11 +130,11 @@ inline void constrainStepBefore(const std::vector<Constraint>& constraints,
     });
 }
 
-/// The atoms that the model describes, and what GROMACS does to them.
+/// The atoms that the model describes, and how GROMACS treats them.
 class Molecule
 {
 public:
-    /// Of a model of n atoms. Throws where they are not in the system, or something is done to them that a jump cannot follow.
+    /// For a model of n atoms. Throws if they are not in the system, or something acts on them that a jump cannot follow.
     Molecule(const Simulation& simulation, const Options& options, const Library& library, const modejump_model* model, std::uint64_t n) :
         first(static_cast<int>(options.firstAtom - 1)), simulation_(simulation), options_(options)
     {
@@ -149,7 +151,7 @@ public:
         return frozen[XX] != 0 || frozen[YY] != 0 || frozen[ZZ] != 0;
     }
 
-    /// Of the coupling of the model's atoms as it is now, or the option's where nothing couples them.
+    /// Current temperature of the coupling of the model's atoms, or that of the options if nothing couples them.
     double temperature() const
     {
         const t_inputrec& ir    = simulation_.input;
@@ -191,12 +193,12 @@ public:
         return reference;
     }
 
-    /// Global index of the first of the range.
+    /// Global index of the first atom of the range.
     const int first;
-    /// Global index by atom of the model, and atom of the model by place in the range.
+    /// Global index of each atom of the model, and atom of the model at each place of the range.
     std::vector<int>           atoms;
     std::vector<std::uint64_t> modelAtomOf;
-    /// Of the model's atoms, and of all.
+    /// Masses of the model's atoms, and of all atoms.
     std::vector<double>     masses, allMasses;
     std::vector<Constraint> constraints;
 
@@ -217,7 +219,7 @@ private:
         }
     }
 
-    /// The global index of each of the model's atoms, and their masses.
+    /// Finds the global index of each of the model's atoms, and their masses.
     void match(const Library& library, const modejump_model* model, std::uint64_t n)
     {
         std::vector<std::string> residues(n), names(n);
@@ -242,7 +244,7 @@ private:
             atoms.push_back(first + static_cast<int>(order[i]));
             modelAtomOf[order[i]] = i;
         }
-        // of all atoms, since the others' velocities are corrected as well
+        // for all atoms, since the velocities of the others are corrected as well
         for (int atom = 0; atom < simulation_.topology.natoms; atom++)
         {
             allMasses.push_back(mtopGetAtomMass(simulation_.topology, atom, &block));

@@ -27,19 +27,19 @@
 namespace modejump
 {
 
-/// Boltzmann's constant, kJ/(mol K), as GROMACS has it.
+/// Boltzmann's constant, kJ/(mol K), as in GROMACS.
 constexpr double c_boltzmann = 8.314462618e-3;
 
-/// The moves on the main rank: the generator, the model's atoms, and one attempt after the other.
+/// The moves on the main rank: the generator, the model's atoms, and the attempts.
 class Mover
 {
 public:
-    /// What the main rank lets all ranks do, itself included.
+    /// Operations that the main rank makes all ranks do, including itself.
     struct Collective
     {
-        /// Potential energy of the global state's coordinates, with forces.
+        /// Potential energy at the coordinates of the global state, with forces.
         std::function<double()> evaluate;
-        /// Forces of the last evaluation, of all atoms.
+        /// Forces on all atoms from the last evaluation.
         std::function<void(std::vector<gmx::RVec>*)> collectForces;
     };
 
@@ -69,7 +69,8 @@ public:
     Mover(const Mover&) = delete;
     Mover& operator=(const Mover&) = delete;
 
-    /// Nose-Hoover's friction sees the velocities at every coupling, and has to see some of them before they are drawn anew.
+    /// Refuses attempts that are too frequent for a Nose-Hoover bath: its friction sees the velocities only at coupling steps,
+    /// and must see some of them before they are redrawn.
     void checkBath() const
     {
         const t_inputrec& ir = simulation_.input;
@@ -83,7 +84,8 @@ public:
         }
     }
 
-    /// One attempt from the configuration whose potential energy is given. Returns whether new velocities are in the global state.
+    /// Makes one attempt from the configuration with the given potential energy. Returns whether the global state has new
+    /// velocities.
     bool attempt(int64_t step, double potential, const Collective& collective)
     {
         t_state&          state = *simulation_.globalState;
@@ -108,7 +110,7 @@ public:
             checkLabels(x);
         }
         const modejump_outcome outcome = propose(step, potential, &x, collective);
-        // of the proposal that decided, which the library alone knows: its potential, less kT/2 ln det Z with constraints
+        // potential of the proposal that decided, known only to the library, less kT/2 ln det Z with constraints
         const double proposed = -kt_ * (outcome.log_weight_proposed + outcome.log_density_proposed);
         log_->write(step, potential, proposed, outcome);
         if (outcome.outcome == MODEJUMP_ACCEPTED)
@@ -124,7 +126,7 @@ public:
         return false;
     }
 
-    /// What the attempts have come to, in the log of GROMACS and on the screen.
+    /// Reports the statistics of the attempts in the log of GROMACS and on the screen.
     void finish()
     {
         modejump_statistics s{};
@@ -159,7 +161,7 @@ public:
     int64_t steps() const { return options_.steps; }
 
 private:
-    /// What a callback of the library needs.
+    /// Data for a callback of the library.
     struct Call
     {
         Mover&             mover;
@@ -167,7 +169,7 @@ private:
         std::exception_ptr thrown;
     };
 
-    /// Says so, once, where equal atoms are numbered the other way round than in the model's frames, from where no jump is accepted.
+    /// Warns once if equivalent atoms are numbered differently from the model's frames, so that no jump is accepted.
     void checkLabels(const std::vector<double>& x)
     {
         checkedLabels_ = true;
@@ -218,7 +220,7 @@ private:
         move_.reset(move);
     }
 
-    /// Tells the generator what GROMACS keeps constant; the generator refuses what it does not keep.
+    /// Tells the generator which bonds GROMACS constrains; the generator refuses those that it does not keep.
     void setConstraints()
     {
         std::vector<std::uint64_t> pairs;
@@ -269,7 +271,8 @@ private:
         return outcome;
     }
 
-    /// The library's frames cannot be unwound: an exception waits until they are gone.
+    /// Callback for the reduced potential. Exceptions cannot unwind the library's stack frames: they are stored and rethrown
+    /// after the call.
     static int32_t reducedPotential(void* user, std::uint64_t n, const double* x, double* u) noexcept
     {
         Call& call = *static_cast<Call*>(user);
@@ -292,7 +295,7 @@ private:
         return MODEJUMP_CALLBACK_FAILED;
     }
 
-    /// Potential energy with the model's atoms at x; infinite for what GROMACS cannot take.
+    /// Potential energy with the model's atoms at x; infinite for coordinates that GROMACS cannot handle.
     double evaluate(const std::vector<double>& x, const Collective& collective)
     {
         if (isTorn(x) || hasCoincidence(x))
@@ -310,14 +313,14 @@ private:
         return collective.evaluate();
     }
 
-    /// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away from a
-    /// coordinate until the atom is within: from a large number that has no end.
+    /// Whether an atom is too far from the first one for any finite energy, or not at a finite place. GROMACS subtracts the box
+    /// from a coordinate until the atom is inside, which never ends for a large number.
     static bool isTorn(const std::vector<double>& x)
     {
         constexpr double farthest = 1000; // nm
         for (std::size_t k = 0; k < x.size(); k++)
         {
-            // a number that is none is not within either
+            // NaN is not within either
             if (!(std::abs(x[k] - x[k % 3]) < farthest))
             {
                 return true;
@@ -326,7 +329,8 @@ private:
         return false;
     }
 
-    /// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no number.
+    /// Whether two atoms are at the same place, in the precision of GROMACS. If they are three bonds apart, GROMACS would read a
+    /// table at an undefined position.
     static bool hasCoincidence(const std::vector<double>& x)
     {
         const auto coincide = [&x](std::size_t i, std::size_t j) {
@@ -346,7 +350,7 @@ private:
         return false;
     }
 
-    /// Forces with the model's atoms at x, where the energy has to be finite: they become velocities.
+    /// Forces with the model's atoms at x, where the energy must be finite: the velocities are computed from them.
     void forcesAt(const std::vector<double>& x, const Collective& collective, std::vector<gmx::RVec>* forces)
     {
         if (!std::isfinite(evaluate(x, collective)))
@@ -356,11 +360,11 @@ private:
         collective.collectForces(forces);
     }
 
-    /// Velocities at the new configuration; its forces are the last that are computed.
+    /// Draws the velocities at the new configuration; its forces are the last that are computed.
     ///
-    /// GROMACS stores v(t - dt/2). For the model's atoms it becomes xi - dt/2 F(x' - dt/4 xi)/m with xi from Maxwell and
-    /// Boltzmann's distribution: with F(x') in its place the velocities of stiff bonds would be too hot, by 1 + dt^2 w^2/4 at a
-    /// frequency w. The other atoms' velocities at the time of x stay what they are.
+    /// GROMACS stores v(t - dt/2). For the model's atoms it becomes xi - dt/2 F(x' - dt/4 xi)/m with xi from the
+    /// Maxwell-Boltzmann distribution: with F(x') instead, the velocities of stiff bonds would be too hot, by 1 + dt^2 w^2/4 at a
+    /// frequency w. The velocities of the other atoms at the time of x are unchanged.
     void takeOver(int64_t step, const std::vector<double>& x, const Collective& collective)
     {
         const Molecule&     molecule = *molecule_;
@@ -421,8 +425,8 @@ private:
         }
     }
 
-    /// Faults that the tests plant: velocities kept across the jump, or made of forces at x' alone, which they have to find; and
-    /// those of plantFault.
+    /// Whether the tests have requested this fault, which they must detect: velocities kept across the jump, or computed from
+    /// forces at x' alone; or one of plantFault.
     static bool hasFault([[maybe_unused]] const char* name)
     {
 #ifdef MODEJUMP_TESTING
@@ -433,7 +437,7 @@ private:
 #endif
     }
 
-    /// Proposals with two atoms on top of each other, at the same place, or one of them far away.
+    /// Plants a fault in a proposal: two atoms on top of each other, at the same place, or one of them far away.
     void plantFault(std::vector<double>* proposal) const
     {
         double*       moved = &(*proposal)[3 * molecule_->modelAtomOf.back()];
@@ -445,7 +449,7 @@ private:
         }
         if (hasFault("coincidence"))
         {
-            // three bonds from the first in the molecule of the tests
+            // three bonds from the first one, in the molecule of the tests
             std::copy_n(first, DIM, &(*proposal)[3 * molecule_->modelAtomOf[5]]);
         }
         if (hasFault("torn"))
@@ -454,8 +458,8 @@ private:
         }
     }
 
-    /// Velocities at the time of the new configuration, with the total momentum that the model's atoms have: centre-of-mass
-    /// removal finds nothing to do.
+    /// Draws velocities at the time of the new configuration, with the total momentum of the model's atoms unchanged, so that
+    /// removal of centre-of-mass motion has nothing to do.
     std::vector<Vector> drawVelocities(int64_t step) const
     {
         const std::vector<int>&    atoms  = molecule_->atoms;

@@ -15,7 +15,7 @@
 namespace modejump
 {
 
-/// What the file named by MODEJUMP_OPTIONS says.
+/// Options in the file named by MODEJUMP_OPTIONS.
 struct Options
 {
     std::string   model;
@@ -23,11 +23,11 @@ struct Options
     std::string   method      = "independence";
     int64_t       steps       = 0;
     int64_t       firstAtom   = 1;
-    int64_t       lastAtom    = 0; // of the model, if not given
+    int64_t       lastAtom    = 0; // default: the atoms of the model are consecutive
     std::uint64_t proposals   = 1;
-    /// The run's own ld-seed, if not given: runs that share a file of options then do not share their jumps.
+    /// Default: the ld-seed of the run, so that runs which share a file of options do not share their jumps.
     std::optional<std::uint64_t> seed;
-    double        temperature = 0; // that of the coupling, if not given
+    double        temperature = 0; // default: that of the coupling
 
     explicit Options(const std::string& path)
     {

@@ -1,4 +1,4 @@
-/* What of GROMACS a jump needs, and which simulations cannot have any.
+/* The parts of GROMACS that a jump needs, and the simulations that cannot have jumps.
  *
  * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
  */
@@ -16,7 +16,7 @@
 namespace modejump
 {
 
-/// What of a simulation the moves need. All references outlive the hook.
+/// Parts of a simulation that the moves need. All references outlive the hook.
 struct Simulation
 {
     std::FILE*           log;
@@ -41,7 +41,7 @@ struct Simulation
     std::function<double(int)> referenceTemperature;
 };
 
-/// What md.cpp does for an attempt; called by all ranks together.
+/// Operations of md.cpp for an attempt; called by all ranks together.
 struct Step
 {
     int64_t number;
@@ -49,11 +49,11 @@ struct Step
     std::function<void()> computeForces;
     /// Distributes the main rank's state over the domains.
     std::function<void()> partition;
-    /// Half-step kinetic energy of the velocities as they are.
+    /// Computes the half-step kinetic energy of the current velocities.
     std::function<void()> computeKineticEnergy;
 };
 
-/// Why a simulation cannot have moves, or an empty string.
+/// Reason why a simulation cannot have moves, or an empty string.
 inline std::string whyNot(const Simulation& s)
 {
     const t_inputrec& ir = s.input;

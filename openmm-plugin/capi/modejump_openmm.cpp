@@ -32,7 +32,7 @@ MonteCarloModeJump& cast(void* force) {
     return *found;
 }
 
-/** Reaches the implementation of a Context, which OpenMM gives to Forces. */
+/** Gives access to the implementation of a Context, which OpenMM otherwise passes only to Forces. */
 struct Peek : Force {
     static OpenMM::ContextImpl& implOf(Context& context) { return Peek().getContextImpl(context); }
     OpenMM::ForceImpl* createImpl() const override { return nullptr; }
@@ -40,7 +40,7 @@ struct Peek : Force {
 
 Context& contextOf(void* context) { return *static_cast<Context*>(context); }
 
-/** No exception crosses to C. */
+/** Runs a body so that no exception crosses into C. */
 int guarded(const std::function<void()>& body) {
     try {
         body();
@@ -53,7 +53,7 @@ int guarded(const std::function<void()>& body) {
     return -1;
 }
 
-/** Copies as many as there is room for; *n is how many there are. */
+/** Copies as many elements as there is room for; *n is the number of all of them. */
 template <typename T, typename Count> void copyOut(const std::vector<T>& all, Count capacity, T* out, Count* n) {
     *n = static_cast<Count>(all.size());
     std::copy_n(all.begin(), std::min(capacity, *n), out);
@@ -247,7 +247,7 @@ int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t 
         std::vector<double> x;
         massive.save();
         massive.getPositions(x);
-        massive.setVelocities(std::vector<double>(x.size(), 0)); // without a momentum to keep
+        massive.setVelocities(std::vector<double>(x.size(), 0)); // so that there is no momentum to keep
         drawVelocities(impl, massive, x, VelocityStream(seed, step, replica), BOLTZ * temperature);
     });
 }

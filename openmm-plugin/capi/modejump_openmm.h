@@ -1,5 +1,5 @@
-/* The C front of the plugin, for Python's ctypes: objects of OpenMM come as their addresses. Functions return 0, or -1 with
- * a message for modejump_openmm_last_error(). */
+/* The C front of the plugin, for Python's ctypes: objects of OpenMM are passed by address. Functions return 0, or -1 with a
+ * message for modejump_openmm_last_error(). */
 #ifndef MODEJUMP_OPENMM_H_
 #define MODEJUMP_OPENMM_H_
 
@@ -24,7 +24,7 @@ typedef struct {
 } modejump_openmm_statistics;
 
 MODEJUMP_OPENMM_EXPORT uint32_t modejump_openmm_abi_version(void);
-/* Valid until the next call of this thread. */
+/* Message of the last failed call on this thread, valid until its next call. */
 MODEJUMP_OPENMM_EXPORT const char *modejump_openmm_last_error(void);
 /* 1 if the OpenMM::Force is a MonteCarloModeJump, else 0. All functions below refuse other Forces. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
@@ -42,21 +42,21 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, do
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);
 /* Writes up to capacity indices; *n is their full number. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capacity, int *particles, int *n);
-/* Widths of the steps of a walk in latent space; none for no walk. */
+/* Step widths of a walk in latent space; none for no walk. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_latent_walk(void *force, int n, const double *widths);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_latent_walk(void *force, int capacity, double *widths, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
-/* Fails if the Context's integrator samples another distribution than the classical one of the System, as Drude's do, and CustomIntegrators that scale
- * forces. */
+/* Fails if the Context's integrator samples a distribution other than the classical one of the System, as Drude integrators and
+ * CustomIntegrators that scale forces do. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_check_ensemble(void *context);
 /* The temperature (K) that the dynamics of a Context has now; 0 if it has none, or several. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_find_temperature(void *context, double *kelvin);
-/* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move, without momentum if the System has
- * a CMMotionRemover. The random numbers are a function of seed, step and replica. For integrators that check_ensemble has let pass. */
+/* Gives all particles of a Context new velocities at this temperature (K), as after an accepted move, without momentum if the System has
+ * a CMMotionRemover. The random numbers are a function of seed, step and replica. For integrators that pass check_ensemble. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,
                                                            uint64_t replica);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);
-/* What to do about a low acceptance; empty if all is well. Valid until the next call of this thread. */
+/* Advice on a low acceptance; empty if all is well. Valid until the next call on this thread. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_advice(void *force, void *context, const char **text);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_reset_statistics(void *force, void *context);
 /* Writes up to capacity numbers; *n is their full number. */

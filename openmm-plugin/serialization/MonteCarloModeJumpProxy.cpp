@@ -19,7 +19,7 @@ MonteCarloModeJumpProxy::MonteCarloModeJumpProxy() : SerializationProxy("MonteCa
 
 void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& node) const {
     const auto& force = *static_cast<const MonteCarloModeJump*>(object);
-    // A Force without a screening model stays readable for a plugin that knows of none, and so on.
+    // A Force without a screening model stays readable by a plugin that does not know about them, and likewise for later options.
     const bool screened = !force.getScreeningModelFile().empty() || !force.getScreeningModelData().empty();
     const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
     const bool driven = force.getDrivenSteps() > 0;
@@ -27,7 +27,7 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     const bool otherType = force.getPrecision() != MonteCarloModeJump::Precision::F32;
     const bool iterated = force.getDecoding() != MonteCarloModeJump::Decoding::Sequential;
     const bool averaged = force.getRotations() > 0;
-    // Settings whose feature is off change no result, so a plugin that does not know them may ignore them.
+    // Settings of a feature that is off change no result, so a plugin that does not know them may ignore them.
     const MonteCarloModeJump defaults("");
     node.setIntProperty("version", otherType || iterated          ? 6
                                    : annealed || walk || averaged ? 5
@@ -40,10 +40,10 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     node.setIntProperty("forceGroup", force.getForceGroup());
     node.setStringProperty("name", force.getName());
     try {
-        force.getModel(); // finds the hash
+        force.getModel(); // sets the hash
         force.getScreeningModel();
     } catch (const OpenMMException&) {
-        // A System whose model is elsewhere can still be written; a Context of it will tell what is wrong.
+        // A System whose model is not available here can still be written; a Context of it will report the problem.
     }
     node.setStringProperty("model", force.getModelFile());
     node.setStringProperty("hash", force.getModelHash());
@@ -146,7 +146,7 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
 
 } // namespace ModeJumpPlugin
 
-// Runs when the library is loaded, whoever loads it: OpenMM as a plugin, the linker of a C++ program, or ctypes.
+// Runs when the library is loaded, by OpenMM as a plugin, the linker of a C++ program, or ctypes.
 static void __attribute__((constructor)) registerProxies() {
     using namespace ModeJumpPlugin;
     SerializationProxy::registerProxy(typeid(MonteCarloModeJump), new MonteCarloModeJumpProxy());
@@ -156,6 +156,6 @@ static void __attribute__((constructor)) registerProxies() {
              << ", whose C++ interface may differ; reinstall modejump with this OpenMM" << endl;
 }
 
-// OpenMM asks every plugin for these; there are no platforms and no kernels in this one.
+// OpenMM calls these in every plugin; this one has no platforms and no kernels.
 extern "C" OPENMM_EXPORT_MODEJUMP void registerPlatforms() {}
 extern "C" OPENMM_EXPORT_MODEJUMP void registerKernelFactories() {}

@@ -5,7 +5,7 @@
 
 namespace ModeJumpPlugin {
 
-/** MonteCarloModeJump to XML and back: the model's path and hash, or the model itself in base64. */
+/** Serialises MonteCarloModeJump to XML and back: the path and hash of the model, or the model itself in base64. */
 class MonteCarloModeJumpProxy : public OpenMM::SerializationProxy {
 public:
     MonteCarloModeJumpProxy();

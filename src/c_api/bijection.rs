@@ -20,9 +20,9 @@ impl modejump_bijection {
     }
 }
 
-/// Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space
-/// (6), and of different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with
-/// `modejump_bijection_free`; it keeps both models.
+/// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused for models without a latent
+/// space (6), and for models with different atoms, latent spaces or frames (1). On success `*out` is a new handle, to
+/// be freed with `modejump_bijection_free`; it keeps both models alive.
 ///
 /// # Safety
 /// `from` and `to` are NULL or live handles; `out` is NULL or points to a pointer.
@@ -59,9 +59,9 @@ pub unsafe extern "C" fn modejump_bijection_free(bijection: *mut modejump_biject
 }
 
 /// Maps `n` configurations `x[n][dimension]`, whole molecules: writes y = f(x), or f^-1(x) if `inverse` is 1, into
-/// `y[n][dimension]`, the natural logarithm of |dy/dx| into `log_det[n]`, and into `status[n]` 0 or why there is no
-/// image (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`); y is then x, and the logarithm -inf. A map in internal
-/// coordinates changes the shape only: y has the frame of x.
+/// `y[n][dimension]`, ln |dy/dx| into `log_det[n]`, and into `status[n]` 0 or the reason why there is no image
+/// (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`), in which case y is x and the logarithm -inf. A map in internal
+/// coordinates changes the shape only: y keeps the frame of x.
 ///
 /// # Safety
 /// `bijection` is NULL or a live handle; the arrays are NULL or have that many numbers; `y` may be `x`.

@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::ffi::{c_char, CString};
 
-/// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-/// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if
-/// there is no such device, and says what is missing.
+/// Sets where models loaded from now on run, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
+/// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides; if it is not set, models run
+/// on the CPU. Fails if there is no such device, and says what is missing.
 ///
 /// # Safety
 /// `name` is NULL or a NUL-terminated string.
@@ -23,8 +23,8 @@ pub unsafe extern "C" fn modejump_set_device(name: *const c_char) -> i32 {
     })
 }
 
-/// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until
-/// it calls this again.
+/// Writes where models loaded from now on run: "cpu", or the name of a GPU. The string belongs to the thread and is
+/// valid until it calls this function again.
 ///
 /// # Safety
 /// `name` is NULL or points to a pointer.

@@ -9,14 +9,14 @@ use super::{read, reference, reference_mut, write, Alone};
 use crate::error::Error;
 use crate::moves::Exchange;
 
-/// Swaps of two replicas through a map. Calls of several threads wait for each other; one within an attempt, by its own
-/// targets, fails (1).
+/// Swaps of two replicas through a map. Calls from several threads wait for each other; a call by its own targets, from
+/// within an attempt, fails (1).
 pub struct modejump_exchange(Alone<Exchange>);
 
-/// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
-/// maps; `seed` is that of the Metropolis tests: exchanges that are tried at one step, as those of the pairs of a ladder
-/// are, need different seeds, or different replica numbers in their states. On success `*out` is a new handle, to be
-/// freed with `modejump_exchange_free`; it keeps the map.
+/// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, whose
+/// configurations it maps to. `seed` is that of the Metropolis tests: exchanges tried at the same step, such as those
+/// of the pairs of a ladder, need different seeds, or different replica numbers in their states. On success `*out` is a
+/// new handle, to be freed with `modejump_exchange_free`; it keeps the map alive.
 ///
 /// # Safety
 /// `bijection` is NULL or a live handle; `out` is NULL or points to a pointer.
@@ -35,9 +35,9 @@ pub unsafe extern "C" fn modejump_exchange_new(
     })
 }
 
-/// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles
-/// of their replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in
-/// internal coordinates only.
+/// Sets whether configurations take position and orientation along to the other replica (1), for engines that exchange
+/// the ensembles of their replicas and not the configurations, or each replica keeps its own (0, the default). Matters
+/// for maps in internal coordinates only.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle.
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn modejump_exchange_carry_frames(exchange: *mut modejump_
     })
 }
 
-/// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, within an attempt.
+/// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, if called within an attempt.
 ///
 /// # Safety
 /// `exchange` is NULL or a handle that was not freed, and no call uses it later.
@@ -72,8 +72,8 @@ pub unsafe extern "C" fn modejump_exchange_free(exchange: *mut modejump_exchange
 }
 
 /// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a
-/// move. With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each
-/// bond at that length, and no other.
+/// move. With n = 0 the engine constrains none. Refused (6), naming the bond, unless these are exactly the bonds that
+/// both models keep at a fixed length, with the same lengths.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle; the arrays are NULL or have that many numbers.
@@ -94,10 +94,10 @@ pub unsafe extern "C" fn modejump_exchange_set_constraints(
     })
 }
 
-/// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced
-/// potential of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if
-/// `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the
-/// random number is a function of seed, step and the two replicas.
+/// Makes one attempt: maps the configuration of each replica to the ensemble of the other, asks each target for the
+/// reduced potential of its new configuration, and accepts or rejects both together. `a->x` and `b->x` change if and
+/// only if `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal and their replicas
+/// different: the random number is a function of seed, step and the two replicas.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle; the structs are NULL or have the size they say; `x` of each state is NULL or
@@ -113,8 +113,7 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
     outcome: *mut modejump_exchange_outcome,
 ) -> i32 {
     computing(|| {
-        // The targets first: from here on each is destroyed once, whatever happens.
-        // SAFETY: the caller's promise.
+        // Read the targets first: from here on each is destroyed exactly once, whatever happens.
         let targets = unsafe { [read(target_a), read(target_b)] };
         let [target_a, target_b] = targets.map(|target| target.map(|target| Callback::new(target, 0)));
         let (mut target_a, mut target_b) = (target_a?, target_b?);
@@ -147,7 +146,7 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
     })
 }
 
-/// Writes the counters. Weights are those of the configurations of a, mapped, as samples of b.
+/// Writes the counters. Weights are those of the mapped configurations of a as samples of b.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle; `statistics` is NULL or a struct of the size it says.

@@ -41,7 +41,7 @@ unsafe fn reference_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T>
     unsafe { pointer.as_mut() }.ok_or_else(|| null(name))
 }
 
-/// What calls change through a handle, one at a time: those of other threads wait.
+/// State behind a handle, for one call at a time: calls of other threads wait.
 struct Alone<T> {
     inside: Mutex<T>,
     /// The thread whose call is inside.
@@ -54,7 +54,7 @@ impl<T> Alone<T> {
         Alone { inside: Mutex::new(inside), thread: Mutex::new(None), name }
     }
 
-    /// Errors: this thread is inside already, in an attempt whose target calls back.
+    /// Errors: this thread is inside already, in a callback of the target during an attempt.
     fn enter(&self) -> Result<Inside<'_, T>> {
         let this = std::thread::current().id();
         if *lock(&self.thread) == Some(this) {
@@ -69,12 +69,12 @@ impl<T> Alone<T> {
     }
 }
 
-/// What a panic in another call has left is still looked at: that call told of it.
+/// Locks a mutex even if a call panicked while it held it: that call has reported the panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A call inside.
+/// Exclusive access of one call to the state of a handle.
 struct Inside<'a, T> {
     inside: MutexGuard<'a, T>,
     thread: &'a Mutex<Option<ThreadId>>,
@@ -140,7 +140,7 @@ fn length<T>(rows: u64, columns: usize, name: &str) -> Result<usize> {
         .ok_or_else(|| Error::invalid(format!("{name}: {rows} rows of {columns} numbers do not fit into memory")))
 }
 
-/// A caller's text, which must not be NULL.
+/// A caller's string, which must not be NULL.
 ///
 /// # Safety
 /// `text` is NULL or a NUL-terminated string that lives as long as `'a`.
@@ -153,7 +153,7 @@ unsafe fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str> {
     text.to_str().map_err(|_| Error::invalid(format!("{name} is not UTF-8")))
 }
 
-/// A caller's number of something; one that is too large for this machine is the largest.
+/// A caller's count; one that is too large for this machine becomes the largest `usize`.
 fn count(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
@@ -162,23 +162,23 @@ fn null(name: &str) -> Error {
     Error::invalid(format!("{name} is NULL"))
 }
 
-/// A plain struct of the ABI: its first field is `struct_size`, every bit pattern of the others is a value, and the
-/// fields within `FIRST` bytes were there in the first version.
+/// A plain struct of the ABI: its first field is `struct_size`, every bit pattern of the others is a valid value, and
+/// the fields within `FIRST` bytes were there in the first version.
 ///
 /// # Safety
 /// Implementors are `repr(C)`, begin with a `u32` of that meaning, and hold integers, floats, pointers and nullable
 /// function pointers only.
 unsafe trait Versioned: Copy {
     const NAME: &'static str;
-    /// Size of the first version of the struct: a smaller one cannot be meant.
+    /// Size of the first version of the struct: a smaller size is an error.
     const FIRST: usize;
-    /// Sizes of later versions, without this one: where the fields end that were there before further ones were
+    /// Sizes of later versions except the current one: the ends of the fields that existed before further ones were
     /// appended.
     const LATER: &'static [usize] = &[];
     fn empty() -> Self;
 }
 
-/// Copies as much of a caller's struct as caller and library both know; the rest is as in `empty`.
+/// Copies the part of a caller's struct that caller and library both know; the rest is as in `empty`.
 ///
 /// # Safety
 /// `pointer` is NULL or points to as many bytes as its `struct_size` says.
@@ -193,7 +193,7 @@ unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
     Ok(value)
 }
 
-/// Writes as much of `value` as the caller's struct has room for; its `struct_size` stays.
+/// Writes as much of `value` as the caller's struct has room for; its `struct_size` is kept.
 ///
 /// # Safety
 /// As for [`read`], and the memory may be written.
@@ -209,7 +209,7 @@ unsafe fn write<T: Versioned>(pointer: *mut T, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that caller and library both know: those of the last version that a caller's struct has room for.
+/// Number of bytes that caller and library both know: the size of the last version that fits in the caller's struct.
 ///
 /// # Safety
 /// `pointer` is NULL or points to at least four readable bytes.
@@ -227,7 +227,7 @@ unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
             T::FIRST
         )));
     }
-    // half a pointer is none
+    // a field that fits only in part does not count
     let versions = T::LATER.iter().chain([&size_of::<T>()]).copied().filter(|&version| version <= size);
     Ok(versions.max().unwrap_or(T::FIRST))
 }

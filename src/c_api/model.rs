@@ -31,7 +31,7 @@ impl modejump_model {
         Ok(Box::new(modejump_model { metadata: text(json)?, hash, device, model }))
     }
 
-    /// With the way of finding samples that a caller asks for.
+    /// Applies the decoding that a caller asks for to a model.
     fn decoding(model: Arc<dyn Model>, given: &modejump_model_options) -> Result<Box<modejump_model>> {
         let options = tarflow::Options { decoding: decoding_of(given)?, ..tarflow::Options::default() };
         modejump_model::new(tarflow::with_options(model, options)?)
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn modejump_model_load(path: *const c_char, model: *mut *m
     })
 }
 
-/// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token.
+/// Sets the defaults, those of `modejump_model_load`: single precision, decoding token after token.
 /// `options->struct_size` must be set.
 ///
 /// # Safety
@@ -63,8 +63,8 @@ pub unsafe extern "C" fn modejump_model_options_init(options: *mut modejump_mode
     guarded(|| unsafe { write(options, &modejump_model_options::empty()) })
 }
 
-/// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of
-/// its own. Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
+/// Loads a model file with options: another precision, another decoding of a TarFlow, or a device for this model alone.
+/// Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
 /// `modejump_model_free`.
 ///
 /// # Safety
@@ -103,7 +103,7 @@ pub unsafe extern "C" fn modejump_model_load_buffer(
     })
 }
 
-/// As `modejump_model_load_buffer`, with options as those of `modejump_model_load_with`.
+/// As `modejump_model_load_buffer`, with the options of `modejump_model_load_with`.
 ///
 /// # Safety
 /// `data` is NULL or points to `length` bytes; `options` is NULL or a struct of the size it says; `model` is NULL or
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn modejump_model_load_buffer_with(
     })
 }
 
-/// Stands for the path in messages.
+/// Stands in for the path in messages.
 const IN_MEMORY: &str = "(in memory)";
 
 fn precision_of(given: &modejump_model_options) -> Result<Precision> {
@@ -189,10 +189,10 @@ pub unsafe extern "C" fn modejump_model_dimension(model: *const modejump_model, 
     })
 }
 
-/// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that
-/// has one temperature only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves
-/// these out: its configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are
-/// those of all coordinates together.
+/// Writes the latent temperature of a steerable model, i.e. its temperature divided by that of its training, or 0 for a
+/// model with a fixed temperature; and how many of its coordinates, the last ones, are auxiliary. Moves leave these
+/// out: their configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are those
+/// of all coordinates together.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `variance` and `auxiliary` are NULL or point to a number.
@@ -215,9 +215,9 @@ pub unsafe extern "C" fn modejump_model_steering(
     })
 }
 
-/// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature.
-/// It shares the parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature
-/// only. On success `*out` is a new handle, to be freed with `modejump_model_free`.
+/// Makes a model at another temperature, in K, from a steerable one: its samples and densities are those of that
+/// temperature. It shares the parameters of the old model, which does not change. Refused (6) for a model with a fixed
+/// temperature. On success `*out` is a new handle, to be freed with `modejump_model_free`.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `out` is NULL or points to a pointer.
@@ -264,10 +264,10 @@ pub unsafe extern "C" fn modejump_model_hash(model: *const modejump_model, hex: 
     })
 }
 
-/// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i.
-/// Atoms are told by `names[n]` within residues, also by those of other conventions (HB1 and HB2 for HB2 and HB3), and
-/// residues by the names in their labels `residues[n]` (`ALA2`), in the order in which they come. A model without atom
-/// names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+/// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index in that list of the model's
+/// atom i. Atoms are identified by `names[n]` within residues, also by those of other conventions (HB1 and HB2 for HB2
+/// and HB3), and residues by the names in their labels `residues[n]` (`ALA2`), in the order of the list. A model
+/// without atom names gives 0, 1, 2, … Fails, naming the atom, if the lists differ.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `residues` and `names` are NULL or `n` NUL-terminated strings; `order` is NULL or
@@ -291,9 +291,9 @@ pub unsafe extern "C" fn modejump_model_match_atoms(
     })
 }
 
-/// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their
-/// neighbours, united atoms and virtual sites are no contradiction, and a model without a topology has none. Fails, and
-/// names the atom, if an element has another mass, as where atoms have changed places.
+/// Checks that `masses[n]`, in dalton, can be those of the model's atoms in its order. Repartitioned hydrogen masses,
+/// united atoms and virtual sites pass; a model without a topology accepts any masses. Fails, naming the atom, if an
+/// element has another mass, as happens where atoms have changed places.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `masses` is NULL or points to `n` numbers.
@@ -306,10 +306,11 @@ pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_mode
     })
 }
 
-/// Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
-/// as in the frames of the model, and its stereocentres of the same hand. Fails, and names them, if the density is larger
-/// by far with two of them exchanged, or one has the other hand: no jump from there would be accepted. A model without a
-/// topology finds no equal atoms, one with auxiliary coordinates nothing.
+/// Checks that equivalent atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group,
+/// are numbered as in the training frames of the model, and that its stereocentres have the same handedness. Fails,
+/// naming them, if the density is larger by far with two of them exchanged, or if a stereocentre is inverted: no jump
+/// from there would be accepted. For a model without a topology no equivalent atoms are known; for one with auxiliary
+/// coordinates nothing is checked.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers.
@@ -326,8 +327,8 @@ pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_mode
     })
 }
 
-/// Whether attempts with a box can be made. Fails (6) for a model whose atoms cannot be made whole in one, such as those of
-/// several molecules, as every such attempt would; a program asks once, at its start.
+/// Checks that attempts with a box are possible. Fails (6) for a model whose atoms cannot be made whole in one, such as
+/// those of several molecules, as every such attempt would; a program checks once, at its start.
 ///
 /// # Safety
 /// `model` is NULL or a live handle.
@@ -347,9 +348,9 @@ unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Res
 }
 
 /// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
-/// the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
-/// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. Kinds of
-/// models differ in the volume that it is per, by a constant that docs/comparing.md has.
+/// the sequence is split into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
+/// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. The
+/// volume that densities refer to differs between kinds of models by a constant, given in docs/comparing.md.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` and `log_density` are NULL or have room for that many numbers.
@@ -369,7 +370,7 @@ pub unsafe extern "C" fn modejump_model_sample(
         let (x, out) =
             unsafe { (slice_mut(x, n, model.dimension(), "x")?, slice_mut(log_density, n, 1, "log_density")?) };
         let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
-        // Into memory of our own first: the caller's is written only on success.
+        // Sample into our own memory first: the caller's is written only on success.
         let mut samples = vec![0.0; x.len()];
         let streams = |row: usize| Stream::new(seed, StreamId::Sample, first.wrapping_add(row as u64), 0);
         model.sample(&streams, &mut samples, &mut evaluations)?;
@@ -403,8 +404,8 @@ pub unsafe extern "C" fn modejump_model_log_density(
     })
 }
 
-/// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in
-/// rows where the logarithm is -inf.
+/// As `modejump_model_log_density`, and also writes the gradient with respect to x into `gradient[n][dimension]`, zero
+/// in rows where the logarithm is -inf.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x`, `log_density` and `gradient` are NULL or point to that many numbers.
@@ -433,7 +434,7 @@ pub unsafe extern "C" fn modejump_model_log_density_gradient(
     })
 }
 
-/// Writes the number of latent coordinates of a flow. Fails for a model without a latent space (6).
+/// Writes the number of latent coordinates of a flow. Fails (6) for a model without a latent space.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `dimension` is NULL or valid.
@@ -448,9 +449,9 @@ pub unsafe extern "C" fn modejump_model_latent_dimension(model: *const modejump_
     })
 }
 
-/// Writes the configurations `x[n][dimension]` of the latent points `z[n][latent dimension]` of a flow, ln|dx/dz| and
-/// log q, each `[n]`; -inf where the point has no configuration in the support. Fails for a model without a latent space
-/// (6).
+/// Maps the latent points `z[n][latent dimension]` of a flow to configurations: writes `x[n][dimension]`, and ln|dx/dz|
+/// and log q, each `[n]`; log q is -inf where the point has no configuration in the support. Fails (6) for a model
+/// without a latent space.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.
@@ -467,9 +468,9 @@ pub unsafe extern "C" fn modejump_model_generate(
     unsafe { through_flow(model, n, (z, "z"), (x, "x"), [log_det, log_density], Way::Generate) }
 }
 
-/// The way back: writes the latent points `z[n][latent dimension]` of configurations `x[n][dimension]`, ln|dx/dz| and
-/// log q, each `[n]`. Rows whose log q is -inf have no latent point, and numbers of no meaning. Fails for a model without
-/// a latent space (6).
+/// Inverse of `modejump_model_generate`: writes the latent points `z[n][latent dimension]` of configurations
+/// `x[n][dimension]`, and ln|dx/dz| and log q, each `[n]`. Rows whose log q is -inf have no latent point, and
+/// meaningless numbers. Fails (6) for a model without a latent space.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.
@@ -486,14 +487,14 @@ pub unsafe extern "C" fn modejump_model_encode(
     unsafe { through_flow(model, n, (x, "x"), (z, "z"), [log_det, log_density], Way::Encode) }
 }
 
-/// Through a flow: to configurations, or to latent points.
+/// Direction through a flow: to configurations, or to latent points.
 #[derive(Clone, Copy)]
 enum Way {
     Generate,
     Encode,
 }
 
-/// From `n` named points of one end to those of the other, with `[ln|dx/dz|, log q]`.
+/// Maps `n` points from one end of a flow to the other, with `[ln|dx/dz|, log q]`; the names are for messages.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.

@@ -16,8 +16,8 @@ use crate::moves::{Fate, LatentWalkOptions, Method, Move, Options, Outcome, Path
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// A move. Calls of several threads wait for each other; one within an attempt, by its own target, fails (1). Make one
-/// for each replica, since each draws its proposals ahead.
+/// A move. Calls from several threads wait for each other; a call by its own target, from within an attempt, fails (1).
+/// Make one move per replica, since each draws its proposals ahead.
 pub struct modejump_move(Alone<MoveOfModel>);
 
 struct MoveOfModel {
@@ -25,7 +25,7 @@ struct MoveOfModel {
     model: Arc<dyn Model>,
     method: Method,
     options: Options,
-    /// K, once it was told.
+    /// K, once it has been set.
     temperature: Option<f64>,
     /// Whether the engine constrains bonds.
     constrained: bool,
@@ -40,8 +40,7 @@ impl MoveOfModel {
     }
 }
 
-/// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be
-/// set.
+/// Sets the defaults: one independence proposal, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size it says.
@@ -52,7 +51,7 @@ pub unsafe extern "C" fn modejump_move_options_init(options: *mut modejump_move_
 }
 
 /// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the
-/// model.
+/// model alive.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a
@@ -87,11 +86,11 @@ pub unsafe extern "C" fn modejump_move_new(
     })
 }
 
-/// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-/// proposals, one after the other, `options->proposals` in an attempt; where that chain has moved, the exact
-/// log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
-/// the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
-/// to be freed with `modejump_move_free`; it keeps both models.
+/// Makes a move by delayed acceptance: `model` proposes without computing its log-density, which may be expensive;
+/// `screen` tests the proposals one after the other, `options->proposals` per attempt; if that chain has moved, the
+/// exact log-density of `model` decides. Exact whatever the screen, unless `options->kind` is `MODEJUMP_SURROGATE`:
+/// then the screen alone decides, and the move is biased. Other kinds are ignored. On success `*out` is a new handle,
+/// to be freed with `modejump_move_free`; it keeps both models alive.
 ///
 /// # Safety
 /// `model` and `screen` are NULL or live handles; `options` is NULL or a struct of the size it says; `out` is NULL or
@@ -119,15 +118,16 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
     })
 }
 
-/// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1
-/// for none. It must be the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any
-/// thread, one at a time.
+/// Returns the mode of the configuration `x[dimension]`: a number from 0, in the order of the model's modes, or -1 for
+/// none. The result must be a function of x alone and, for a molecule, independent of position and orientation. May be
+/// called from any thread, one at a time.
 pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, dimension: u64) -> i64>;
 
-/// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
-/// model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
-/// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; proposals has to
-/// be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+/// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same move of
+/// such a model. If `mode` is not NULL, this callback instead of the model says which mode a configuration is in;
+/// `user` is passed to it and must stay valid until the move is freed. The options must have one proposal and 0
+/// rotations; only the seed is used. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps
+/// the model alive.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `mode` is NULL or a function
@@ -157,7 +157,7 @@ pub unsafe extern "C" fn modejump_move_mode_jump_new(
     })
 }
 
-/// A caller's function of the mode.
+/// A caller's mode callback and the `user` pointer that it takes.
 struct ModeFunction {
     callback: unsafe extern "C" fn(user: *mut c_void, x: *const f64, dimension: u64) -> i64,
     user: *mut c_void,
@@ -186,11 +186,11 @@ pub unsafe extern "C" fn modejump_annealing_options_init(options: *mut modejump_
     guarded(|| unsafe { write(options, &modejump_annealing_options::empty()) })
 }
 
-/// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they
-/// are tested, the current configuration is carried back, and the weights of the two paths decide. Exact whatever the
-/// path. The model needs a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not
-/// looked at. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
-/// with `modejump_move_free`; it keeps the model.
+/// Makes an annealed move: annealed importance sampling carries the proposals of `model` to the target before they are
+/// tested, and carries the current configuration back; the weights of the two paths decide. Exact whatever the path.
+/// The model needs a gradient, and the target of every attempt needs `reduced_potential_gradient`. `options->kind` is
+/// ignored. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
+/// with `modejump_move_free`; it keeps the model alive.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` and `annealing` are NULL or structs of the size they say; `out` is NULL
@@ -213,12 +213,12 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
     })
 }
 
-/// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
-/// least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
-/// With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
-/// `options->kind` is not looked at, and `options->proposals` has to be 1. Its outcomes' weights have the work in
-/// place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
-/// keeps the model.
+/// Makes a driven move of a part of the system: this part is pulled to the proposal of `model` in `steps`
+/// perturbations, at least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact
+/// whatever the path. With one step the rest is frozen. The path runs in the internal coordinates of the model, if it
+/// has any. `options->kind` is ignored, and `options->proposals` must be 1. In the weights of its outcomes the work
+/// replaces the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+/// keeps the model alive.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a
@@ -250,10 +250,10 @@ pub unsafe extern "C" fn modejump_latent_walk_options_init(options: *mut modejum
     guarded(|| unsafe { write(options, &modejump_latent_walk_options::empty()) })
 }
 
-/// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z
-/// = T^-1(x), or Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`.
-/// Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
-/// `modejump_move_free`; it keeps the model.
+/// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: by small steps of
+/// z = T^-1(x), or by Hamiltonian trajectories, for which the target of every attempt needs
+/// `reduced_potential_gradient`. Exact whatever the flow. Its statistics have no weights. On success `*out` is a new
+/// handle, to be freed with `modejump_move_free`; it keeps the model alive.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
@@ -280,7 +280,7 @@ pub unsafe extern "C" fn modejump_move_latent_walk_new(
     })
 }
 
-/// Most stages that are looked at: a path has no random numbers for more.
+/// Largest number of stages used: a path has no random numbers for more.
 const MOST_STAGES: u64 = 1 << 21;
 
 fn path_of(given: &modejump_annealing_options) -> Result<Path> {
@@ -295,7 +295,7 @@ fn path_of(given: &modejump_annealing_options) -> Result<Path> {
     Ok(Path { kernel, stages, moves: count(given.moves) })
 }
 
-/// Errors: an average over orientations, asked of a move that makes none.
+/// Errors: an average over orientations is requested of a move that makes none.
 fn without_rotations(given: &modejump_move_options) -> Result<()> {
     match given.rotations {
         0 => Ok(()),
@@ -320,7 +320,7 @@ fn options_of(given: &modejump_move_options) -> Result<Options> {
     })
 }
 
-/// Frees a move; NULL does nothing. Fails (1), and frees nothing, within an attempt.
+/// Frees a move; NULL does nothing. Fails (1), and frees nothing, if called within an attempt.
 ///
 /// # Safety
 /// `move` is NULL or a handle that was not freed, and no call uses it later.
@@ -338,9 +338,9 @@ pub unsafe extern "C" fn modejump_move_free(r#move: *mut modejump_move) -> i32 {
 }
 
 /// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]`
-/// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with
-/// n = 0 it has none. Refused (6), naming the bond, unless these are the bonds that every sample of the model has at
-/// one length, and at that length.
+/// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n
+/// = 0 it has none. Refused (6), naming the bond, unless these are exactly the bonds that the model keeps at a fixed
+/// length, with the same lengths.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; the arrays are NULL or have that many numbers.
@@ -374,8 +374,8 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
     })
 }
 
-/// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from
-/// now on, whatever that of the training; any other is for one temperature and stays as it is. Cheap where nothing
+/// Sets the temperature of the ensemble, in K. A move of a steerable model proposes for this temperature from now on,
+/// whatever its training temperature; any other model is for one temperature and stays as it is. Cheap if nothing
 /// changes, so it can be called before every attempt. Fails (1) for a temperature that is not positive.
 ///
 /// # Safety
@@ -392,7 +392,7 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
 }
 
 /// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms`
-/// atoms. Without a pair there are none, and nothing is read.
+/// atoms. If n is 0 there are none, and the arrays are not read.
 ///
 /// # Safety
 /// The arrays are NULL or have that many numbers.
@@ -417,8 +417,8 @@ pub(super) unsafe fn constraints_of(
     Constraints::new(&pairs, lengths, masses).map(Some)
 }
 
-/// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x`
-/// changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
+/// Makes one attempt: proposes, asks `target` for the reduced potential of the proposals, and accepts or rejects.
+/// `state->x` changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; the structs are NULL or have the size they say; `state->x` is NULL or points to
@@ -432,8 +432,7 @@ pub unsafe extern "C" fn modejump_move_attempt(
     outcome: *mut modejump_outcome,
 ) -> i32 {
     computing(|| {
-        // The target first: from here on it is destroyed once, whatever happens.
-        // SAFETY: the caller's promise.
+        // Read the target first: from here on it is destroyed exactly once, whatever happens.
         let target = unsafe { read(target) }?;
         let mut target = Callback::new(target, 0);
         // SAFETY: the caller's promise.
@@ -452,7 +451,7 @@ pub unsafe extern "C" fn modejump_move_attempt(
     })
 }
 
-/// The configuration in a caller's struct.
+/// Converts a caller's struct to a state.
 ///
 /// # Safety
 /// `given.x` is NULL or points to `dimension` numbers that nobody else uses; `given.box` is NULL or points to nine
@@ -542,8 +541,8 @@ pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_mo
     })
 }
 
-/// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights`
-/// the latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With
+/// Writes into `*n` how many log-weights of proposals are remembered (at most the latest 65536), and into `log_weights`
+/// the latest `capacity` of them, or all if there are fewer, oldest first; -inf stands for an unusable proposal. With
 /// `capacity` 0, `log_weights` may be NULL.
 ///
 /// # Safety

@@ -47,8 +47,8 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> i32 {
     status
 }
 
-/// As [`guarded`], for calls that may start threads of the library or wait for them: a process that is forked after
-/// that has none of them, and would wait for ever.
+/// As [`guarded`], for calls that may start threads of the library or wait for them: a process forked after such a call
+/// has none of these threads, and would wait for ever.
 pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
     static OWNER: AtomicU32 = AtomicU32::new(0);
     guarded(|| {
@@ -76,20 +76,20 @@ fn code(error: &Error) -> i32 {
     }
 }
 
-/// Sets the thread's last error. A message cannot hold a NUL; it ends there.
+/// Sets the thread's last error. A message cannot hold a NUL; it is cut there.
 pub(super) fn remember(message: &str) {
     let text = message.split('\0').next().unwrap_or_default();
     // A thread that is ending has no last error any more.
     let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = CString::new(text).unwrap_or_default());
 }
 
-/// The thread's last error, which is then empty.
+/// Takes the thread's last error, and leaves it empty.
 pub(super) fn take() -> String {
     let taken = LAST_ERROR.try_with(|last| std::mem::take(&mut *last.borrow_mut()));
     taken.unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// `MODEJUMP_ABI_VERSION` of the library. Compare it with the one of the header before anything else.
+/// `MODEJUMP_ABI_VERSION` of the library. Compare it with that of the header before anything else.
 #[no_mangle]
 pub extern "C" fn modejump_abi_version() -> u32 {
     MODEJUMP_ABI_VERSION
@@ -105,8 +105,8 @@ pub extern "C" fn modejump_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library
-/// and is valid until the next call on this thread.
+/// Writes the message of the last failed call on this thread, in UTF-8; empty if there was none. It belongs to the
+/// library and is valid until the next call on this thread.
 ///
 /// # Safety
 /// `message` is NULL or points to a pointer.
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn modejump_last_error(message: *mut *const c_char) -> i32
     }
 }
 
-/// Sets this thread's last error: for callbacks, which then return a status other than 0. NULL clears it.
+/// Sets this thread's last error, for callbacks that then return a status other than 0. NULL clears it.
 ///
 /// # Safety
 /// `message` is NULL or a NUL-terminated string.

@@ -9,47 +9,48 @@ use std::mem::{offset_of, size_of};
 pub const MODEJUMP_F32: u32 = 0;
 /// `modejump_model_options.precision`: double precision.
 pub const MODEJUMP_F64: u32 = 1;
-/// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16,
-/// which single samples read in half the time. It is another density than that of the file, and exact in itself.
+/// `modejump_model_options.precision`, for a TarFlow on the CPU: single precision with weights rounded to bfloat16,
+/// which halves the time to read them for single samples. The density differs from that of the file, and is exact in
+/// itself.
 pub const MODEJUMP_BF16: u32 = 2;
 
 /// `modejump_model_options.decoding`: token after token.
 pub const MODEJUMP_SEQUENTIAL: u32 = 0;
-/// `modejump_model_options.decoding`, of a TarFlow: all tokens together, by Jacobi's iteration.
+/// `modejump_model_options.decoding`, for a TarFlow: all tokens together, by Jacobi iteration.
 pub const MODEJUMP_JACOBI: u32 = 1;
-/// `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
+/// `modejump_model_options.decoding`, for a TarFlow: one segment of tokens after the other, each by iteration.
 pub const MODEJUMP_GAUSS_SEIDEL: u32 = 2;
 
-/// `modejump_model_options.flags`: on the CPU, wherever other models run.
+/// `modejump_model_options.flags`: run on the CPU, wherever other models run.
 pub const MODEJUMP_ON_CPU: u32 = 1;
-/// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling
-/// thread: a model that shall run on a GPU runs in that context instead of the primary one, on a stream of its own, so
-/// that its kernels and those of the program run side by side, and the card holds one context. The context must outlive
-/// the model and all moves made from it. A model on the CPU, or on another GPU that was asked for by its number, is
-/// loaded as without this flag.
+/// `modejump_model_options.flags`, for a program whose own CUDA context (`CUcontext`) is current on the calling thread:
+/// a model that would run on a GPU runs in this context instead of the primary one, on a stream of its own, so that its
+/// kernels and those of the program run side by side, and the card holds one context. The context must outlive the
+/// model and all moves made from it. A model on the CPU, or on another GPU requested by number, is loaded as without
+/// this flag.
 pub const MODEJUMP_CURRENT_CONTEXT: u32 = 2;
 
-/// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
+/// How a model is loaded; initialise with `modejump_model_options_init`, then change as needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_model_options {
     /// sizeof(modejump_model_options)
     pub struct_size: u32,
-    /// Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any
-    /// case.
+    /// Precision of the networks: `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are
+    /// double in any case.
     pub precision: u32,
-    /// How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
+    /// How samples are computed from their latent points: `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
     /// `MODEJUMP_GAUSS_SEIDEL`; their log-densities are exact in any case.
     pub decoding: u32,
     /// `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
     pub flags: u32,
-    /// Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
+    /// Tokens per segment for `MODEJUMP_GAUSS_SEIDEL`, at least 1.
     pub segment: u64,
-    /// Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token
-    /// after token.
+    /// Iterative decoding: maximum number of passes over all tokens, or over a segment, at least 1; a sample that needs
+    /// more is decoded token after token.
     pub decoding_passes: u64,
-    /// Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in
-    /// single precision).
+    /// Iterative decoding: largest error of the latent point, at most 1e-3, beyond rounding (some 1e-5 in single
+    /// precision).
     pub decoding_tolerance: f64,
 }
 
@@ -71,36 +72,36 @@ unsafe impl Versioned for modejump_model_options {
     }
 }
 
-/// `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
+/// `modejump_move_options.kind`: independence Metropolis-Hastings; for a model of kind `modes`, jumps between its
+/// modes.
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
-/// `modejump_move_options.kind`: iterated sampling importance resampling.
+/// `modejump_move_options.kind`: iterated sampling importance resampling (i-SIR).
 pub const MODEJUMP_ISIR: u32 = 1;
 /// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone
 /// decides, and the exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
 pub const MODEJUMP_SURROGATE: u32 = 2;
 
-/// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say
-/// so.
+/// `modejump_statistics.flags`: acceptances are decided by a surrogate, so the sampling is biased; reports must say so.
 pub const MODEJUMP_BY_SURROGATE: u32 = 1;
 
-/// `modejump_outcome.outcome`: the state is the proposal now.
+/// `modejump_outcome.outcome`: the state is now the proposal.
 pub const MODEJUMP_ACCEPTED: u32 = 0;
-/// The Metropolis test said no.
+/// The Metropolis test rejected the proposal.
 pub const MODEJUMP_REJECTED: u32 = 1;
 /// The generator cannot produce this configuration.
 pub const MODEJUMP_OUT_OF_SUPPORT: u32 = 2;
-/// Internal coordinates are undefined there.
+/// Internal coordinates are undefined at this configuration.
 pub const MODEJUMP_SINGULAR: u32 = 3;
 /// NaN or infinity in the proposal, its density or its potential.
 pub const MODEJUMP_NON_FINITE: u32 = 4;
-/// A constrained bond has another length.
+/// A constrained bond has the wrong length.
 pub const MODEJUMP_CONSTRAINT: u32 = 5;
-/// A stereocentre has the other hand.
+/// A stereocentre has the wrong handedness.
 pub const MODEJUMP_CHIRALITY: u32 = 6;
-/// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+/// The configuration is in no mode that can be left by a jump, or the proposal is not in the mode it was meant for.
 pub const MODEJUMP_WRONG_MODE: u32 = 7;
 
-/// Options of a move; set by `modejump_move_options_init`, then changed at will.
+/// Options of a move; initialise with `modejump_move_options_init`, then change as needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_move_options {
@@ -108,24 +109,25 @@ pub struct modejump_move_options {
     pub struct_size: u32,
     /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
     pub kind: u32,
-    /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
+    /// Proposals per attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
     /// chooses among them.
     pub proposals: u64,
     /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
     /// different seeds.
     pub seed: u64,
-    /// Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
+    /// Engine steps between attempts, with which the proposals of coming attempts can be drawn in one batch; 0 if
+    /// unknown.
     pub stride: u64,
-    /// Attempts whose proposals are drawn in one batch, at least 1.
+    /// Number of attempts whose proposals are drawn in one batch, at least 1.
     pub batch: u64,
     /// 1: other threads draw the next batch while the engine uses up the present one, and evaluate the density of the
-    /// current configuration while the target is asked for its potentials. The results are the same to the last bit.
-    /// 0: every batch is drawn in the attempt that needs it first.
+    /// current configuration while the target computes its potentials. The results are the same to the last bit. 0:
+    /// every batch is drawn in the first attempt that needs it.
     pub draw_ahead: u64,
-    /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that
-    /// describes the orientation of a molecule, such as a TarFlow: less variable weights, for as many likelihoods,
-    /// where the potential knows little of directions. Exact whatever the potential. A jump turns the molecule at
-    /// random. 0: no average.
+    /// Number of orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model
+    /// that describes the orientation of a molecule, such as a TarFlow: the weights vary less where the potential
+    /// depends little on orientation, at the cost of as many likelihoods. Exact whatever the potential. A jump turns
+    /// the molecule at random. 0: no average.
     pub rotations: u64,
 }
 
@@ -154,7 +156,7 @@ pub const MODEJUMP_ADJUSTED: u32 = 0;
 /// `modejump_annealing_options.kernel`: leapfrog trajectories with a Metropolis test (HMC).
 pub const MODEJUMP_HAMILTONIAN: u32 = 1;
 
-/// Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
+/// Path of an annealed move; initialise with `modejump_annealing_options_init`, then change as needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_annealing_options {
@@ -162,13 +164,13 @@ pub struct modejump_annealing_options {
     pub struct_size: u32,
     /// `MODEJUMP_ADJUSTED` or `MODEJUMP_HAMILTONIAN`
     pub kernel: u32,
-    /// Evenly spaced steps from the generator to the target.
+    /// Number of evenly spaced steps from the generator to the target.
     pub stages: u64,
-    /// Moves of the kernel at each stage.
+    /// Moves of the kernel per stage.
     pub moves: u64,
-    /// Leapfrog steps of a trajectory.
+    /// Leapfrog steps per trajectory.
     pub leapfrog: u64,
-    /// Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
+    /// Step of the kernel, in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
     /// noise.
     pub step: f64,
 }
@@ -189,7 +191,7 @@ unsafe impl Versioned for modejump_annealing_options {
     }
 }
 
-/// A walk in latent space; set by `modejump_latent_walk_options_init`, then changed at will.
+/// Options of a walk in latent space; initialise with `modejump_latent_walk_options_init`, then change as needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_latent_walk_options {
@@ -197,10 +199,10 @@ pub struct modejump_latent_walk_options {
     pub struct_size: u32,
     /// 0
     pub flags: u32,
-    /// Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a
-    /// latent coordinate has width 1, or is uniform on [0, 1).
+    /// Step widths, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent
+    /// coordinate has width 1, or is uniform on [0, 1).
     pub widths: *const f64,
-    /// Numbers in `widths`.
+    /// Number of elements in `widths`.
     pub n_widths: u64,
     /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
     pub leapfrog: u64,
@@ -235,7 +237,7 @@ pub struct modejump_state {
     pub step: u64,
     /// Below 2^24.
     pub replica: u64,
-    /// u(x), computed at this x and not remembered from earlier.
+    /// u(x), computed for this x, not remembered from earlier.
     pub reduced_potential: f64,
     /// `[dimension]`, nm for molecules; the new configuration after an acceptance, otherwise untouched.
     pub x: *mut f64,
@@ -260,7 +262,7 @@ unsafe impl Versioned for modejump_state {
     }
 }
 
-/// What became of an attempt. With several proposals the numbers are those of the one that decided.
+/// Result of an attempt. With several proposals the numbers are those of the one that decided.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_outcome {
@@ -298,7 +300,7 @@ unsafe impl Versioned for modejump_outcome {
     }
 }
 
-/// What became of an exchange between replicas a and b.
+/// Result of an exchange between replicas a and b.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_exchange_outcome {
@@ -335,7 +337,7 @@ unsafe impl Versioned for modejump_exchange_outcome {
     }
 }
 
-/// Counters since the move was made or its statistics were reset.
+/// Counters since the move was made or its statistics were last reset.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct modejump_statistics {
@@ -343,7 +345,7 @@ pub struct modejump_statistics {
     pub struct_size: u32,
     /// `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
     pub flags: u32,
-    /// The sum of the seven counters that follow, and of `wrong_mode`.
+    /// Sum of the seven counters that follow, and of `wrong_mode`.
     pub attempts: u64,
     pub accepted: u64,
     pub rejected: u64,
@@ -352,23 +354,23 @@ pub struct modejump_statistics {
     pub non_finite: u64,
     pub constraint: u64,
     pub chirality: u64,
-    /// Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are
-    /// the screen's.
+    /// Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are those of the
+    /// screen.
     pub mean_log_weight: f64,
-    /// Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
+    /// Effective sample size of all proposals as a fraction of their number; unusable ones have weight zero.
     pub ess: f64,
     pub proposals: u64,
-    /// Delayed acceptance: attempts that the screen let through to the exact stage.
+    /// Delayed acceptance: attempts that passed the screen and reached the exact stage.
     pub screened: u64,
     /// Delayed acceptance: exact log-densities computed in the second stage.
     pub exact_evaluations: u64,
     /// Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the
     /// second.
     pub correction_variance: f64,
-    /// Jumps between modes that started or ended in a wrong one.
+    /// Jumps between modes that started or ended in a wrong mode.
     pub wrong_mode: u64,
-    /// Mean over the attempts of the probability with which each was accepted, and its standard error: what the
-    /// acceptance will come to. NaN before the first attempt, and before the second.
+    /// Mean acceptance probability over the attempts, which estimates the long-run acceptance, and its standard error.
+    /// NaN before the first attempt and before the second, respectively.
     pub expected_acceptance: f64,
     pub expected_acceptance_error: f64,
 }
@@ -420,7 +422,7 @@ mod tests {
         assert_eq!(<modejump_statistics as Versioned>::FIRST, 96);
     }
 
-    /// Of a field that does not fit as a whole nothing is read.
+    /// A field that does not fit as a whole is not read.
     #[test]
     fn sizes_that_end_within_a_field_are_rounded_down() {
         let mut statistics = modejump_statistics::empty();

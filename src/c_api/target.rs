@@ -15,23 +15,24 @@ pub struct modejump_target {
     pub struct_size: u32,
     /// 0
     pub flags: u32,
-    /// Handed to the callbacks.
+    /// Passed to the callbacks.
     pub user: *mut c_void,
     /// Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration.
     /// Returns 0, or another number after `modejump_set_last_error`: the call that needed the value then fails
     /// with 254. Must not throw.
     pub reduced_potential: Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32>,
-    /// NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
+    /// NULL, or a function that is called with `user` exactly once before the function that got this struct returns,
+    /// whatever its status.
     pub destroy: Option<unsafe extern "C" fn(user: *mut c_void)>,
-    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it,
-    /// and latent walks by trajectories.
+    /// NULL, or as `reduced_potential`, and also writes du/dx into `gradient[n][dimension]`: needed by annealed moves,
+    /// and by latent walks with trajectories.
     pub reduced_potential_gradient:
         Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, gradient: *mut f64) -> i32>,
-    /// NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel
-    /// that is reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers
-    /// have to be a function of the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for
-    /// where the solvent is. After an attempt that failed or was not accepted the caller puts the solvent back to where
-    /// it was.
+    /// NULL, or a function that moves the rest of the system (a solvent), which is not in `x[dimension]`, with x held
+    /// fixed, by a kernel that is reversible for exp(-u(x, .)), and writes the u that results: needed by driven moves.
+    /// Its random numbers must be a function of the attempt and of `stage`, counted from 0 in each attempt.
+    /// `reduced_potential` refers to the current positions of the solvent. After an attempt that failed or was not
+    /// accepted, the caller puts the solvent back to where it was.
     pub relax: Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, stage: u64, u: *mut f64) -> i32>,
 }
 
@@ -53,14 +54,14 @@ unsafe impl Versioned for modejump_target {
     }
 }
 
-/// Owns what a `modejump_target` owns: `destroy` is called when it goes.
+/// Owner of a `modejump_target`: calls `destroy` when dropped.
 pub(super) struct Callback {
     target: modejump_target,
     dimension: usize,
 }
 
 impl Callback {
-    /// The callbacks are those of a living caller, see `modejump_target`.
+    /// The callbacks must be those of a living caller, see `modejump_target`.
     pub(super) fn new(target: modejump_target, dimension: usize) -> Callback {
         Callback { target, dimension }
     }
@@ -88,7 +89,7 @@ impl Target for Callback {
         let function =
             self.target.reduced_potential.ok_or_else(|| Error::invalid("modejump_target.reduced_potential is NULL"))?;
         status::remember("");
-        // A callback that forgets to write is noticed.
+        // Shows a callback that forgets to write.
         u.fill(f64::NAN);
         // SAFETY: the slices have n × dimension and n numbers, and the function is the caller's.
         let code = unsafe { function(self.target.user, u.len() as u64, x.as_ptr(), u.as_mut_ptr()) };
@@ -123,7 +124,7 @@ impl Target for Callback {
     }
 }
 
-/// What a callback returned.
+/// Converts the status that a callback returned.
 fn outcome(name: &str, code: i32) -> Result<()> {
     if code == 0 {
         return Ok(());

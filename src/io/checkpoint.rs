@@ -27,7 +27,7 @@ pub struct Kind {
 }
 
 /// The state of a training.
-pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 10 };
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 11 };
 /// Adaptive rounds.
 pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 13 };
 const HEADER: usize = 8 + 4 + 8 + 32;

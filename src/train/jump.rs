@@ -14,7 +14,7 @@ use crate::models::{flow_of, Model};
 use crate::modes::{Modes, Within};
 use crate::rng::Stream;
 use crate::target::Target;
-use crate::weights;
+use crate::weights::{self, Estimate};
 use std::sync::Arc;
 
 /// Frames of two modes, between which T_b ∘ T_a⁻¹ is to jump.
@@ -140,11 +140,15 @@ impl MapLoss for Jump {
         self.within(target, 0).reduced_potential(&images.x, &mut u)?;
         let back = self.weigh(&images, &rows, &u);
         let accepted = |log_w: &[f64]| log_w.iter().map(|w| w.min(0.0).exp()).sum::<f64>() / log_w.len() as f64;
+        // by detailed balance as many jumps are accepted from either end, so there are b attempts from one to a from the
+        // other: (b a + a b)/(a + b) of all are accepted
+        let (a, b) = (accepted(&there), accepted(&back));
         let ess = |log_w: &[f64]| weights::effective_sample_size(log_w).map_or(0.0, |ess| ess / log_w.len() as f64);
         Ok(Quality {
             ess: ess(&there).min(ess(&back)),
             pareto_k: weights::pareto_k(&there).unwrap_or(f64::NAN),
-            acceptance: 0.5 * (accepted(&there) + accepted(&back)),
+            log_z: Estimate { value: f64::NAN, standard_error: f64::NAN },
+            acceptance: if a + b > 0.0 { 2.0 * a * b / (a + b) } else { 0.0 },
         })
     }
 }
@@ -285,7 +289,9 @@ mod tests {
         }
         let last = trainer.state().history.last().unwrap().clone();
         let z = |mode: usize| SDS[mode][0] * SDS[mode][1] * (-(mode as f64)).exp();
-        let perfect = 0.5 * (1.0 + z(1) / z(0));
+        // with W = Z_b/Z_a = r everywhere, min(1, r) and min(1, 1/r) of the jumps are accepted
+        let r = z(1) / z(0);
+        let perfect = 2.0 * r / (1.0 + r);
         assert!(before.ess < 0.8 && last.ess > 0.98, "{before:?} {last:?}");
         assert!((last.acceptance - perfect).abs() < 0.02, "{last:?}");
 
@@ -293,16 +299,18 @@ mod tests {
         let map = crate::bijection::Bijection::new(from(), to).unwrap();
         let edge = Edge { modes: [0, 1], map, weights: [1.0; 2] };
         let mut move_ = ModeJump::new(modes(), vec![edge], 5).unwrap();
-        let mut accepted = 0.0;
+        let mut accepted = [0.0; 2];
         for (step, x) in frames(0)[..600].chunks_exact(D).chain(frames(1)[..600].chunks_exact(D)).enumerate() {
             let (mut x, mut u) = (x.to_vec(), [0.0]);
             Two.reduced_potential(&x, &mut u).unwrap();
             let mut state =
                 State { x: &mut x, box_vectors: None, reduced_potential: u[0], step: step as u64, replica: 0 };
             let outcome = move_.attempt(&mut Two, &mut state).unwrap();
-            accepted += outcome.log_acceptance.min(0.0).exp() / 600.0;
+            accepted[step / 300] += outcome.log_acceptance.min(0.0).exp() / 300.0;
         }
-        assert!((accepted - last.acceptance).abs() < 1e-3, "{accepted} {}", last.acceptance);
+        let [a, b] = accepted;
+        let in_equilibrium = 2.0 * a * b / (a + b);
+        assert!((in_equilibrium - last.acceptance).abs() < 1e-3, "{accepted:?} {}", last.acceptance);
     }
 
     #[test]

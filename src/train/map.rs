@@ -12,7 +12,7 @@ use crate::models::coupling::CouplingFlow;
 use crate::models::{flow_of, Flow, Model};
 use crate::rng::Stream;
 use crate::target::Target;
-use crate::weights;
+use crate::weights::{self, Estimate};
 
 /// What trains T_b of a map T_b ∘ T_a⁻¹ in place of samples from the prior.
 pub trait MapLoss {
@@ -38,7 +38,9 @@ pub struct Quality {
     /// Effective share of the frames, by log W.
     pub ess: f64,
     pub pareto_k: f64,
-    /// Mean acceptance of the move that the map is for.
+    /// ln of the mean weight; NaN where weights go both ways.
+    pub log_z: Estimate,
+    /// Mean acceptance of the move that the map is for, in equilibrium.
     pub acceptance: f64,
 }
 
@@ -48,6 +50,7 @@ impl Quality {
         Ok(Quality {
             ess: weights::effective_sample_size(log_weights)? / log_weights.len() as f64,
             pareto_k: weights::pareto_k(log_weights).unwrap_or(f64::NAN),
+            log_z: weights::log_normaliser(log_weights)?,
             acceptance: weights::acceptance(log_weights).value,
         })
     }

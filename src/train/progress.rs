@@ -41,6 +41,12 @@ pub struct Progress {
     pub ess: f64,
     #[serde(with = "nan_as_none")]
     pub pareto_k: f64,
+    /// ln Z of the target from these weights, with its standard error. For a map between ensembles that of the ratio of
+    /// their Z; NaN for one between modes.
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub log_z: f64,
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub log_z_stderr: f64,
     /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples; of a
     /// map, that of an exchange.
     #[serde(with = "nan_as_none")]
@@ -73,6 +79,8 @@ impl Progress {
             held_out: nan,
             ess: nan,
             pareto_k: nan,
+            log_z: nan,
+            log_z_stderr: nan,
             acceptance: nan,
             better: None,
         }
@@ -84,14 +92,20 @@ impl Progress {
 ///
 /// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same
 /// time. One of them alone may get worse on purpose: frames that were cooled from a high temperature are of no
-/// ensemble, and a loss that spreads samples costs acceptance. Of a regressed network the loss of held-out frames is
-/// measured, and the deviation from their log q where it is known.
+/// ensemble, and a loss that spreads samples costs acceptance. Nor does either show states that only the newer model
+/// has, where the frames are without them: its ln Z is larger then. Of a regressed network the loss of held-out frames
+/// is measured, and the deviation from their log q where it is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
     step: usize,
     measured: [f64; 4],
+    /// ln Z with its standard error.
+    log_z: [f64; 2],
     pub parameters: Vec<f32>,
 }
+
+/// Standard errors of a difference that is none of chance.
+const SIGNIFICANT: f64 = 5.0;
 
 impl Kept {
     /// Keeps the parameters of an evaluation, or notes in it which step was better.
@@ -99,8 +113,8 @@ impl Kept {
         match kept.as_ref().filter(|kept| kept.is_better_than(progress)) {
             Some(kept) => progress.better = Some(kept.step),
             None => {
-                let (step, measured) = (progress.step, measured(progress));
-                *kept = Some(Kept { step, measured, parameters: parameters.to_vec() });
+                let (step, log_z) = (progress.step, [progress.log_z, progress.log_z_stderr]);
+                *kept = Some(Kept { step, measured: measured(progress), log_z, parameters: parameters.to_vec() });
             }
         }
     }
@@ -108,7 +122,12 @@ impl Kept {
     fn is_better_than(&self, other: &Progress) -> bool {
         let both = self.measured.iter().zip(measured(other));
         let mut known = both.filter_map(|(own, other)| own.partial_cmp(&other)).peekable();
-        known.peek().is_some() && known.all(Ordering::is_lt)
+        known.peek().is_some() && known.all(Ordering::is_lt) && !self.lacks_states_of(other)
+    }
+
+    /// Whether the other model's ln Z is larger by more than chance.
+    fn lacks_states_of(&self, other: &Progress) -> bool {
+        other.log_z - self.log_z[0] > SIGNIFICANT * self.log_z[1].hypot(other.log_z_stderr)
     }
 }
 
@@ -152,6 +171,21 @@ mod tests {
         assert_eq!(offer(5, -3.0, nan), Some(4), "by frames alone");
         assert_eq!(offer(6, nan, 0.2), Some(4), "by samples alone");
         assert_eq!(offer(7, nan, nan), None, "nothing is known");
+    }
+
+    #[test]
+    fn a_model_with_states_that_the_kept_one_lacks_is_not_worse() {
+        let mut kept = None;
+        let mut offer = |step: usize, acceptance: f64, log_z: f64| {
+            let mut progress = Progress { step, acceptance, log_z, log_z_stderr: 0.01, ..Progress::nothing() };
+            Kept::offer(&mut kept, &mut progress, &[]);
+            progress.better
+        };
+        assert_eq!(offer(1, 0.9, -27.0), None);
+        assert_eq!(offer(2, 0.8, -27.03), Some(1));
+        assert_eq!(offer(3, 0.8, -26.95), Some(1), "by chance");
+        assert_eq!(offer(4, 0.7, -24.7), None);
+        assert_eq!(offer(5, 0.6, f64::NAN), Some(4));
     }
 
     #[test]

@@ -159,9 +159,10 @@ impl<'a> Trainer<'a> {
         self.with_parameters(&self.state.optimiser.average)
     }
 
-    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames and by
-    /// the acceptance that is expected of its proposals, as far as these are measured: what is worth saving of a
-    /// training that overfits, or runs away. As it is now before the first evaluation.
+    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames, by the
+    /// acceptance that is expected of its proposals and by ln Z, as far as these are measured: what is worth saving of a
+    /// training that overfits, or runs away. As it is now before the first evaluation, and in a phase with a reaction
+    /// coordinate.
     pub fn best(&self) -> Result<CouplingFlow<f32>> {
         self.with_parameters(self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters))
     }
@@ -357,6 +358,10 @@ impl<'a> Trainer<'a> {
             progress.ess = quality.ess;
             progress.pareto_k = quality.pareto_k;
             progress.acceptance = quality.acceptance;
+            (progress.log_z, progress.log_z_stderr) = (quality.log_z.value, quality.log_z.standard_error);
+        }
+        if phase.reaction_coordinate > 0.0 {
+            self.state.kept = None; // samples that are spread on purpose are worse in all that is measured
         }
         Kept::offer(&mut self.state.kept, &mut progress, &self.state.optimiser.average);
         self.state.history.push(progress.clone());

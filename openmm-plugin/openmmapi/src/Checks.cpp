@@ -25,7 +25,7 @@ string describe(const vector<int>& particles, const Model& model, int atom) {
     return "particle " + to_string(particles[atom]) + " (" + model.label(atom) + ")";
 }
 
-/** Model atom of each particle, -1 for those that stay. */
+/** Model atom of each particle; -1 for those that do not move. */
 vector<int> atomsOfParticles(const System& system, const vector<int>& particles) {
     vector<int> atoms(system.getNumParticles(), -1);
     for (size_t i = 0; i < particles.size(); i++)
@@ -39,14 +39,20 @@ void addBond(set<Bond>& bonds, const vector<int>& atoms, int p1, int p2) {
         bonds.insert(minmax(a, b));
 }
 
-/** Pairs of the System, in model atoms. */
+/** Bonded pairs of the System, as model atoms. */
 struct Ties {
-    /** Of HarmonicBondForces; of these and constraints those as short and stiff as a covalent bond; of what else may hold a bond. */
+    /**
+     * Pairs in HarmonicBondForces; pairs in these and in constraints that are as short and stiff as a covalent bond; pairs in other Forces
+     * that may represent a bond.
+     */
     set<Bond> harmonic, covalent, others;
     bool has(const Bond& bond) const { return harmonic.count(bond) + covalent.count(bond) + others.count(bond) > 0; }
 };
 
-/** nm and kJ/(mol nm^2): S-S is the longest of common bonds and among the softest, 0.204 and 139,000; restraints are softer by far. */
+/**
+ * Bounds in nm and kJ/(mol nm^2): S-S, 0.204 and 139,000, is the longest of common bonds and among the softest; restraints are softer by
+ * far.
+ */
 const double LONGEST_BOND = 0.25, SOFTEST_BOND = 5e4;
 
 Ties systemTies(const System& system, const vector<int>& atoms) {
@@ -75,7 +81,7 @@ Ties systemTies(const System& system, const vector<int>& atoms) {
     return ties;
 }
 
-/** Urey-Bradley terms and angle constraints tie atoms that share a neighbour. */
+/** Whether atoms share a neighbour, as those of Urey-Bradley terms and angle constraints do. */
 bool shareNeighbour(const set<Bond>& bonds, int a, int b) {
     return any_of(bonds.begin(), bonds.end(), [&](const Bond& bond) {
         const int other = bond.first == a ? bond.second : bond.second == a ? bond.first : -1;
@@ -122,9 +128,10 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
         wanted.insert(minmax(bond[0], bond[1]));
     if (wanted.empty())
         return;
-    // Where no HarmonicBondForce has one of the model's bonds, they are in Forces that are not known here, such as a learned potential.
+    // If no HarmonicBondForce has any of the model's bonds, they are in Forces that are not examined here, such as a learned
+    // potential.
     const bool told = any_of(wanted.begin(), wanted.end(), [&](const Bond& bond) { return there.harmonic.count(bond) > 0; });
-    // metal ions near a molecule look bonded to it in a structure, and are to nothing in the System
+    // metal ions near a molecule look bonded to it in a structure, but are not bonded to anything in the System
     set<int> bonded;
     for (const set<Bond>* bonds : {&there.harmonic, &there.covalent})
         for (const Bond& bond : *bonds)
@@ -141,7 +148,7 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
     const auto both = [&](const Bond& bond) {
         return describe(particles, model, bond.first) + " and " + describe(particles, model, bond.second);
     };
-    // A soft spring between atoms that the model does not bond may be a restraint, unless a bond is amiss elsewhere.
+    // A soft spring between atoms that are not bonded in the model may be a restraint, unless another bond does not match.
     for (const Bond& bond : missing == wanted.end() ? there.covalent : there.harmonic)
         if (wanted.count(bond) == 0 && !shareNeighbour(wanted, bond.first, bond.second))
             refuse("the System has a bond between " + both(bond) +

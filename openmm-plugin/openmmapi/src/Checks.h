@@ -10,14 +10,14 @@
 
 namespace ModeJumpPlugin {
 
-/** The given particles, or all for an empty list. Throws if they differ from the model's atoms in number, order or kind. */
+/** Returns the given particles, or all for an empty list. Throws if they differ from the atoms of the model in number, order or kind. */
 std::vector<int> checkedParticles(const OpenMM::System& system, const std::vector<int>& given, const Model& model);
 
-/** Throws if the System's bonds among the particles are others than the model's. */
+/** Throws if the bonds of the System among the particles differ from those of the model. */
 void checkBonds(const OpenMM::System& system, const std::vector<int>& particles, const Model& model);
 
 struct Constraints {
-    /** Pairs of model atoms, flat. */
+    /** Pairs of model atoms, flattened. */
     std::vector<uint64_t> atoms;
     std::vector<double> lengths;
 };

@@ -8,7 +8,7 @@
 
 namespace ModeJumpPlugin {
 
-/** Of an Integrator or a Force, without its namespace. */
+/** Class name of an Integrator or a Force, without its namespace. */
 template <typename Object> std::string className(const Object& object) {
     int status = 0;
     char* name = abi::__cxa_demangle(typeid(object).name(), nullptr, nullptr, &status);

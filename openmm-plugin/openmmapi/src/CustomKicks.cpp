@@ -19,10 +19,10 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** What a variable gets of forces of each group, -1 for those of all groups. */
+/** Coefficients of the forces of each group in a variable; group -1 stands for all groups together. */
 using Kicks = map<int, double>;
 
-/** Some value below 1 for every name. */
+/** A value below 1 for every name. */
 map<string, double> valuesOf(const vector<Step>& steps) {
     map<string, double> values;
     for (const Step& step : steps)
@@ -33,12 +33,12 @@ map<string, double> valuesOf(const vector<Step>& steps) {
     return values;
 }
 
-/** At these values. Throws a Lepton::Exception where one is not known; terms without the variable need none. */
+/** Derivative at these values. Throws a Lepton::Exception if one is not known; terms without the variable need none. */
 double derivative(const string& expression, const string& variable, const map<string, double>& values) {
     return Lepton::Parser::parse(expression).differentiate(variable).optimize().evaluate(values);
 }
 
-/** Kicks of an expression: derivatives at these values, through the variables that forces are kept in. */
+/** Kicks of an expression: derivatives at these values, also through variables that hold forces. */
 Kicks kicksOf(const string& text, const map<string, double>& values, const map<string, Kicks>& kept) {
     Kicks kicks;
     for (const string& name : namesIn(text)) {
@@ -55,7 +55,7 @@ Kicks kicksOf(const string& text, const map<string, double>& values, const map<s
     return kicks;
 }
 
-/** What variables keep of forces from one step to the next. */
+/** Forces that variables hold from one step to the next. */
 map<string, Kicks> keptForces(const vector<Step>& steps, const map<string, double>& values) {
     map<string, Kicks> kept;
     for (const Step& step : steps)
@@ -68,10 +68,10 @@ map<string, Kicks> keptForces(const vector<Step>& steps, const map<string, doubl
     return kept;
 }
 
-/** All that x and v get of forces in one step of the integrator. */
+/** Sums of the kicks of x and v in one step of the integrator. */
 struct Sums {
     map<string, Kicks> of;
-    /** What v has of them at the end, behind friction. */
+    /** What remains of them in v at the end, after friction. */
     Kicks left;
     set<int> inBlocks;
 };
@@ -81,7 +81,7 @@ bool usesForces(const Step& step, const map<string, Kicks>& kept) {
     return any_of(used.begin(), used.end(), [&](const string& name) { return names(name, "f") || kept.count(name) > 0; });
 }
 
-/** None if an expression of forces has functions that only the Context knows. */
+/** Sums of all steps; none if an expression of forces has functions that only the Context knows. */
 optional<Sums> sumsOf(const vector<Step>& steps) {
     const map<string, double> values = valuesOf(steps);
     map<string, Kicks> kept = keptForces(steps, values);
@@ -115,7 +115,7 @@ optional<Sums> sumsOf(const vector<Step>& steps) {
     return sums;
 }
 
-/** A group whose kicks are not those of the others, if there is one. */
+/** A group whose kicks differ from those of the others, if there is one. */
 optional<int> unlike(const Kicks& kicks) {
     double largest = 0;
     for (const auto& [group, kick] : kicks)
@@ -123,13 +123,16 @@ optional<int> unlike(const Kicks& kicks) {
     const bool ofAll = kicks.count(-1) > 0;
     for (const auto& [group, kick] : kicks) {
         const double expected = ofAll && group >= 0 ? 0 : kicks.begin()->second;
-        if (abs(kick - expected) > 1e-4 * largest) // fractions of a step may be decimals
+        if (abs(kick - expected) > 1e-4 * largest) // fractions of a step may be rounded decimals
             return group;
     }
     return nullopt;
 }
 
-/** What one step of the integrator does, with the global variables as they are: kicks times the mass and drifts, ps, and what friction leaves of v. */
+/**
+ * Effect of one step of the integrator with the current global variables: kicks times the mass, and drifts, ps, and the factor by which
+ * friction reduces v.
+ */
 struct Times {
     map<string, double> values;
     map<string, Kicks> kept;
@@ -143,11 +146,11 @@ void followGlobal(const Step& step, Times& times) {
     try {
         if (step.type == CustomIntegrator::ComputeGlobal)
             times.values[step.variable] = Lepton::Parser::parse(step.expression).evaluate(times.values);
-    } catch (const Lepton::Exception&) { // of energies, or random: not known
+    } catch (const Lepton::Exception&) { // depends on energies or random numbers: not known
     }
 }
 
-/** Whether the step is of a kind that can be followed. Throws a Lepton::Exception where a value is not known. */
+/** Follows a step; false if it is of a kind that cannot be followed. Throws a Lepton::Exception if a value is not known. */
 bool follow(const Step& step, Times& times) {
     const set<string> used = namesIn(step.expression);
     const bool moves = step.variable == "x" || step.variable == "v";
@@ -176,14 +179,14 @@ bool follow(const Step& step, Times& times) {
     return !keepsVelocities;
 }
 
-/** None for steps of another kind. Throws a Lepton::Exception where a value is not known. */
+/** Effect of one step; none for steps of another kind. Throws a Lepton::Exception if a value is not known. */
 optional<Times> timesOf(const CustomIntegrator& integrator) {
     Times times;
     for (int i = 0; i < integrator.getNumGlobalVariables(); i++)
         times.values[integrator.getGlobalVariableName(i)] = integrator.getGlobalVariable(i);
     times.values["dt"] = integrator.getStepSize();
     times.values["m"] = 1;
-    for (int pass = 0; pass < 2; pass++) { // the first for what is kept of it
+    for (int pass = 0; pass < 2; pass++) { // the first pass finds what variables hold
         times.kicks.clear();
         times.drift = 0;
         times.friction = 1;
@@ -218,11 +221,11 @@ void checkStrength(const CustomIntegrator& integrator) {
     optional<Times> times;
     try {
         times = timesOf(integrator);
-    } catch (const Lepton::Exception&) { // factors that are not known here
+    } catch (const Lepton::Exception&) { // unknown factors
     }
     if (!times || times->kicks.empty() || times->drift <= 0 || times->friction <= 0)
         return;
-    const double strength = times->kicks.begin()->second / times->drift; // of all forces, where they are not taken by groups
+    const double strength = times->kicks.begin()->second / times->drift; // of the first group, or of all forces if they are not used by group
     if (strength > 1.001 || strength < 0.999 * min(1.0, times->friction)) {
         ostringstream message;
         message << "MonteCarloModeJump: the steps of the CustomIntegrator scale forces by " << strength << ", so they follow another potential than the "

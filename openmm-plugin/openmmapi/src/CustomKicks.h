@@ -1,4 +1,4 @@
-// What the steps of a CustomIntegrator make of forces, by the derivatives of their expressions.
+// How the steps of a CustomIntegrator use forces, from the derivatives of their expressions.
 #ifndef MODEJUMP_CUSTOMKICKS_H_
 #define MODEJUMP_CUSTOMKICKS_H_
 
@@ -7,16 +7,16 @@
 namespace ModeJumpPlugin {
 
 /**
- * Throws if the steps scale forces of one group as those of another are not: neither kicks by themselves add up to the same, nor what is left of them
- * behind friction. Groups whose kicks lie in blocks, which are run an unknown number of times, are left out, and so are expressions of functions that only
- * the Context knows.
+ * Throws if the steps scale the forces of one group differently from those of another: neither the sums of their kicks agree, nor what
+ * remains of them after friction. Groups with kicks inside blocks, which run an unknown number of times, are ignored, and so are
+ * expressions with functions that only the Context knows.
  */
 void checkScales(const OpenMM::CustomIntegrator& integrator);
 
 /**
- * Throws if the steps scale all forces, as scaled molecular dynamics does: kicks then add up to another time than drifts do, by more than friction
- * explains. Looked at are steps of kicks, drifts and friction whose factors are known from the global variables; not those with a Metropolis test of their
- * own, which any forces may propose for.
+ * Throws if the steps scale all forces, as scaled molecular dynamics does: the kicks then add up to a different time from the drifts, by
+ * more than friction explains. Considers steps with kicks, drifts and friction whose factors follow from the global variables; not those
+ * with their own Metropolis test, for which any forces may make proposals.
  */
 void checkStrength(const OpenMM::CustomIntegrator& integrator);
 

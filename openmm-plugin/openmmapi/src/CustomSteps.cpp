@@ -20,13 +20,13 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** Variables that hold something of a source or of each other, as steps are followed; a block may be left out. */
+/** Tracks, step by step, the variables that depend on a source or on each other; a block may be skipped in a run. */
 struct Holding {
     function<bool(const string&)> source;
     set<string> variables;
     vector<set<string>> aroundBlock;
 
-    /** A name of these in the step's expression, if there is one. */
+    /** Such a name in the expression of the step, if there is one. */
     optional<string> taken(const Step& step) const {
         for (const string& name : namesIn(step.expression))
             if (variables.count(name) > 0 || source(name))
@@ -38,7 +38,7 @@ struct Holding {
         if (step.begins()) {
             aroundBlock.push_back(variables);
         } else if (step.type == CustomIntegrator::BlockEnd) {
-            if (aroundBlock.empty()) // followed from within
+            if (aroundBlock.empty()) // tracking began inside the block
                 return;
             variables.insert(aroundBlock.back().begin(), aroundBlock.back().end());
             aroundBlock.pop_back();
@@ -51,16 +51,19 @@ struct Holding {
     }
 };
 
-/** Calls this with each step twice, in the order in which they come after a place. */
+/** Calls `see` with each step twice, in cyclic order after a place. */
 void twiceFrom(const vector<Step>& steps, size_t place, const function<void(const Step&)>& see) {
     for (size_t k = 0; k < 2 * steps.size(); k++)
         see(steps[(place + k) % steps.size()]);
 }
 
-/** Of positions, but not of v alone, which is drawn anew at a jump. */
+/** Whether a quantity depends on positions. v alone does not count: it is drawn anew at a jump. */
 bool ofPositions(const string& name) { return name == "x" || names(name, "f") || names(name, "energy"); }
 
-/** The place of the call by which moves are made. Throws unless there is one, in no block that the state or chance decides about. */
+/**
+ * Index of the step that calls moves. Throws unless there is exactly one, outside of blocks whose condition depends on the state or on
+ * chance.
+ */
 size_t placeOfMoves(const vector<Step>& steps) {
     const auto calls = [](const Step& step) { return step.type == CustomIntegrator::UpdateContextState; };
     const auto updates = count_if(steps.begin(), steps.end(), calls);
@@ -84,8 +87,8 @@ size_t placeOfMoves(const vector<Step>& steps) {
 }
 
 /**
- * Throws if x, v or a decision depends on forces, energies or positions of before a jump that is made at this place: of variables that are read before they
- * are computed anew. What is only summed up in them, such as work or accepted steps, may be of before.
+ * Throws if x, v or a decision depends on forces, energies or positions from before a jump at this place, through variables that are read
+ * before they are recomputed. Variables that are only accumulated, such as work or accepted steps, may hold earlier values.
  */
 void checkKept(const vector<Step>& steps, size_t place) {
     Holding now{ofPositions, {}, {}};
@@ -102,8 +105,8 @@ void checkKept(const vector<Step>& steps, size_t place) {
 }
 
 /**
- * Throws if energies scale forces. Variables that are computed from either count as these, but not x and v, which every integrator computes from
- * forces, and not decisions that are drawn at random: a Metropolis test of the integrator's own keeps the ensemble.
+ * Throws if energies scale forces. Variables computed from either count as such, except x and v, which every integrator computes from
+ * forces, and random decisions: a Metropolis test of the integrator itself keeps the ensemble.
  */
 void checkPotential(const vector<Step>& steps) {
     set<string> energies, forces;
@@ -131,7 +134,7 @@ void checkPotential(const vector<Step>& steps) {
         }
 }
 
-/** Those that the Force's energy is in; none if it has no energy. */
+/** Force groups that contribute to the energy of a Force; none if it has no energy. */
 set<int> groupsOf(const Force& force) {
     const string name = className(force);
     if (dynamic_cast<const MonteCarloModeJump*>(&force) != nullptr || dynamic_cast<const CMMotionRemover*>(&force) != nullptr ||
@@ -144,7 +147,7 @@ set<int> groupsOf(const Force& force) {
     return groups;
 }
 
-/** Throws if the steps name the groups of their forces, and the energies of jumps have others besides. */
+/** Throws if the steps name force groups, and the energies that decide about jumps include other groups. */
 void checkGroups(const vector<Step>& steps, const CustomIntegrator& integrator, const System& system) {
     set<int> used;
     for (const Step& step : steps)
@@ -175,7 +178,7 @@ void checkSteps(const CustomIntegrator& integrator, const System& system) {
     checkScales(integrator);
     checkStrength(integrator);
     checkGroups(steps, integrator, system);
-    checkKept(steps, 0); // of attempts between two steps
+    checkKept(steps, 0); // for attempts between two steps
 }
 
 void checkMoves(const CustomIntegrator& integrator) {

@@ -1,4 +1,4 @@
-// What the steps of a CustomIntegrator tell of the ensemble that it samples.
+// What the steps of a CustomIntegrator reveal about the ensemble that it samples.
 #ifndef MODEJUMP_CUSTOMSTEPS_H_
 #define MODEJUMP_CUSTOMSTEPS_H_
 
@@ -10,18 +10,18 @@
 namespace ModeJumpPlugin {
 
 /**
- * Throws if the steps follow another potential than the System's, as accelerated and scaled molecular dynamics do, leave out a force group that counts in
- * getIntegrationForceGroups(), or keep forces or energies for the next step, before which positions may be changed.
+ * Throws if the steps follow a potential other than that of the System, as in accelerated and scaled molecular dynamics, leave out a force
+ * group included in getIntegrationForceGroups(), or keep forces or energies for the next step, before which positions may change.
  */
 void checkSteps(const OpenMM::CustomIntegrator& integrator, const OpenMM::System& system);
 
-/** Throws if the steps do not call moves exactly once, or keep forces or energies beyond the call. */
+/** Throws if the steps do not call moves exactly once, or keep forces or energies beyond that call. */
 void checkMoves(const OpenMM::CustomIntegrator& integrator);
 
-/** Whether the steps compute this global variable, or their own length, `dt`. */
+/** Whether the steps compute this global variable, or, for `dt`, their own length. */
 bool computes(const OpenMM::CustomIntegrator& integrator, const std::string& variable);
 
-/** Whether x changes after the update of the Context's state, by which moves are called, and before bonds are constrained. */
+/** Whether x changes between the update of the Context's state, which calls moves, and the constraining of bonds. */
 bool movesBonds(const OpenMM::CustomIntegrator& integrator);
 
 } // namespace ModeJumpPlugin

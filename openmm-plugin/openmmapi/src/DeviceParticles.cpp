@@ -29,7 +29,8 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-// In the language that OpenMM makes CUDA, HIP and OpenCL of. A slot is where a particle lies, which changes when OpenMM reorders atoms.
+// Source in the common language that OpenMM translates to CUDA, HIP and OpenCL. A slot is the position of a particle in the arrays, which
+// changes when OpenMM reorders atoms.
 const char* const SOURCE = R"(
 KERNEL void gatherPositions(int n, GLOBAL const int* RESTRICT slots, GLOBAL mixed* RESTRICT x, GLOBAL const real4* RESTRICT posq
 #ifdef USE_MIXED_PRECISION
@@ -114,8 +115,8 @@ KERNEL void carryVelocities(int numAtoms, int stride, mixed time, GLOBAL const m
 /** The context that holds OpenMM's arrays, or null. */
 ComputeContext* computeContextOf(ContextImpl& context) {
     if ((Platform::getOpenMMVersion() + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
-        return nullptr; // its classes may be others than those that this was built for
-    // Their definitions need the headers of each vendor. They derive from ComputeContext alone, which therefore lies at their beginning.
+        return nullptr; // its classes may differ from those that this was built with
+    // Their definitions need the headers of each vendor. They derive only from ComputeContext, which therefore lies at their beginning.
     const string& name = context.getPlatform().getName();
     void* data = context.getPlatformData();
     if (name == "CUDA")
@@ -127,14 +128,14 @@ ComputeContext* computeContextOf(ContextImpl& context) {
     return nullptr;
 }
 
-/** What Context.setPositions tells an integrator, which may have kept forces. */
+/** Notifies the integrator as Context.setPositions does, since it may have stored forces. */
 struct Notice : Integrator {
     static void of(Integrator& integrator) { (integrator.*(&Notice::stateChanged))(State::Positions); }
 };
 
 /**
- * In OpenMM's own arrays, on its device, context and queue. Atoms are reordered at steps of dynamics and where Context.setPositions is called, so
- * during an attempt all of them keep their places, and arrays of all of them are saved as they are.
+ * Works on OpenMM's own arrays, on its device, context and queue. Atoms are reordered in steps of dynamics and by Context.setPositions, so
+ * during an attempt all of them keep their slots, and arrays of all atoms can be saved as they are.
  */
 class DeviceParticles : public MovedParticles {
 public:
@@ -159,7 +160,7 @@ private:
 
     ContextImpl& context;
     ComputeContext& compute;
-    /** Where each of the particles lies in OpenMM's arrays, here and on the device. */
+    /** Slot of each particle in OpenMM's arrays, on the host and on the device. */
     vector<int> slots;
     unique_ptr<ArrayInterface> slotArray, numbers, savedPosq, savedCorrection, savedForces;
     ComputeKernel gatherPositions, scatterPositions, gatherVelocities, scatterVelocities, gatherForces, carry;
@@ -227,7 +228,7 @@ ComputeKernel DeviceParticles::kernelOnVelocities(ComputeProgram program, const 
     return kernel;
 }
 
-/** After a step OpenMM may have reordered the atoms. */
+/** Updates the slots: OpenMM may have reordered the atoms after a step. */
 void DeviceParticles::findSlots() {
     const vector<int>& order = compute.getAtomIndex();
     const auto lies = [&](int slot, int particle) { return slot >= 0 && order[slot] == particle; };
@@ -241,7 +242,7 @@ void DeviceParticles::findSlots() {
     slotArray->upload(slots);
 }
 
-/** OpenMM wraps whole molecules into the box: what it has added to the position of particle i. */
+/** Offset that OpenMM has added to the position of particle i to wrap whole molecules into the box. */
 Vec3 DeviceParticles::cellOf(size_t i) const {
     Vec3 box[3];
     compute.getPeriodicBoxVectors(box[0], box[1], box[2]);

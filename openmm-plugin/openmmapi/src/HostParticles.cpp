@@ -39,8 +39,8 @@ unique_ptr<MovedParticles> MovedParticles::of(ContextImpl& context, const vector
     return onDevice ? move(onDevice) : make_unique<HostParticles>(context, particles);
 }
 
-// A round trip through the host keeps double precision. Single precision has to be kept on the device, and there positions may be set
-// only once between saving and restoring, since OpenMM may reorder atoms when they are set.
+// A round trip through the host preserves double precision. Single precision must be kept on the device, where positions may be
+// set only once between saving and restoring, since OpenMM may reorder atoms when they are set.
 HostParticles::HostParticles(ContextImpl& context, const vector<int>& particles) : MovedParticles(particles), context(context) {
     if (usesSinglePrecision(context)) {
         keeper = make_unique<Kernel>(context.getPlatform().createKernel(ApplyMonteCarloBarostatKernel::Name(), context));

@@ -1,4 +1,4 @@
-// What ends a program and is no answer of OpenMM.
+// Tells Ctrl-C inside a PythonForce from an error of OpenMM.
 #ifndef MODEJUMP_INTERRUPTION_H_
 #define MODEJUMP_INTERRUPTION_H_
 
@@ -8,7 +8,7 @@
 
 namespace ModeJumpPlugin {
 
-/** Throws if the exception may be Ctrl-C in a PythonForce: OpenMM has the text of what Python raised, and that has none. */
+/** Throws if the exception may be Ctrl-C in a PythonForce: OpenMM passes on the text of a Python exception, and Ctrl-C has none. */
 inline void endIfInterrupted(const OpenMM::OpenMMException& error) {
     const std::string text = error.what();
     if (text.empty() || text == "<NULL>")

@@ -10,9 +10,9 @@ namespace ModeJumpPlugin {
 
 class Json {
 public:
-    /** Throws an OpenMMException that tells the position of a fault. */
+    /** Throws an OpenMMException that gives the position of an error. */
     static Json parse(const std::string& text);
-    /** A missing member, or a member of something else than an object, is null. */
+    /** A member by name; null if it is missing or if this is not an object. */
     const Json& operator[](const std::string& key) const;
     const Json& operator[](int index) const;
     const std::vector<Json>& items() const { return array; }

@@ -38,10 +38,10 @@ shared_ptr<const Model> Model::fromFile(const string& path, const modejump_model
 
 shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name, const modejump_model_options& options) {
     if (options.flags == MODEJUMP_CURRENT_CONTEXT)
-        return shared_ptr<const Model>(new Model(bytes, name, options)); // for one Context alone
+        return shared_ptr<const Model>(new Model(bytes, name, options)); // for one Context only
     static mutex guard;
-    // The map is keyed by the content itself, so two files can never be taken for one another; entries of models that
-    // nobody holds any more are dropped at the next call.
+    // The map is keyed by the content itself, so two files can never be mistaken for one another; entries of models that are no
+    // longer in use are dropped at the next call.
     const char* device = nullptr;
     check(modejump_device(&device));
     using Key = tuple<size_t, string, uint32_t, uint32_t, uint32_t, uint64_t, uint64_t, double, string>;
@@ -66,7 +66,7 @@ Model::Model(const string& bytes, const string& name, const modejump_model_optio
         const char* message = nullptr;
         modejump_last_error(&message);
         string reason = message == nullptr ? "" : message;
-        const string nameless = "model file (in memory): "; // it was given the bytes alone
+        const string nameless = "model file (in memory): "; // the library was given only the bytes
         if (reason.compare(0, nameless.size(), nameless) == 0)
             reason.erase(0, nameless.size());
         throw OpenMMException("modejump: model " + name + ": " + reason);

@@ -1,4 +1,4 @@
-// A loaded generator, and what its file says of its atoms.
+// A loaded generator, and the description of its atoms in its file.
 #ifndef MODEJUMP_MODEL_H_
 #define MODEJUMP_MODEL_H_
 
@@ -17,7 +17,7 @@ void check(int status);
 
 class Model {
 public:
-    /** One Model per distinct file content, options and process, as long as somebody holds it. */
+    /** One Model per distinct file content, options and process, as long as it is in use. */
     static std::shared_ptr<const Model> fromFile(const std::string& path, const modejump_model_options& options);
     static std::shared_ptr<const Model> fromBytes(const std::string& bytes, const std::string& name,
                                                   const modejump_model_options& options);
@@ -27,15 +27,15 @@ public:
 
     modejump_model* handle() const { return model; }
     int numAtoms() const { return atoms; }
-    /** Such as ALA2:CB (atom 11 of the model). */
+    /** Label of an atom, such as ALA2:CB (atom 11 of the model). */
     std::string label(int atom) const;
 
     std::string name, hash;
-    /** Kelvin; 0 if the file does not say. */
+    /** Temperature in kelvin; 0 if the file does not state it. */
     double temperature = 0;
-    /** Whether it follows the temperature of the simulation. */
+    /** Whether the model is steerable, i.e. follows the temperature of the simulation. */
     bool steerable = false;
-    /** Whether it has a generator for each of several metastable states, between which moves jump. */
+    /** Whether the model has one generator for each of several metastable states, between which moves jump. */
     bool hasModes = false;
     /** Empty if the file does not say. */
     std::vector<std::string> elements, names, residues;

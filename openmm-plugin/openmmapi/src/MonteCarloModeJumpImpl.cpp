@@ -32,16 +32,19 @@ namespace ModeJumpPlugin {
 namespace {
 
 const uint64_t MAX_REPLICA = 1u << 12;
-/** Of the 64 bits of a step number explicit attempts count in those from here on, by which the core knows them (src/moves/blocks.rs): no simulation makes 2^40 steps. */
+/**
+ * Explicit attempts are counted in the bits of the 64-bit step number from this one up, by which the core recognises them
+ * (src/moves/blocks.rs): no simulation makes 2^40 steps.
+ */
 const int EXPLICIT_BITS = 40;
-/** Proposals drawn ahead at a time; a generator is some times faster in batches. */
+/** Number of proposals drawn ahead at a time; generators are several times faster in batches. */
 const uint64_t DRAWN_AHEAD = 64;
 
-/** Acceptances to be expected below this are advised about, after so many attempts. */
+/** Expected acceptance below which advice is given, and the number of attempts before it. */
 const double LOW_ACCEPTANCE = 0.01;
 const uint64_t ADVISED_AFTER = 100;
 
-/** Two moves in one System must not use the same numbers. */
+/** Number of this move in the System: two moves must not use the same random numbers. */
 uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
     uint64_t number = 0;
     for (const ForceImpl* impl : context.getForceImpls()) {
@@ -66,7 +69,7 @@ modejump_annealing_options annealingOptions(const MonteCarloModeJump& force) {
     return options;
 }
 
-/** Valid as long as the Force is not changed. */
+/** Options of the latent walk, valid as long as the Force is not changed. */
 modejump_latent_walk_options walkOptions(const MonteCarloModeJump& force, uint64_t seed) {
     modejump_latent_walk_options options = {};
     options.struct_size = sizeof(options);
@@ -80,7 +83,7 @@ modejump_latent_walk_options walkOptions(const MonteCarloModeJump& force, uint64
 
 } // namespace
 
-/** The target of one attempt: reduced potentials of proposals. The Context is as it was after each, so that a rejection has nothing to undo. */
+/** Target of one attempt: reduced potentials of proposals. The Context is restored after each, so that a rejection has nothing to undo. */
 struct MonteCarloModeJumpImpl::Trial {
     MonteCarloModeJumpImpl& impl;
     ContextImpl& context;
@@ -88,7 +91,7 @@ struct MonteCarloModeJumpImpl::Trial {
     double kT;
     exception_ptr failure;
 
-    /** The energy at x, and with `forces` those of the moved particles. */
+    /** Energy at x and, if `forces` is given, the forces on the moved particles. */
     double energyOf(const double* x, vector<double>* forces = nullptr) {
         if (forces != nullptr)
             forces->assign(impl.x.size(), 0);
@@ -96,7 +99,7 @@ struct MonteCarloModeJumpImpl::Trial {
             return impl.solvent ? impl.solvent->energyAt(x) : energyOfMoved(x, forces);
         } catch (const OpenMMException& error) {
             endIfInterrupted(error);
-            // OpenMM has no energy there, of which the rejection is as exact as that of any other
+            // OpenMM has no energy there; rejecting the proposal is as exact as any other rejection
             impl.tellOfFailure(error.what());
             return numeric_limits<double>::infinity();
         }
@@ -200,7 +203,7 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     createMove(context);
 }
 
-/** Throws if ways of making a proposal were asked for that exclude each other. */
+/** Throws if mutually exclusive ways of making a proposal were requested. */
 void MonteCarloModeJumpImpl::checkMethod() const {
     const bool driven = owner.getDrivenSteps() > 0, annealed = owner.getAnnealingStages() > 0, walk = !owner.getLatentWalk().empty();
     if (driven + annealed + walk + (screen != nullptr) > 1)
@@ -218,7 +221,7 @@ void MonteCarloModeJumpImpl::checkMethod() const {
         throw OpenMMException("MonteCarloModeJump: " + to_string(owner.getNumProposals()) + " proposals: a jump between modes has one");
 }
 
-/** As the owner says now; what there was before stays if that is refused. */
+/** Makes the move according to the current options; the previous move is kept if they are refused. */
 void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     checkMethod();
     if (owner.getFrequency() > 0)
@@ -233,7 +236,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
                                         masses.data()));
     move = std::move(newMove);
     solvent = std::move(newSolvent);
-    // a driven path moves the others as well
+    // a driven path also moves the others
     movesConstrained = !constraints.lengths.empty() || (solvent && context.getSystem().getNumConstraints() > 0);
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
@@ -287,7 +290,7 @@ unique_ptr<System> withoutJumps(const System& outer) {
     return system;
 }
 
-/** Puts the random numbers of the Reference platform back where they were. */
+/** Restores the random numbers of the Reference platform at the end of its scope. */
 class CommonRandomNumbers {
 public:
     CommonRandomNumbers() { SimTKOpenMMUtilities::createCheckpoint(state); }
@@ -301,7 +304,7 @@ private:
 
 } // namespace
 
-/** Null without a driven path. */
+/** The solvent of a driven path; null without one. */
 unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) const {
     const int steps = owner.getDrivenSteps();
     if (steps == 0)
@@ -313,7 +316,7 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps needs more random numbers than an attempt has; use fewer steps");
-    // a new Context sets off the random numbers of the Reference platform again, which all Contexts of a process share
+    // a new Context restarts the random numbers of the Reference platform, which all Contexts of a process share
     const CommonRandomNumbers kept;
     return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
                                    owner.getRelaxationStepSize());
@@ -322,8 +325,8 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
 namespace {
 
 /**
- * By how much of it two Contexts may know one energy differently. On the CPU platform, in single precision, those of 4527 atoms with PME differ by 6e-8
- * at most. That of devices in single or mixed precision, which is that of sums, was never measured.
+ * Relative difference with which two Contexts may compute the same energy. On the CPU platform, in single precision, the energies of 4527
+ * atoms with PME differ by 6e-8 at most. The difference on devices in single or mixed precision, that of their sums, was never measured.
  */
 double roundingOf(ContextImpl& context) {
     const Platform& platform = context.getPlatform();
@@ -336,13 +339,13 @@ double roundingOf(ContextImpl& context) {
 
 } // namespace
 
-/** Puts the solvent where the System is; returns the energy there as the solvent's Context has it, kJ/mol. */
+/** Puts the solvent in the state of the System; returns its energy as computed by the Context of the solvent, kJ/mol. */
 double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, double kT, const VelocityStream& stream) {
     vector<Vec3> positions;
     context.getPositions(positions);
     solvent->begin(context, positions, kT, stream);
     const double here = solvent->energyAt(x.data());
-    // rounding, and no more
+    // only rounding
     if (!(abs(here - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
         throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, on the driven path " +
                               to_string(here) + " kJ/mol: was a Force changed after the Context was made? Call " +
@@ -372,7 +375,10 @@ double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     return BOLTZ * kelvin;
 }
 
-/** Once in a Context, if the temperature that was set is not that of the dynamics. For chains of several temperatures one has to be set. */
+/**
+ * Warns once per Context if the temperature that was set differs from that of the dynamics. Not for chains of several temperatures, for
+ * which one must be set.
+ */
 void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
     if (warnedOfTemperature || temperature <= 0)
         return;
@@ -386,15 +392,16 @@ void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
 }
 
 /**
- * Where no seed was given, attempts are counted, so that no random number comes twice wherever the step count goes: many short runs from one State,
- * or replicas that share the Context. By the frequency, as proposals are drawn ahead.
+ * Number of the next attempt, if no seed was given: attempts are counted, so that no random number is repeated wherever the step count
+ * goes, as in many short runs from one State, or with replicas that share the Context. The number advances by the frequency, as proposals
+ * drawn ahead assume.
  */
 uint64_t MonteCarloModeJumpImpl::nextNumber() {
     const uint64_t stride = max(1, frequency);
     return number = (number / stride + 1) * stride;
 }
 
-/** Once in a Context. Right where a checkpoint is continued, and only there. */
+/** Warns once per Context of repeated steps. The repetition is right if a checkpoint is continued, and only then. */
 void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
     if (warnedOfRepetition)
         return;
@@ -405,19 +412,19 @@ void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
          << "modejump.assign_replica_streams" << endl;
 }
 
-// Called at the start of every step. The step count is part of checkpoints and States, so with a seed that was given moves continue where they were;
-// a counter of our own would not.
+// Called at the start of every step. The step count is part of checkpoints and States, so with a given seed moves continue where they were;
+// a separate counter would not.
 void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forcesInvalid) {
     const long long step = context.getStepCount();
     if (frequency == 0)
         return;
-    // not when the Context is made: one for energies makes no steps, and any integrator does for it
+    // not when the Context is made: a Context used only for energies makes no steps, and any integrator is good enough for it
     if (movesConstrained && !stepped)
         checkConstrainedSteps(context);
     stepped = true;
     if (step == 0 || step % frequency != 0)
         return;
-    // Also after a rejection: to compute energies alone clears the forces on some platforms.
+    // Also after a rejection: computing only energies clears the forces on some platforms.
     forcesInvalid = true;
     const uint64_t replica = findReplica(context);
     if (!seedGiven) {
@@ -456,7 +463,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     target.relax = solvent ? &Trial::relax : nullptr;
 
     double energy = context.calcForcesAndEnergy(false, true, trial.groups);
-    // On some platforms that clears the forces, which integrators keep until they hear of a change.
+    // On some platforms this clears the forces, which integrators keep until they are notified of a change.
     context.systemChanged();
     if (!std::isfinite(energy))
         throw OpenMMException("MonteCarloModeJump: the reduced potential is " + to_string(energy / trial.kT) + " at step " +
@@ -496,7 +503,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
 }
 
 void MonteCarloModeJumpImpl::takeOver(ContextImpl& context, const VelocityStream& stream, double kT) {
-    // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
+    // Particles that stay keep their on-step velocity v = v_stored + offset F/m although their force changes.
     const double offset = allMoved ? 0 : velocityTimeOffset(context.getIntegrator());
     const int groups = context.getIntegrator().getIntegrationForceGroups();
     if (offset != 0) {
@@ -511,7 +518,7 @@ void MonteCarloModeJumpImpl::takeOver(ContextImpl& context, const VelocityStream
     drawVelocities(context, *moved, x, stream, kT);
 }
 
-/** All particles have moved. */
+/** Accepts a driven jump, in which all particles have moved. */
 void MonteCarloModeJumpImpl::takeOverDriven(ContextImpl& context, const VelocityStream& stream, double kT) {
     vector<Vec3> positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
@@ -574,7 +581,7 @@ string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
     return text.str();
 }
 
-/** Once in a Context, as soon as enough attempts were made to know; x is the configuration after the last of them. */
+/** Warns once per Context, as soon as there are enough attempts to judge; x is the configuration after the last of them. */
 void MonteCarloModeJumpImpl::warnOfAcceptance() {
     if (advised)
         return;
@@ -592,7 +599,7 @@ void MonteCarloModeJumpImpl::warnOfAcceptance() {
         cerr << statistics.advice << endl;
 }
 
-/** Once in a Context. */
+/** Reports once per Context that OpenMM has no energy of a proposal. */
 void MonteCarloModeJumpImpl::tellOfFailure(const string& reason) {
     if (toldOfFailure)
         return;

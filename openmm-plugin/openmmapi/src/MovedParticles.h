@@ -1,4 +1,4 @@
-// The particles that a move moves: where a platform keeps their positions, velocities and forces.
+// The particles that a move moves, accessed where the platform keeps their positions, velocities and forces.
 #ifndef MODEJUMP_MOVEDPARTICLES_H_
 #define MODEJUMP_MOVEDPARTICLES_H_
 
@@ -15,30 +15,36 @@ class ContextImpl;
 
 namespace ModeJumpPlugin {
 
-/** Arrays are [n][3] in the order of `particles`: nm, nm/ps, kJ/mol/nm. */
+/** Access to the moved particles. Arrays are [n][3] in the order of `particles`: nm, nm/ps, kJ/mol/nm. */
 class MovedParticles {
 public:
-    /** On the device of the platforms CUDA, HIP and OpenCL, so that no array of all particles is copied to the host; else through the host. */
+    /**
+     * On the platforms CUDA, HIP and OpenCL works on the device, so that no array of all particles is copied to the host; otherwise through
+     * the host.
+     */
     static std::unique_ptr<MovedParticles> of(OpenMM::ContextImpl& context, const std::vector<int>& particles);
     virtual ~MovedParticles() = default;
 
-    /** Notes the positions of all particles, to come back to. */
+    /** Saves the positions of all particles. */
     virtual void save() = 0;
-    /** Puts all particles where they were at the last `save`, to the last bit. */
+    /** Restores the positions of all particles at the last `save`, to the last bit. */
     virtual void restore() = 0;
-    /** As at the last `save`. */
+    /** Positions at the last `save`. */
     virtual void getPositions(std::vector<double>& x) = 0;
-    /** The others stay as at the last `save`; virtual sites follow. Between this and the next `restore` or `save` it is called once. */
+    /**
+     * Sets the positions of the moved particles; the others stay as at the last `save`, and virtual sites are updated. May be called once
+     * before the next `restore` or `save`.
+     */
     virtual void setPositions(const std::vector<double>& x) = 0;
 
     virtual void getVelocities(std::vector<double>& v) = 0;
     virtual void setVelocities(const std::vector<double>& v) = 0;
-    /** As they were last computed. */
+    /** Forces as last computed. */
     virtual void getForces(std::vector<double>& f) = 0;
 
-    /** Notes the forces on all particles as they were last computed. */
+    /** Saves the forces on all particles as last computed. */
     virtual void saveForces() = 0;
-    /** v += time (F_saved - F)/m of all particles, F as it was last computed. */
+    /** v += time (F_saved - F)/m for all particles, with F as last computed. */
     virtual void carryVelocities(double time) = 0;
 
     const std::vector<int> particles;
@@ -47,7 +53,7 @@ protected:
     explicit MovedParticles(const std::vector<int>& particles) : particles(particles) {}
 };
 
-/** By copies of the arrays of all particles, which every platform has. */
+/** Works on copies of the arrays of all particles, which every platform supports. */
 class HostParticles : public MovedParticles {
 public:
     HostParticles(OpenMM::ContextImpl& context, const std::vector<int>& particles);
@@ -68,10 +74,10 @@ private:
     std::vector<OpenMM::Vec3> positions, trial, velocities, forces, savedForces;
 };
 
-/** Null where the platform has no device, or the library was built without the headers of OpenMM's devices. */
+/** Access on the device; null if the platform has no device, or the library was built without OpenMM's device headers. */
 std::unique_ptr<MovedParticles> particlesOnDevice(OpenMM::ContextImpl& context, const std::vector<int>& particles);
 
-/** Runs `body` with the CUDA context in which OpenMM computes current on this thread; false, without running it, where there is none. */
+/** Runs `body` with OpenMM's CUDA context current on this thread; returns false, without running it, if there is none. */
 bool inCudaContext(OpenMM::ContextImpl& context, const std::function<void()>& body);
 
 } // namespace ModeJumpPlugin

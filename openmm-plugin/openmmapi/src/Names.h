@@ -1,4 +1,4 @@
-// The names of options in XML and in Python.
+// Names of options in XML and in Python.
 #ifndef MODEJUMP_NAMES_H_
 #define MODEJUMP_NAMES_H_
 
@@ -10,7 +10,7 @@
 
 namespace ModeJumpPlugin {
 
-/** In the order of MonteCarloModeJump::Acceptance, Precision and Decoding. */
+/** Names, in the order of MonteCarloModeJump::Acceptance, Precision and Decoding. */
 inline const std::vector<std::string> ACCEPTANCES = {"exact", "surrogate"};
 inline const std::vector<std::string> PRECISIONS = {"f32", "f64", "bf16"};
 inline const std::vector<std::string> DECODINGS = {"sequential", "jacobi", "gauss_seidel"};
@@ -19,7 +19,7 @@ template <typename Option> const std::string& nameOf(const std::vector<std::stri
     return names.at(static_cast<size_t>(option));
 }
 
-/** `what` is the option's own name. Throws an OpenMMException for a name that is not among those there are. */
+/** Index of a name; `what` is the name of the option. Throws an OpenMMException for an unknown name. */
 template <typename Option> Option named(const std::vector<std::string>& names, const std::string& name, const std::string& what) {
     std::string list;
     for (size_t i = 0; i < names.size(); i++) {

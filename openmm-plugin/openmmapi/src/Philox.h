@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), keyed and counted as the core's streams are (src/rng.rs).
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011), with keys and counters as in the core's streams (src/rng.rs).
 #ifndef MODEJUMP_PHILOX_H_
 #define MODEJUMP_PHILOX_H_
 
@@ -20,10 +20,10 @@ inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::
     return counter;
 }
 
-/** Numbers of one velocity draw, or of one driven path: a function of (seed, step, replica), the use and the index alone. */
+/** Random numbers of one velocity draw, or of one driven path: a function of (seed, step, replica), the use and the index alone. */
 class VelocityStream {
 public:
-    /** The core's streams for these uses. */
+    /** Numbers of the core's streams for these uses. */
     static constexpr uint32_t VELOCITY = 4, RELAX = 18;
     VelocityStream(uint64_t seed, uint64_t step, uint64_t replica, uint32_t stream = VELOCITY)
         : key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, step(step),
@@ -37,7 +37,7 @@ public:
         return {radius * std::cos(angle), radius * std::sin(angle)};
     }
 
-    /** Uniform on (0, 1). */
+    /** A number uniform on (0, 1). */
     double uniform(uint32_t index) const {
         const auto word = words(index);
         return uniform(word[0], word[1]);

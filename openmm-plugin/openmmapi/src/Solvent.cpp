@@ -14,7 +14,7 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** Tighter than simulations need: a trajectory has to come back the way it went. */
+/** Constraint tolerance, tighter than simulations need: a trajectory must be reversible. */
 const double TOLERANCE = 1e-7;
 
 unique_ptr<System> withFixed(unique_ptr<System> system, const vector<int>& solute) {
@@ -31,13 +31,13 @@ unique_ptr<System> withFixed(unique_ptr<System> system, const vector<int>& solut
     return system;
 }
 
-/** Names that no parameter of the System has. */
+/** Names that do not clash with parameters of the System. */
 const char HALF[] = "modeJumpHalf";
 const char UNCONSTRAINED[] = "modeJumpUnconstrained";
 
 /**
- * Velocity Verlet, with constraints RATTLE: reversible, and it keeps volume in phase space. Two steps of the integrator make one of these, since some
- * platforms put virtual sites to their places only at the end of a step, and the second half needs the forces with them there.
+ * Velocity Verlet with RATTLE constraints: reversible, and it preserves phase-space volume. Two steps of the integrator make one of these,
+ * since some platforms place virtual sites only at the end of a step, and the second half needs the forces with the sites in place.
  */
 void addVelocityVerlet(CustomIntegrator& integrator) {
     const string half = HALF, unconstrained = UNCONSTRAINED;
@@ -132,12 +132,12 @@ double Solvent::kineticEnergy() const {
 }
 
 /**
- * Whether it came to an end: OpenMM throws where coordinates or energies are no numbers, and forces of a user where they have none. The way
- * back ends at the same place, so that rejecting it is exact.
+ * Runs a trajectory; returns whether it was completed: OpenMM throws if coordinates or energies are not numbers, and so do user-defined
+ * forces where they are undefined. The reverse trajectory fails at the same place, so rejecting it is exact.
  */
 bool Solvent::runTrajectory() {
     try {
-        integrator.setGlobalVariableByName(HALF, 0); // one that came to no end may have stopped half-way
+        integrator.setGlobalVariableByName(HALF, 0); // a trajectory that failed may have stopped half-way
         integrator.step(2 * steps);
         const int groups = integrator.getIntegrationForceGroups();
         const State end = context->getState(State::Energy | State::Positions | State::Velocities, false, groups);

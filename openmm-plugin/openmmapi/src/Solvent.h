@@ -1,4 +1,4 @@
-// What stays of a System while a solute is held fast: the particles that give way on the path of a driven jump.
+// The rest of a System while a solute is held fixed: the particles that relax on the path of a driven jump.
 #ifndef MODEJUMP_SOLVENT_H_
 #define MODEJUMP_SOLVENT_H_
 
@@ -15,40 +15,40 @@
 namespace ModeJumpPlugin {
 
 /**
- * All particles of a Context in another one, linked to it, where those of the solute have no mass and so stay where they are put.
- * Constraints within the solute are left out there, since the path keeps its bonds; barostats and thermostats do nothing, since the
+ * All particles of a Context in an inner one, linked to it, in which those of the solute have no mass and so stay where they are put.
+ * Constraints within the solute are omitted there, since the path keeps its bonds; barostats and thermostats do nothing, since the
  * integrator does not call them. The outer Context is not touched, so a rejected jump has nothing to undo.
  */
 class Solvent {
 public:
     /**
-     * @param system     that of the outer Context, without Forces that jump
-     * @param solute     particles that are held fast
-     * @param steps      of a trajectory of Hamiltonian Monte Carlo
-     * @param stepSize   of these, ps
+     * @param system     System of the outer Context, without Forces that make jumps
+     * @param solute     particles that are held fixed
+     * @param steps      steps per trajectory of Hamiltonian Monte Carlo
+     * @param stepSize   time step, ps
      */
     Solvent(OpenMM::ContextImpl& outer, std::unique_ptr<OpenMM::System> system, const std::vector<int>& solute, int steps,
             double stepSize);
     ~Solvent();
 
-    /** Puts the particles, the box and the parameters of forces where they are outside, for one attempt. */
+    /** Copies positions, box and force parameters from the outer Context, for one attempt. */
     void begin(OpenMM::ContextImpl& outer, const std::vector<OpenMM::Vec3>& positions, double kT, const VelocityStream& stream);
 
-    /** kJ/mol, with the solute at x. */
+    /** Potential energy with the solute at x, kJ/mol. */
     double energyAt(const double* x);
 
     /**
-     * Moves the solvent about the solute at x by a trajectory from fresh velocities, with a Metropolis test: reversible for
-     * exp(-U(x, .)/kT) whatever the step (Duane et al., Phys. Lett. B 195, 216 (1987)). Returns the energy there, kJ/mol.
+     * Moves the solvent around the solute at x by a trajectory from fresh velocities, with a Metropolis test: reversible for exp(-U(x,
+     * .)/kT) whatever the step (Duane et al., Phys. Lett. B 195, 216 (1987)). Returns the resulting energy, kJ/mol.
      */
     double relax(const double* x, uint64_t stage);
 
     const std::vector<OpenMM::Vec3>& getPositions() const { return positions; }
 
-    /** What OpenMM said where it ended a trajectory for another reason than large steps; empty if it never did. */
+    /** Message of OpenMM if it ended a trajectory for a reason other than large steps; empty if it never did. */
     std::string failure;
 
-    /** Trajectories since the last reset, and how many of these were accepted. */
+    /** Number of trajectories since the last reset, and how many of these were accepted. */
     uint64_t trajectories = 0, accepted = 0;
 
 private:
@@ -68,7 +68,7 @@ private:
     bool known = false;
     VelocityStream stream;
     std::vector<OpenMM::Vec3> positions, velocities;
-    /** Where a trajectory ends. */
+    /** Positions at the end of a trajectory. */
     std::vector<OpenMM::Vec3> endPositions;
     double endEnergy = 0;
 };

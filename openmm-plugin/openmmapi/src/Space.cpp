@@ -25,13 +25,13 @@ bool removesMomentum(const System& system) {
 
 namespace {
 
-/** Whether an expression has coordinates of particles by name: x1, y1, z1, x2 and so on. */
+/** Whether an expression names coordinates of particles: x1, y1, z1, x2 and so on. */
 bool namesCoordinates(const string& expression) {
     static const regex coordinate("(^|[^A-Za-z0-9_])[xyz][1-9][0-9]*([^A-Za-z0-9_(]|$)");
     return regex_search(expression, coordinate);
 }
 
-/** Whether the energy of a Force, or of one that it is made of, depends on where particles are in space. */
+/** Whether the energy of a Force, or of a Force that it contains, depends on the absolute positions of particles. */
 bool dependsOnPlace(const Force& force) {
     if (auto external = dynamic_cast<const CustomExternalForce*>(&force))
         return external->getNumParticles() > 0;

@@ -1,4 +1,4 @@
-// Whether a System's dynamics and its energies leave the place of the whole alone.
+// Whether the dynamics and the energies of a System are invariant under translation of the whole.
 #ifndef MODEJUMP_SPACE_H_
 #define MODEJUMP_SPACE_H_
 
@@ -9,7 +9,7 @@ namespace ModeJumpPlugin {
 /** Whether the System has a CMMotionRemover. */
 bool removesMomentum(const OpenMM::System& system);
 
-/** Whether energies depend on where particles are in space: in a field, or beside particles that have no mass. */
+/** Whether energies depend on the absolute positions of particles: in an external field, or relative to particles that have no mass. */
 bool isHeldInSpace(const OpenMM::System& system);
 
 } // namespace ModeJumpPlugin

@@ -13,7 +13,7 @@ namespace ModeJumpPlugin {
 struct Step {
     OpenMM::CustomIntegrator::ComputationType type;
     std::string variable, expression;
-    /** How many blocks it is in; those that begin and end one are outside of it. */
+    /** Number of blocks around the step; the steps that begin and end a block are outside it. */
     int depth;
 
     bool assigns() const;
@@ -22,13 +22,13 @@ struct Step {
 
 std::vector<Step> stepsOf(const OpenMM::CustomIntegrator& integrator);
 
-/** Variables and functions; a number such as 1e5 has none. */
+/** Names of variables and functions in an expression; a number such as 1e5 contains none. */
 std::set<std::string> namesIn(const std::string& expression);
 
-/** The group of f3 or energy3 by "f" or "energy"; -1 for another name. */
+/** The group in a name such as f3 or energy3, for the quantity "f" or "energy"; -1 for another name. */
 int groupOf(const std::string& name, const std::string& quantity);
 
-/** Whether the name is `f`, or f of a group. */
+/** Whether the name is the quantity, such as `f`, or that of a group. */
 bool names(const std::string& name, const std::string& quantity);
 
 } // namespace ModeJumpPlugin

@@ -25,7 +25,7 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** kT or temperature among the global variables, as openmmtools and OpenMM's examples name them. */
+/** kT or temperature among the global variables, by the names used in openmmtools and in OpenMM's examples. */
 double customTemperature(const CustomIntegrator& integrator) {
     const auto valueOf = [&](const string& name) {
         for (int i = 0; i < integrator.getNumGlobalVariables(); i++)
@@ -34,11 +34,11 @@ double customTemperature(const CustomIntegrator& integrator) {
         return 0.0;
     };
     const double kT = valueOf("kT"), temperature = valueOf("temperature");
-    // one that the steps compute is that of the step before
+    // a value that the steps compute is that of the previous step
     return kT > 0 && !(temperature > 0 && computes(integrator, "kT")) ? kT / BOLTZ : temperature;
 }
 
-/** That of all chains; 0 without any. */
+/** Common temperature of all chains; 0 if there are none. */
 double chainTemperature(const NoseHooverIntegrator& integrator) {
     double temperature = 0;
     for (int i = 0; i < integrator.getNumThermostats(); i++) {
@@ -77,7 +77,7 @@ double integratorTemperature(const Integrator& integrator) {
     return 0;
 }
 
-/** Calls this with the integrator, or with each that a CompoundIntegrator has. */
+/** Calls `check` with the integrator, or with each part of a CompoundIntegrator. */
 void forEach(const Integrator& integrator, const function<void(const Integrator&)>& check) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
         for (int i = 0; i < compound->getNumIntegrators(); i++)
@@ -86,12 +86,12 @@ void forEach(const Integrator& integrator, const function<void(const Integrator&
         check(integrator);
 }
 
-/** The virtual function is protected, and a derived class may name it. */
+/** Access to a protected virtual function, through a derived class. */
 struct Peek : public Integrator {
     static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
 };
 
-/** 0 without any. Fails if there are two. */
+/** Temperature of the integrator or the AndersenThermostat; 0 if there is none. Fails if they have different ones. */
 double temperatureOf(ContextImpl& context) {
     const double temperature = integratorTemperature(context.getIntegrator());
     const auto& parameters = context.getParameters();
@@ -176,8 +176,8 @@ void checkConstrainedSteps(ContextImpl& context) {
 }
 
 double velocityTimeOffset(const Integrator& integrator) {
-    // These are leap-frog schemes as well, but OpenMM leaves their offset at 0. NoseHoover is the middle scheme of LangevinMiddle (a kick by
-    // the whole step, half a drift, the thermostat, half a drift) with chains for the thermostat, which know nothing of x.
+    // These are leap-frog schemes as well, but OpenMM leaves their offset at 0. NoseHoover is the middle scheme of LangevinMiddle (a kick
+    // over the whole step, half a drift, the thermostat, half a drift) with chains as the thermostat, which do not depend on x.
     if (dynamic_cast<const NoseHooverIntegrator*>(&integrator) != nullptr || dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr ||
         dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr)
         return 0.5 * integrator.getStepSize();

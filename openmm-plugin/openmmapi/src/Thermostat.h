@@ -1,4 +1,4 @@
-// What the integrator knows and does not tell through its base class: its temperature, and when its velocities are.
+// Properties of an integrator that its base class does not expose: its temperature, and the time of its velocities.
 #ifndef MODEJUMP_THERMOSTAT_H_
 #define MODEJUMP_THERMOSTAT_H_
 
@@ -6,29 +6,34 @@
 
 namespace ModeJumpPlugin {
 
-/** Kelvin. Throws, naming the integrator, if no temperature is found. */
+/** Temperature in kelvin. Throws, naming the integrator, if none is found. */
 double findTemperature(OpenMM::ContextImpl& context);
 
-/** The same, but 0 without a temperature and with several. */
+/** Temperature in kelvin; 0 if there is none, or several. */
 double findOneTemperature(OpenMM::ContextImpl& context);
 
-/** Throws if the integrator samples another distribution than the classical Boltzmann distribution of the System, as its name or its steps tell. */
+/**
+ * Throws if the integrator, by its name or its steps, samples a distribution other than the classical Boltzmann distribution of the System.
+ */
 void checkEnsemble(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 
-/** Throws if a CustomIntegrator does not call Monte Carlo moves once in each step, or what it computed before lasts beyond one. */
+/**
+ * Throws if a CustomIntegrator does not call Monte Carlo moves once per step, or if quantities that it computed before the call are used
+ * after it.
+ */
 void checkCalls(const OpenMM::Integrator& integrator);
 
-/** Throws if steps have different lengths: attempts that are counted in steps would come more often where steps are short. */
+/** Throws if steps vary in length: attempts, which are counted in steps, would be more frequent where steps are short. */
 void checkStepLengths(const OpenMM::Integrator& integrator);
 
 /**
- * Throws if jumps of constrained particles would ruin the constraints: on the platforms Reference and CPU, addConstrainPositions() of a CustomIntegrator
- * takes the directions of bonds from the positions at the start of the step, or at the last call, so one call has to come after a jump and before x
- * changes.
+ * Throws if jumps of constrained particles would break the constraints: on the platforms Reference and CPU, addConstrainPositions() of a
+ * CustomIntegrator takes the directions of bonds from the positions at the start of the step, or at the last call, so it must be called
+ * after a jump and before x changes.
  */
 void checkConstrainedSteps(OpenMM::ContextImpl& context);
 
-/** Stored velocities are v(t) - offset F(x)/m of the on-step velocities v(t); ps. */
+/** Time offset, ps: stored velocities are v(t) - offset F(x)/m, v(t) being the on-step velocities. */
 double velocityTimeOffset(const OpenMM::Integrator& integrator);
 
 } // namespace ModeJumpPlugin

@@ -21,7 +21,7 @@ Vec3 momentumOf(const System& system, const vector<int>& particles, const vector
     return momentum;
 }
 
-/** By a velocity that all of them get: Maxwell-Boltzmann velocities become those given the momentum. */
+/** Adds a common velocity that gives them this momentum: Maxwell-Boltzmann velocities become those conditioned on it. */
 void giveMomentum(const System& system, const vector<int>& particles, const Vec3& momentum, vector<double>& v) {
     double mass = 0;
     for (int particle : particles)
@@ -31,11 +31,11 @@ void giveMomentum(const System& system, const vector<int>& particles, const Vec3
         v[j] += shift[j % 3];
 }
 
-// From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a
-// harmonic mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored
-// velocities v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v
-// Maxwell-Boltzmann, as Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H
-// bonds at 1 fs. With the force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
+// Converts drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a harmonic
+// mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stores velocities v = xi (1 - h^2
+// w^2/4)^1/2 - h/2 F(x)/m, of variance kT/m exactly. Drawing v - h/2 F(x)/m with v Maxwell-Boltzmann, as
+// Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H bonds at 1 fs. With the force taken
+// at x - h/4 xi the factor is 1 + h^4 w^4/64.
 void shiftVelocities(ContextImpl& context, MovedParticles& moved, const vector<double>& x, double offset, vector<double>& v) {
     vector<double> displaced = x, f;
     for (size_t j = 0; j < x.size(); j++)
@@ -51,7 +51,7 @@ void shiftVelocities(ContextImpl& context, MovedParticles& moved, const vector<d
     } catch (const OpenMMException& error) {
         moved.restore();
         endIfInterrupted(error);
-        // there are none a quarter of a step away: those of x, of which there is an energy, differ little and are rarely asked for
+        // no forces a quarter of a step away: those at x, which has an energy, differ little, and this is rare
         forcesHere();
     }
     moved.restore();
@@ -66,9 +66,10 @@ void drawVelocities(ContextImpl& context, MovedParticles& moved, const vector<do
     const double offset = velocityTimeOffset(context.getIntegrator());
     const double tolerance = context.getIntegrator().getConstraintTolerance();
     const bool constrained = system.getNumConstraints() > 0, removed = removesMomentum(system);
-    // With a remover velocities have the distribution given the momentum of all. Particles that stay keep theirs, so those that move keep the
-    // momentum that they have together. To draw it too and take it out of all particles cools the motion of one part against the other, to
-    // 1/(1 + M_moved/M); to leave none at all would heat it by what the thermostat has given since the remover came.
+    // With a remover, velocities follow the distribution conditioned on the total momentum. Particles that stay keep their
+    // velocities, so those that move keep the momentum that they have together. Drawing this momentum too and removing it from
+    // all particles would cool the relative motion of the two parts, to 1/(1 + M_moved/M); leaving none at all would heat it by
+    // what the thermostat has added since the remover acted.
     Vec3 momentum;
     if (removed) {
         vector<double> before;

@@ -11,11 +11,11 @@ class ContextImpl;
 namespace ModeJumpPlugin {
 
 /**
- * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions,
- * projected on the constraints; with the momentum that they have now if the System has a CMMotionRemover. Kept velocities
- * would lose their components along constraints that now point elsewhere, which cools the System.
+ * Draws new velocities for the particles, from the distribution that the integrator keeps at the Context's positions, projected onto the
+ * constraints; with their current momentum if the System has a CMMotionRemover. Kept velocities would lose their components along
+ * constraints that now point elsewhere, which cools the System.
  *
- * @param x  where the particles are
+ * @param x  positions of the particles
  */
 void drawVelocities(OpenMM::ContextImpl& context, MovedParticles& moved, const std::vector<double>& x, const VelocityStream& stream, double kT);
 

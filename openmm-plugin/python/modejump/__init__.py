@@ -1,4 +1,4 @@
-"""Generator moves inside OpenMM simulations, exact by a Metropolis test on the System's own energy.
+"""Generator moves inside OpenMM simulations, made exact by a Metropolis test on the System's own energy.
 
 >>> jump = modejump.MonteCarloModeJump("models/ala2/model.safetensors", frequency=100)
 >>> system.addForce(jump)

@@ -1,4 +1,4 @@
-"""The C interface (include/modejump.h) as Python calls it: its structs, the library, callbacks and errors."""
+"""The C interface (include/modejump.h) as called from Python: its structs, the library, callbacks and errors."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ from .units import in_unit, reduced
 ABI = 1
 NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
-#: Of Outcome.fate, by the number in the C interface.
+#: Values of Outcome.fate, by their number in the C interface.
 FATES = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
 
 _doubles = POINTER(c_double)
@@ -37,7 +37,7 @@ class Error(RuntimeError):
 
 
 def _whole(value, name, kind=c_uint64):
-    """A number for this unsigned type, of which ctypes would take the lowest bits."""
+    """A whole number that fits this unsigned type; ctypes would silently take the lowest bits."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -146,7 +146,7 @@ class _ExchangeOutcome(_Struct):
 class _Statistics(_Struct):
     _fields_ = (
         [("struct_size", c_uint32), ("flags", c_uint32)]
-        + [(name, c_uint64) for name in ("attempts", *FATES[:-1])]  # the last one came later, and is at the end
+        + [(name, c_uint64) for name in ("attempts", *FATES[:-1])]  # the last one was added later, at the end
         + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
         + [("correction_variance", c_double), ("wrong_mode", c_uint64)]
@@ -155,7 +155,7 @@ class _Statistics(_Struct):
 
 
 def _load():
-    """MODEJUMP_LIBRARY, or the library installed with this package."""
+    """Loads the library at MODEJUMP_LIBRARY, or the library installed with this package."""
     installed = [folder / NAME for folder in (Path(__file__).parent, Path(sysconfig.get_path("platlib")) / "modejump")]
     named = os.environ.get("MODEJUMP_LIBRARY")
     path = Path(named) if named else next((path for path in installed if path.exists()), installed[-1])
@@ -175,7 +175,7 @@ _library = _load()
 
 
 def _call(name, *arguments):
-    """Calls a function; its failure becomes an Error with the library's message."""
+    """Calls a function of the library; a failure is raised as an Error with its message."""
     status = getattr(_library, "modejump_" + name)(*arguments)
     if status != 0:
         message = c_char_p()
@@ -188,10 +188,10 @@ def _pointer(array):
 
 
 class _Owner:
-    """Owns what a handle of the library stands for: a second owner would free it twice, so there are no copies."""
+    """Owner of a handle of the library. There are no copies, since a second owner would free it twice."""
 
     _handle = None
-    #: The function that frees it, and where one comes from.
+    #: Name of the function that frees the handle, and advice on how to get a new object.
     _free, _origin = None, None
 
     def __del__(self):
@@ -203,7 +203,7 @@ class _Owner:
 
 
 class _SharedOwner(_Owner):
-    """One that never changes, so that it is as good as its copies."""
+    """An owner that never changes, so that it can serve as its own copy."""
 
     def __copy__(self):
         return self
@@ -213,7 +213,7 @@ class _SharedOwner(_Owner):
 
 
 def _handle_of(value, kind, what):
-    """The handle of an argument, which has to be of this kind."""
+    """Handle of an argument, which must be of this kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{what} is of type {type(value).__name__}, not {kind.__name__}: {kind._origin}")
     return value._handle
@@ -225,7 +225,7 @@ def _box_of(box):
 
 
 class _Callback:
-    """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
+    """A potential that the library can call, for configurations of this shape. Exceptions are kept in `raised`."""
 
     def __init__(self, potential, shape, relax=None, gradient=None):
         self.potential, self.shape, self.raised, self.relax, self.gradient = potential, shape, [], relax, gradient
@@ -290,8 +290,8 @@ class _Callback:
 
 @contextlib.contextmanager
 def _nothing_lost():
-    """Raises afterwards what a signal handler, that of Ctrl-C above all, raises in a callback before its first line: ctypes would print and
-    forget it. Signals are handled in the main thread alone."""
+    """Raises an exception of a signal handler, usually that of Ctrl-C, that occurred in a callback before its first line: ctypes
+    would print it and carry on. Signals are handled only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -313,19 +313,19 @@ def _nothing_lost():
 
 
 def _attempt(name, handle, callbacks, states, outcome):
-    """Calls an attempt; raises again what a potential has raised."""
+    """Calls an attempt; raises exceptions of a potential again."""
     try:
         with _nothing_lost():
             _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
     except Error as error:
         raised = [e for c in callbacks for e in c.raised]
         for callback in callbacks:
-            callback.raised.clear()  # else the exception, its frames and this callback, which ctypes hides, would keep each other for ever
+            callback.raised.clear()  # else the exception, its frames and this callback would keep each other alive for ever, since ctypes hides the cycle
         raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
 
 
 def _constraints(model, atoms, lengths, masses):
-    """The arguments of a set_constraints function, and the arrays behind them."""
+    """Arguments of a set_constraints function, and the arrays that they point to."""
     atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
     lengths, masses = in_unit(lengths, unit.nanometer, "a length"), in_unit(masses, unit.dalton, "a mass")
     lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))

@@ -59,7 +59,7 @@ SIGNATURES = {
 
 
 def _find():
-    """MODEJUMP_OPENMM_PLUGIN, or the library installed among OpenMM's own plugins."""
+    """Path of the plugin: MODEJUMP_OPENMM_PLUGIN, or the library installed among OpenMM's own plugins."""
     named = os.environ.get("MODEJUMP_OPENMM_PLUGIN")
     if named:
         return Path(named)
@@ -73,7 +73,7 @@ def _load():
             f"the OpenMM plugin of modejump is not at {path}; install it with `pip install ./openmm-plugin`, "
             "or set MODEJUMP_OPENMM_PLUGIN to the library"
         )
-    # A library that OpenMM has loaded already is not loaded a second time.
+    # No effect if OpenMM has loaded the library already.
     openmm.Platform.loadPluginLibrary(str(path))
     library = ctypes.CDLL(str(path))
     library.modejump_openmm_abi_version.restype = c_uint32
@@ -92,13 +92,13 @@ library = _load()
 
 
 def address(wrapped, kind=openmm.Force):
-    """The C++ object behind one of OpenMM's Python objects, which has to be of this kind."""
+    """Address of the C++ object behind an OpenMM Python object, which must be of this kind."""
     if not isinstance(wrapped, kind):
         raise TypeError(f"a {kind.__name__} of OpenMM is needed, not a {type(wrapped).__name__}")
     return int(wrapped.this)
 
 
 def call(name, *arguments):
-    """Calls the C front; its failure becomes an OpenMMException."""
+    """Calls a function of the C front; a failure is raised as an OpenMMException."""
     if getattr(library, "modejump_openmm_" + name)(*arguments) != 0:
         raise openmm.OpenMMException(library.modejump_openmm_last_error().decode())

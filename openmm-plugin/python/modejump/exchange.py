@@ -14,10 +14,10 @@ from .units import reduced
 
 @dataclass(frozen=True)
 class ExchangeOutcome:
-    """What became of an exchange between replicas a and b."""
+    """Result of an exchange between replicas a and b."""
 
     accepted: bool
-    #: "accepted", "rejected" by the Metropolis test, or why one side has no image.
+    #: "accepted", "rejected" (by the Metropolis test), or the reason why one side has no image.
     fate: str
     #: Configurations of the two replicas after the attempt, nm, and their reduced potentials.
     a: np.ndarray
@@ -26,7 +26,7 @@ class ExchangeOutcome:
     reduced_potential_b: float
     #: The sum of the two weights.
     log_acceptance: float
-    #: u_a(x_a) - u_b(f(x_a)) + ln |df/dx|, which weighs f(x_a) as a sample of b; and the same the other way.
+    #: u_a(x_a) - u_b(f(x_a)) + ln |df/dx|, which weights f(x_a) as a sample of b; and the same in the other direction.
     log_weight_a: float
     log_weight_b: float
 
@@ -35,20 +35,20 @@ class Exchange(_Owner):
     """Learned replica exchange: x_b becomes f(x_a), x_a becomes f⁻¹(x_b), if a Metropolis test accepts. One thread at
     a time.
 
-    The map may be any; with that of one model to itself this is ordinary replica exchange. After an acceptance draw
-    the velocities of both replicas anew.
+    The map is arbitrary; with the map of a model to itself this is ordinary replica exchange. After an acceptance, draw new
+    velocities for both replicas.
 
     Parameters
     ----------
     map : Bijection
-        From the configurations of replica a to those of replica b.
+        Map from the configurations of replica a to those of replica b.
     seed : int, optional
-        The random number of an attempt is a function of seed, step and the two replicas, so exchanges that are tried at the same step, as those
-        of the pairs of a ladder are, need different seeds or replicas. Without one: how many moves and exchanges without one this process
-        has made before; the attribute `seed` tells.
+        The random number of an attempt is a function of seed, step and the two replicas, so exchanges tried at the same step,
+        such as those of the pairs of a ladder, need different seeds or replicas. Default: the number of moves and exchanges that
+        this process has made without a seed so far; see the attribute `seed`.
     carry_frames : bool
-        Of maps in internal coordinates: whether configurations take their position and orientation along to the other
-        replica, instead of each replica keeping its own.
+        For maps in internal coordinates: whether configurations take their position and orientation along to the other replica,
+        instead of each replica keeping its own.
     """
 
     _free, _origin = "modejump_exchange_free", "make another with modejump.Exchange(map)"
@@ -62,17 +62,17 @@ class Exchange(_Owner):
         _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
 
     def set_constraints(self, atoms, lengths, masses):
-        """Bonds that the dynamics of both replicas keeps, as Move.set_constraints. Raises Error unless both models
-        keep them too."""
+        """Sets the bonds that the dynamics of both replicas constrains, as Move.set_constraints does. Raises Error unless both
+        models keep exactly these bonds."""
         arguments, _arrays = _constraints(self.bijection.from_, atoms, lengths, masses)
         _call("exchange_set_constraints", self._handle, *arguments)
 
     def attempt(self, a, b, potentials, *, step, reduced_potentials=None, replicas=(0, 1), boxes=(None, None)):
-        """One attempt from the configurations a and b [*shape], which are not changed; the new ones are in the outcome.
+        """Makes one attempt from the configurations a and b [*shape], which are not changed; the new ones are in the outcome.
 
-        `potentials` are those of the two replicas, each as for Move.attempt; `reduced_potentials` those of a and b,
-        if they are known already. `replicas` are the numbers, from 0, by which the random number is chosen, beside seed and step: another
-        pair for each exchange that is tried at one step with one seed. What a potential raises is raised again here.
+        `potentials` are those of the two replicas, each as for Move.attempt; `reduced_potentials` those of a and b, if already
+        known. `replicas` are the numbers, from 0, that select the random number together with seed and step: exchanges tried at
+        the same step with the same seed need different pairs. Exceptions of a potential are raised again here.
         """
         model = self.bijection.from_
         callbacks, states, x, kept = [], [], [], []
@@ -94,9 +94,9 @@ class Exchange(_Owner):
         return ExchangeOutcome(fate == "accepted", fate, *(x.reshape(model.shape) for x in x), **values)
 
     def statistics(self):
-        """Counters; the weights are those of the configurations of a, mapped, as samples of b."""
+        """Counters; the weights are those of the mapped configurations of a as samples of b."""
         return _statistics_of("exchange_statistics", self._handle)
 
     def reset_statistics(self):
-        """Counts attempts and weighs configurations from here on anew."""
+        """Resets the counters and the weights."""
         _call("exchange_reset_statistics", self._handle)

@@ -23,13 +23,13 @@ class Statistics(Counts):
 
     #: log alpha of the last attempt, not clipped at 0.
     last_log_acceptance: float
-    #: Of a driven path: trajectories by which the other particles gave way, and how many of these were accepted.
+    #: For a driven path: trajectories in which the other particles relaxed, and how many of these were accepted.
     relaxations: int
     relaxations_accepted: int
 
 
 def _number(name, convert, doc, wanted=unit.dimensionless):
-    """A property that lives in the C++ object; the number there is in this unit."""
+    """A property stored in the C++ object, as a number in this unit."""
 
     def getter(self):
         value = ctypes.c_double()
@@ -43,7 +43,7 @@ def _number(name, convert, doc, wanted=unit.dimensionless):
 
 
 def _index(value):
-    """As ctypes would not say that it does not fit."""
+    """A particle index; checked here, since ctypes would not report that it does not fit."""
     value = operator.index(value)
     if not 0 <= value < 2**31:
         raise openmm.OpenMMException(f"MonteCarloModeJump: particles has {value}; particles are numbered from 0 to {2**31 - 1} at most")
@@ -51,7 +51,7 @@ def _index(value):
 
 
 def _numbers(name, ctype, convert, doc):
-    """A list of numbers that lives in the C++ object."""
+    """A property that is a list of numbers stored in the C++ object."""
 
     def getter(self):
         n = ctypes.c_int()
@@ -68,9 +68,9 @@ def _numbers(name, ctype, convert, doc):
 
 
 class MonteCarloModeJump(openmm.Force):
-    """Every `frequency` steps a trained generator proposes configurations of the molecule; a Metropolis test on the System's
-    own energy decides. The canonical ensemble stays exact, whatever the quality of the generator, unless `acceptance` says
-    otherwise.
+    """Move by which a trained generator proposes configurations of the molecule every `frequency` steps; a Metropolis test on the
+    System's own energy decides. The canonical ensemble stays exact, whatever the quality of the generator, unless `acceptance`
+    says otherwise.
 
     Parameters
     ----------
@@ -79,65 +79,68 @@ class MonteCarloModeJump(openmm.Force):
     frequency : int
         Steps between attempts, counted from the Context's step count; 0 switches them off.
     particles : sequence of int, optional
-        Particle particles[i] of the System is atom i of the model. By default all particles, in their order.
+        Particle particles[i] of the System is atom i of the model. Default: all particles, in their order.
     proposals : int
-        Proposals per attempt; each costs one energy. More than one: iterated sampling-importance resampling, or, with a
-        screening model, so many Metropolis steps of the screening before the exact test.
+        Proposals per attempt; each costs one energy. With more than one: iterated sampling-importance resampling, or, with a
+        screening model, this many Metropolis steps of the screening before the exact test.
     seed : int
-        0 (default): random numbers that never come again. A run that is to be repeated or continued bit for bit needs a seed; runs that begin
-        at one step then jump alike, unless each has another value of the Context parameter REPLICA.
+        0 (default): random numbers that are never repeated. A run that is to be repeated or continued bit for bit needs a seed;
+        runs that start at the same step then make the same jumps, unless each has a different value of the Context parameter
+        REPLICA.
     temperature : number (K) or Quantity, optional
-        By default that of the integrator or thermostat at each attempt. For what has none, or several; a differing one is warned of.
+        Default: that of the integrator or thermostat at each attempt. To be given for those that have none, or several; a warning
+        is issued if it differs.
     embed : bool
-        Whether XML carries the models themselves instead of their paths.
+        Whether XML contains the models themselves instead of their paths.
     screen : path, optional
-        A second model of the same atoms with a cheap log-density, which may be inexact. It screens the proposals; the exact
-        log-density of `model` is computed only for what passes, and decides (delayed acceptance). Log-weights in the
-        statistics are then the screen's.
+        A second model of the same atoms with a cheap log-density, which need not be exact. It screens the proposals; the exact
+        log-density of `model` is computed only for those that pass, and decides (delayed acceptance). Log-weights in the
+        statistics are then those of the screen.
     acceptance : "exact" or "surrogate"
         "surrogate": the log-density q_s of `screen` alone decides. This is biased: the jumps leave exp(-u) q/q_s invariant
         instead of exp(-u), and statistics and reports say "surrogate".
     draw_ahead : bool
         Whether other threads draw the proposals of the next attempts while the simulation runs, and evaluate the density of the
-        current configuration beside OpenMM's energies: the same results, bit for bit, sooner where a core is to spare.
+        current configuration while OpenMM computes energies: the results are the same, bit for bit, and faster if a core is free.
     driven_steps : int
-        For a solute in explicit solvent: each proposal is reached in so many perturbations along the internal coordinates of the
-        model, between which all other particles give way; the work of the perturbations decides. Exact whatever the numbers.
-        0 (default): no path, the other particles stay where they are.
+        For a solute in explicit solvent: each proposal is reached in this many perturbations along the internal coordinates of
+        the model, between which all other particles relax; the work of the perturbations decides. Exact whatever the numbers. 0
+        (default): no path, the other particles stay where they are.
     relaxation_steps : int
-        Steps of the trajectory by which the others give way after each perturbation but the last, before its Metropolis test.
+        Steps of the trajectory in which the others relax after each perturbation except the last, before its Metropolis test.
     relaxation_timestep : number (ps) or Quantity
-        Of these steps.
+        Time step of the relaxation.
     annealing_stages : int
-        Each proposal is carried to the energies of the System before it is tested, by annealed importance sampling over so many evenly
-        spaced stages, and the present configuration back; the weights of both paths decide. For a model that is a little off
-        everywhere. Exact whatever the numbers; a stage costs two force evaluations or more. 0 (default): proposals as they come.
+        Number of evenly spaced stages of annealed importance sampling, which carries each proposal to the energies of the System
+        before it is tested, and the current configuration back; the weights of both paths decide. For a model that is slightly
+        wrong everywhere. Exact whatever the numbers; a stage costs two force evaluations or more. 0 (default): proposals are
+        tested as they are.
     annealing_moves : int
-        Steps at each stage, each with a Metropolis test.
+        Steps per stage, each with a Metropolis test.
     annealing_step : number (nm²) or Quantity
-        Of a step x - step dE/dx + sqrt(2 step) noise.
+        Step size in x - step dE/dx + sqrt(2 step) noise.
     latent_walk : sequence of float
-        Instead of whole proposals, small steps in the latent space of the model, of one of these widths, chosen anew in every attempt;
-        the prior of a latent coordinate has width 1, or is uniform on [0, 1). For a model whose proposals are all rejected. Exact
-        whatever the model; the statistics have no weights. Empty (default): no walk.
+        Widths of small steps in the latent space of the model, made instead of whole proposals; one width is chosen at random in
+        every attempt. The prior of a latent coordinate has width 1, or is uniform on [0, 1). For a model whose proposals are all
+        rejected. Exact whatever the model; the statistics have no weights. Empty (default): no walk.
     leapfrog : int
-        Of annealing and of a walk: steps of a Hamiltonian trajectory instead of single steps.
+        For annealing and latent walks: leapfrog steps per Hamiltonian trajectory, which replaces single steps.
     rotations : int
-        The density of the model is averaged over so many orientations: less variable weights for as many likelihoods, for a model whose
-        density depends on the orientation, such as a TarFlow, in a System whose energy hardly does. Exact in any System. A jump turns
-        the molecule at random. 0 (default): none.
+        Number of orientations over which the density of the model is averaged, for a model whose density depends on the
+        orientation, such as a TarFlow, in a System whose energy hardly does: the weights vary less, at the cost of as many
+        likelihoods. Exact in any System. A jump turns the molecule at random. 0 (default): none.
     precision : "f32", "f64" or "bf16"
-        Of the networks of `model`, as in `Model`; a screening model stays in "f32". "bf16" is of a TarFlow.
+        Precision of the networks of `model`, as in `Model`; a screening model stays in "f32". "bf16" is for a TarFlow.
     decoding : "sequential", "jacobi" or "gauss_seidel"
-        How a TarFlow finds its samples, as in `Model`.
+        How a TarFlow computes its samples, as in `Model`.
     segment, decoding_tolerance, decoding_passes : number, optional
-        Of "gauss_seidel", and of both iterations, as in `Model`.
+        For "gauss_seidel", and for both iterative decodings, as in `Model`.
 
     Raises
     ------
     openmm.OpenMMException
-        There is no such model file, it is malformed, an option is not for this kind of model, or an argument is out of range; a surrogate
-        is to decide and none is given.
+        There is no such model file, it is malformed, an option does not apply to this kind of model, or an argument is out of
+        range; or a surrogate is to decide and none is given.
     """
 
     def __init__(
@@ -204,12 +207,12 @@ class MonteCarloModeJump(openmm.Force):
 
     @classmethod
     def cast(cls, force):
-        """The MonteCarloModeJump that an openmm.Force is; raises TypeError if it is another Force."""
+        """The openmm.Force as a MonteCarloModeJump; raises TypeError if it is another Force."""
         if not cls.isinstance(force):
             raise TypeError(f"{type(force).__name__} {force.getName()!r} is not a MonteCarloModeJump")
         result = cls.__new__(cls)
         result.this = force.this
-        result._owner = force  # keeps what `force` keeps alive
+        result._owner = force  # keeps alive what `force` keeps alive
         return result
 
     frequency = _number("frequency", int, "Steps between attempts; 0 switches them off.")
@@ -233,7 +236,7 @@ class MonteCarloModeJump(openmm.Force):
     default_replica = _number("default_replica", int, "Initial value of the Context parameter REPLICA.")
     model_temperature = _number("model_temperature", float, "K, that the model was trained for; 0 if its file does not say. Read only.")
 
-    #: The Context parameter that gives replicas which share a Context their own random numbers.
+    #: Context parameter that gives replicas which share a Context their own random numbers.
     REPLICA = "ModeJumpReplica"
 
     particles = _numbers("particles", ctypes.c_int, _index, "Particles that are the model's atoms, in its order; empty for all.")
@@ -246,52 +249,53 @@ class MonteCarloModeJump(openmm.Force):
 
     @property
     def model_file(self):
-        """Where the model was read from."""
+        """Path from which the model was read."""
         return self._text("model_file")
 
     @property
     def model_hash(self):
-        """Of the model file's bytes, hexadecimal."""
+        """Hash of the bytes of the model file, hexadecimal."""
         return self._text("model_hash")
 
     @property
     def screening_model_file(self):
-        """Empty if there is no screening model."""
+        """Path of the screening model; empty if there is none."""
         return self._text("screening_model_file")
 
     @property
     def screening_model_hash(self):
-        """Of that file's bytes; empty if there is no screening model."""
+        """Hash of the bytes of the screening model's file; empty if there is none."""
         return self._text("screening_model_hash")
 
     @property
     def acceptance(self):
-        """Whose log-density decides: "exact", or "surrogate" for that of the screening model alone."""
+        """Log-density that decides: "exact", or "surrogate" for that of the screening model alone."""
         return self._text("acceptance")
 
     @property
     def precision(self):
-        """Of the generator's networks: "f32", "f64" or "bf16"."""
+        """Precision of the generator's networks: "f32", "f64" or "bf16"."""
         return self._text("precision")
 
     @property
     def decoding(self):
-        """How a TarFlow finds its samples: "sequential", "jacobi" or "gauss_seidel"."""
+        """How a TarFlow computes its samples: "sequential", "jacobi" or "gauss_seidel"."""
         return self._text("decoding")
 
     def attempt(self, context):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.
 
-        With a seed its random numbers follow from that, the Context parameter REPLICA, the Context's step count and the number of attempts made
-        so at that step in this Context. `context.reinitialize()` makes a new one, which counts anew: set REPLICA to another value after it, or
-        take a step, or the numbers of attempts at the same step come again.
+        With a seed, its random numbers follow from that, the Context parameter REPLICA, the Context's step count and the number
+        of attempts already made by this method at that step in this Context. `context.reinitialize()` makes a new Context, which
+        counts from zero: set REPLICA to another value after it, or take a step, or the random numbers of attempts at the same
+        step are repeated.
         """
         accepted = ctypes.c_int()
         call("attempt", address(self), address(context, openmm.Context), ctypes.byref(accepted))
         return bool(accepted.value)
 
     def statistics(self, context):
-        """Statistics of the attempts in this Context. Warns if they say that acceptances will hardly ever come."""
+        """Statistics of the attempts in this Context. Warns if they show that acceptances will be very rare."""
         advice = ctypes.c_char_p()
         call("get_advice", address(self), address(context, openmm.Context), ctypes.byref(advice))
         if advice.value:
@@ -303,7 +307,7 @@ class MonteCarloModeJump(openmm.Force):
         return Statistics(**values, likelihood=likelihood)
 
     def reset_statistics(self, context):
-        """Counts attempts in this Context, and weighs proposals, from here on anew."""
+        """Resets the counters and the weights of proposals in this Context."""
         call("reset_statistics", address(self), address(context, openmm.Context))
 
     def log_weights(self, context):
@@ -316,5 +320,6 @@ class MonteCarloModeJump(openmm.Force):
         return weights
 
     def update_parameters_in_context(self, context):
-        """Takes frequency, temperature, proposals and how they are made over to an existing Context; its statistics start anew."""
+        """Transfers frequency, temperature, proposals and the options of how they are made to an existing Context; its statistics
+        are reset."""
         call("update_parameters", address(self), address(context, openmm.Context))

@@ -12,7 +12,7 @@ from ._library import address, call
 from .exchange import Exchange
 from .move import own_seed
 
-#: Of the 24 bits of a replica number: velocities of exchanges have other numbers than those of jumps.
+#: Bit set in the 24-bit replica number of exchange velocities, to distinguish them from those of jumps.
 VELOCITIES = 1 << 23
 
 
@@ -21,38 +21,38 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
 
     Invernizzi et al., J. Phys. Chem. Lett. 13, 11643 (2022).
 
-    Let replica i be in state k and replica j in state k + 1. After the exchange i is in state k + 1 at f(x_i), and j in
-    state k at f⁻¹(x_j), f being maps[k]; a Metropolis test on the System's energies decides, so every state keeps its
-    exact ensemble, whatever the maps. In every iteration each pair of neighbours is tried once. Both replicas of an
-    accepted exchange get new velocities of their new temperature, in the form that the integrator stores. All else is
-    as in ReplicaExchangeSampler, reporters included. The volume of a periodic box must not change.
+    Let replica i be in state k and replica j in state k + 1. After the exchange i is in state k + 1 at f(x_i), and j in state k
+    at f⁻¹(x_j), with f = maps[k]; a Metropolis test on the System's energies decides, so every state keeps its exact ensemble,
+    whatever the maps. In every iteration each pair of neighbours is tried once. Both replicas of an accepted exchange get new
+    velocities at their new temperature, in the form that the integrator stores. Everything else is as in ReplicaExchangeSampler,
+    including reporters. The volume of a periodic box must not change.
 
     Parameters
     ----------
     states : list of dict
-        Temperatures or parameters of each state, as for ReplicaExchangeSampler. Force groups ("groups"), where they are given, are those that the
-        dynamics follows, in every state.
+        Temperatures or parameters of each state, as for ReplicaExchangeSampler. Force groups ("groups"), if given, must be those
+        that the dynamics follows, in every state.
     simulation : openmm.app.Simulation
     stepsPerIteration : int
     maps : sequence of Bijection
-        maps[k] goes from the configurations of state k to those of state k + 1. A Bijection of one model to itself is
-        the identity, by which neighbours exchange as usual.
+        maps[k] maps from the configurations of state k to those of state k + 1. A Bijection of a model to itself is the identity,
+        i.e. ordinary replica exchange.
     seed : int, optional
-        The random numbers of exchanges are a function of seed and iteration. Runs that are to be independent need different seeds. Without one:
-        how many moves and exchanges without one this process has made before; the attribute `seed` tells.
+        The random numbers of exchanges are a function of seed and iteration. Independent runs need different seeds. Default: the
+        number of moves and exchanges that this process has made without a seed so far; see the attribute `seed`.
     particles : sequence of int, optional
-        Particle particles[i] of the System is atom i of the models; the others stay where they are in an exchange. By
-        default all.
+        Particle particles[i] of the System is atom i of the models; the others stay where they are in an exchange. Default: all
+        particles.
 
     Raises
     ------
     ValueError
-        The maps are not one for each pair of neighbours, or are of other atoms; the System changes its volume; the dynamics of a state would be at
-        another temperature, or follow other force groups, than the exchanges.
+        There is not one map for each pair of neighbours, or maps have other atoms; the System changes its volume; or the dynamics
+        of a state would have another temperature, or follow other force groups, than the exchanges.
     Error
-        A bond is constrained that the models do not keep, by name.
+        A constrained bond, which is named, is not kept by the models.
     OpenMMException
-        The integrator samples another distribution than that of the System.
+        The integrator samples a distribution other than that of the System.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         constraints = constraints_among(system, self.particles)
         self.exchanges = []
         for bijection in maps:
-            # replicas exchange states, with all that surrounds the molecule
+            # replicas exchange states, and the molecule keeps its surroundings
             exchange = Exchange(bijection, seed=self.seed, carry_frames=True)
             _check_atoms(bijection.from_, simulation.topology, self.particles)
             exchange.set_constraints(*constraints)
             self.exchanges.append(exchange)
 
     def _refuse_other_temperatures(self):
-        """States whose dynamics would not be at their temperature."""
+        """Refuses states whose dynamics would not be at their temperature."""
         context, found = self.simulation.context, ctypes.c_double()
         before = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
         for k in range(len(self.states)):
@@ -102,8 +102,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
                 self._exchange(k)
 
     def statistics(self, k):
-        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k +
-        1."""
+        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k + 1."""
         return self.exchanges[k].statistics()
 
     def _exchange(self, k):
@@ -115,7 +114,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             x.append(conformation.getPositions(asNumpy=True)._value[self.particles])
             u.append(self.replicaStateEnergy[replica][state] / self._thermal_energy(state))
             boxes.append(_box(conformation) if self.simulation.system.usesPeriodicBoundaryConditions() else None)
-        # what comes to state k is the configuration of the replica that was in state k + 1
+        # state k receives the configuration of the replica that was in state k + 1
         potentials = [self._potential(pair[1], k), self._potential(pair[0], k + 1)]
         step, replicas = self.currentIteration, (k, k + 1)
         arguments = {"step": step, "reduced_potentials": u, "replicas": replicas, "boxes": boxes}
@@ -125,7 +124,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             self._arrive(pair[0], k + 1, outcome.b)
 
     def _potential(self, replica, state):
-        """Reduced potentials in a state of this replica's configuration with its molecule elsewhere."""
+        """Reduced potentials, in a state, of this replica's configuration with its molecule moved."""
 
         def potential(x):
             return [or_infinity(lambda: self._energy(replica, state, x) / self._thermal_energy(state)) for x in x]
@@ -145,7 +144,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         context.computeVirtualSites()
 
     def _arrive(self, replica, state, x):
-        """Puts a replica into its new state."""
+        """Moves a replica to its new state."""
         context, temperature = self.simulation.context, self._temperature(state)
         self._place(replica, x)
         self._sampler.applyState(state)
@@ -155,7 +154,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             positions=True, velocities=True, parameters=True, integratorParameters=True
         )
         self.replicaStateIndex[replica] = state
-        # the velocities are those of the new state already
+        # the velocities already belong to the new state
         self._previousReplicaStateIndex[replica] = state
         self.replicaStateEnergy[replica] = self._sampler.computeAllEnergies()
 
@@ -173,7 +172,7 @@ def _box(conformation):
 
 
 def or_infinity(energy):
-    """An energy of OpenMM, infinite where OpenMM throws instead: that configuration is rejected."""
+    """An energy of OpenMM, or infinity if OpenMM throws, so that the configuration is rejected."""
     try:
         return energy()
     except openmm.OpenMMException as error:
@@ -193,7 +192,8 @@ def _refuse_barostats(system):
 
 
 def _refuse_other_groups(states, system, integrator):
-    """Exchanges are tested by the energies of the groups that states name, or of all; the dynamics of every state follows the integrator's."""
+    """Refuses states whose energy, used to test exchanges, has other force groups than the dynamics: exchanges use the groups
+    that a state names, or all; the dynamics of every state uses those of the integrator."""
     followed = {group for group in range(32) if integrator.getIntegrationForceGroups() >> group & 1}
     there = {group: type(force).__name__ for force in system.getForces() for group in _groups_of(force)}
     for k, state in enumerate(states):
@@ -210,7 +210,7 @@ def _refuse_other_groups(states, system, integrator):
 
 
 def _groups_of(force):
-    """Those that the energy of a Force is in; none if it has no energy."""
+    """Force groups that the energy of a Force belongs to; none if it has no energy."""
     name = type(force).__name__
     if name in ("CMMotionRemover", "Force") or name.endswith(("Barostat", "Thermostat", "ModeJump")):
         return set()
@@ -221,7 +221,7 @@ def _groups_of(force):
 
 
 def _check_atoms(model, topology, particles):
-    """Refuses a model of other atoms than the particles, by the first that differs."""
+    """Refuses a model whose atoms differ from the particles, naming the first difference."""
     described = model.metadata.get("topology")
     if 3 * len(particles) != model.dimension:
         raise ValueError(f"the map has {model.dimension // 3} atoms, and {len(particles)} particles are given")

@@ -1,6 +1,6 @@
 """Model files: generators with their densities, and maps between two of them; numpy in, numpy out.
 
-Lengths are in nm, or Quantities of OpenMM; logarithms are natural. Molecules have the shape (atoms, 3), models of abstract
+Lengths are in nm, or OpenMM Quantities; logarithms are natural. Molecules have the shape (atoms, 3), models of abstract
 coordinates (dimension,).
 """
 
@@ -19,15 +19,15 @@ DECODINGS = ("sequential", "jacobi", "gauss_seidel")
 
 
 def set_device(name):
-    """Where models run that are loaded from now on: "cpu", "auto" (a GPU, if there is one),
-    "cuda" or "cuda:N". Raises Error if there is no such device. Those of MonteCarloModeJump are loaded when a Context is made.
+    """Sets where models loaded from now on run: "cpu", "auto" (a GPU, if there is one), "cuda" or "cuda:N". Raises Error if there
+    is no such device. The models of MonteCarloModeJump are loaded when a Context is created.
     """
     _call("set_device", name.encode())
     os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
 
 
 def device():
-    """Where models run that are loaded from now on: "cpu", or the name of a GPU."""
+    """Where models loaded from now on run: "cpu", or the name of a GPU."""
     name = c_char_p()
     _call("device", byref(name))
     return name.value.decode()
@@ -36,40 +36,41 @@ def device():
 class Model(_SharedOwner):
     """A model file: a generator with its density, or an energy-based model.
 
-    Raises Error if there is no such file, it is malformed, or an option is not for this kind of model.
+    Raises Error if there is no such file, if it is malformed, or if an option does not apply to this kind of model.
 
     Parameters
     ----------
     path : str or path
     precision : "f32", "f64" or "bf16"
-        Of the networks. "bf16", of a TarFlow: single precision with weights rounded to bfloat16, so that single samples take about half
-        the time; another density than that of the file, and exact in itself.
+        Precision of the networks. "bf16", for a TarFlow: single precision with weights rounded to bfloat16, so that single
+        samples take about half the time; the density differs from that of the file, and is exact in itself.
     decoding : "sequential", "jacobi" or "gauss_seidel"
-        How a TarFlow finds its samples: token after token, all together by iteration, or in segments by iteration. Their log q is exact in
-        any case.
+        How a TarFlow computes its samples: token after token, all together by iteration, or in segments by iteration. Their log q
+        is exact in any case.
     segment : int, optional
-        Of "gauss_seidel": tokens of a segment.
+        For "gauss_seidel": tokens per segment.
     decoding_tolerance : float, optional
-        Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in "f32").
+        For iterative decoding: largest error of the latent point, at most 1e-3, beyond rounding (some 1e-5 in "f32").
     decoding_passes : int, optional
-        Of an iteration: most passes; a sample that needs more is found token after token.
+        For iterative decoding: maximum number of passes; a sample that needs more is decoded token after token.
 
     Attributes
     ----------
     dimension : int
-        Coordinates of a configuration.
+        Number of coordinates of a configuration.
     shape, move_shape : tuple of int
-        Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates; and for a Move, without auxiliary coordinates.
+        Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates; and its shape in a Move, without auxiliary
+        coordinates.
     auxiliary : int
-        How many of the coordinates, the last ones, are auxiliary.
+        Number of auxiliary coordinates, which come last.
     latent_temperature : float
-        Of a steerable model: its temperature over that of its training; 0 for a model that has one temperature only.
+        For a steerable model, its temperature divided by that of its training; 0 for a model with a fixed temperature.
     metadata : dict
-        What the file says of the model: its kind, coordinates, topology, temperature, provenance.
+        Description of the model in its file: kind, coordinates, topology, temperature, provenance.
     hash : str
-        Of the file's bytes, hexadecimal.
+        Hash of the bytes of the file, hexadecimal.
     device : str
-        Where it runs: "cpu", or the name of a GPU.
+        Where the model runs: "cpu", or the name of a GPU.
     """
 
     _free, _origin = "modejump_model_free", "load it with modejump.Model(path)"
@@ -121,7 +122,7 @@ class Model(_SharedOwner):
         return (dimension // 3, 3) if molecule else (dimension,)
 
     def at_temperature(self, kelvin):
-        """A steerable model at a temperature, K: its samples and densities are of that temperature. Raises Error for other models."""
+        """The steerable model at a temperature, K: samples and densities are those of that temperature. Raises Error for other models."""
         handle, kelvin = c_void_p(), in_unit(kelvin, unit.kelvin, "the temperature")
         _call("model_at_temperature", self._handle, c_double(kelvin), byref(handle))
         model = Model.__new__(Model)
@@ -129,7 +130,7 @@ class Model(_SharedOwner):
         return model
 
     def _rows(self, x):
-        """x as float64 [n][dimension], and the shape of one value a configuration."""
+        """x as float64 [n][dimension], and the shape of an array with one value per configuration."""
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
         k = len(self.shape)
         if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
@@ -139,8 +140,8 @@ class Model(_SharedOwner):
     def sample(self, n, seed=1, first=0):
         """x [n, *shape] in nm and log q [n] of samples number first to first + n - 1 of the sequence that belongs to the seed.
 
-        log q = -inf marks a sample that must not be used. Kinds of models differ in the volume that densities are per, by a constant that
-        docs/comparing.md has. Raises Error for an energy-based model, which has no samples.
+        log q = -inf marks a sample that must not be used. The volume that densities refer to differs between kinds of models by a
+        constant, given in docs/comparing.md. Raises Error for an energy-based model, which has no samples.
         """
         numbers = [_whole(value, name) for name, value in (("seed", seed), ("first", first), ("n", n))]
         x, log_density = np.empty((n, *self.shape)), np.empty(n)
@@ -156,14 +157,14 @@ class Model(_SharedOwner):
 
     @property
     def latent_dimension(self):
-        """Latent coordinates of a flow. Raises Error for a model without a latent space, as do generate and encode."""
+        """Number of latent coordinates of a flow. Raises Error for a model without a latent space, as do generate and encode."""
         latent = c_uint64()
         _call("model_latent_dimension", self._handle, byref(latent))
         return latent.value
 
     def generate(self, z):
-        """Of latent points z [n, latent_dimension]: x [n, *shape], ln|∂x/∂z| [n] and log q [n], -inf where there is no configuration in
-        the support."""
+        """Maps latent points z [n, latent_dimension] to x [n, *shape]; also returns ln|∂x/∂z| [n] and log q [n], -inf where there
+        is no configuration in the support."""
         latent = self.latent_dimension
         z = np.ascontiguousarray(z, dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != latent:
@@ -174,8 +175,8 @@ class Model(_SharedOwner):
         return x, log_det, log_density
 
     def encode(self, x):
-        """Of configurations x [n, *shape]: latent points z [n, latent_dimension], ln|∂x/∂z| [n] and log q [n]. Where log q is -inf there is
-        no latent point, and z has no meaning."""
+        """Maps configurations x [n, *shape] to latent points z [n, latent_dimension]; also returns ln|∂x/∂z| [n] and log q [n].
+        Where log q is -inf there is no latent point, and z is meaningless."""
         rows, _ = self._rows(x)
         n = len(rows)
         z, log_det, log_density = np.empty((n, self.latent_dimension)), np.empty(n), np.empty(n)
@@ -183,14 +184,14 @@ class Model(_SharedOwner):
         return z, log_det, log_density
 
     def check_labels(self, x):
-        """Raises Error where equal atoms of the configuration x [*move_shape], such as the hydrogens of a CH2 or CH3 group, are
-        numbered the other way round than in the frames of the model, or a stereocentre is of the other hand: from there no jump is
-        accepted. Names them."""
+        """Raises Error, naming the atoms, if equivalent atoms of the configuration x [*move_shape], such as the hydrogens of a
+        CH2 or CH3 group, are numbered differently from the frames of the model, or a stereocentre has the opposite handedness: no
+        jump from there is accepted."""
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
         _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x))
 
     def log_density_gradient(self, x):
-        """log q [...] and its gradient by x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
+        """log q [...] and its gradient with respect to x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
         rows, shape = self._rows(x)
         log_density, gradient = np.empty(len(rows)), np.empty_like(rows)
         pointers = (_pointer(rows), _pointer(log_density), _pointer(gradient))
@@ -199,11 +200,11 @@ class Model(_SharedOwner):
 
 
 class Bijection(_SharedOwner):
-    """The invertible map f = T_to ∘ T_from⁻¹ of two flows with one latent space, from the configurations of one to
-    those of the other.
+    """The invertible map f = T_to ∘ T_from⁻¹ of two flows with a common latent space, from the configurations of one to those of
+    the other.
 
-    A map in internal coordinates changes the shape of a molecule; every image has the frame of its original. Raises
-    Error for models without a latent space, and of different atoms, latent spaces or frames.
+    A map in internal coordinates changes only the shape of a molecule; every image has the frame of its original. Raises Error
+    for models without a latent space, or with different atoms, latent spaces or frames.
     """
 
     _free, _origin = "modejump_bijection_free", "make it with modejump.Bijection(from_, to) of two Models"
@@ -215,12 +216,11 @@ class Bijection(_SharedOwner):
         self.from_, self.to = from_, to
 
     def map(self, x):
-        """f(x) [..., *shape] of whole molecules x, nm, and ln |df/dx| [...]; where x has no image, x itself and
-        -inf."""
+        """f(x) [..., *shape] of whole molecules x, nm, and ln |df/dx| [...]; if x has no image, x itself and -inf."""
         return self._images(x, 0)
 
     def inverse(self, y):
-        """The same for f⁻¹."""
+        """f⁻¹(y) and ln |df⁻¹/dy|, as for `map`."""
         return self._images(y, 1)
 
     def _images(self, x, inverse):

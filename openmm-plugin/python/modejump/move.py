@@ -5,7 +5,7 @@
 >>> move = modejump.Move(model, proposals=4, seed=7)
 >>> outcome = move.attempt(x[0], potential, step=0)     # potential(x[n, ...]) -> u[n] = U/kT
 
-Lengths are in nm, or Quantities of OpenMM; potentials are reduced (divided by kT), logarithms natural. Molecules have the shape
+Lengths are in nm, or OpenMM Quantities; potentials are reduced (divided by kT), logarithms natural. Molecules have the shape
 (atoms, 3), models of abstract coordinates (dimension,).
 """
 
@@ -23,7 +23,7 @@ from .statistics import Counts
 from .units import in_unit, reduced
 
 METHODS = {"independence": 0, "isir": 1, "annealed": 0, "driven": 0, "latent_walk": None}
-#: What each method has of its own, beside what all of them take.
+#: Settings specific to each method.
 SETTINGS = {
     "independence": ("rotations",),
     "isir": ("rotations",),
@@ -37,12 +37,12 @@ HAMILTONIAN = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt. With several proposals the numbers are those of the one that decided."""
+    """Result of an attempt. With several proposals the numbers are those of the one that decided."""
 
     accepted: bool
-    #: "accepted", "rejected" by the Metropolis test, or what made the proposal unusable.
+    #: "accepted", "rejected" (by the Metropolis test), or the reason why the proposal was unusable.
     fate: str
-    #: The configuration after the attempt, nm, and its reduced potential.
+    #: Configuration after the attempt, nm, and its reduced potential.
     x: np.ndarray
     reduced_potential: float
     log_acceptance: float
@@ -64,61 +64,64 @@ _numbers = itertools.count()
 
 
 def own_seed(seed):
-    """The seed that was given, or without one another for every move and exchange of this process."""
+    """The given seed or, if there is none, one that differs for every move and exchange of this process."""
     return next(_numbers) if seed is None else seed
 
 
 class Move(_Owner):
-    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. Calls of several threads wait for each other; one within an attempt raises.
+    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. Calls from several threads wait for
+    each other; a call from within an attempt raises.
 
     Parameters
     ----------
     model : Model
         The generator.
     method : "independence", "isir", "annealed", "latent_walk" or "driven"
-        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. An annealed
-        proposal is relaxed on its way from the generator to the target, and weighed by its path. A latent walk takes no proposals of
-        the generator, but small steps in its latent space, each tested; it has no weights. A driven move is for a part of a system:
-        it is pulled to its proposal, while the `relax` of an attempt moves the rest; the work decides.
+        How several proposals are used: "independence" tests them one after the other (Metropolis), "isir" is iterated
+        sampling-importance resampling. An annealed proposal is relaxed on its way from the generator to the target, and weighted
+        by its path. A latent walk takes small steps in the latent space of the generator instead of its proposals, each tested;
+        it has no weights. A driven move is for a part of a system: this is pulled to its proposal while the `relax` of an attempt
+        moves the rest; the work decides.
     proposals : int
-        Of one attempt; each costs one potential.
+        Proposals per attempt; each costs one potential.
     seed : int, optional
-        The random numbers of an attempt are a function of seed, step and replica, so moves that act at the same step need different
-        seeds. Without one: how many moves and exchanges without one this process has made before.
+        The random numbers of an attempt are a function of seed, step and replica, so moves that act at the same step need
+        different seeds. Default: the number of moves and exchanges that this process has made without a seed so far.
     stride, batch : int
-        Steps between attempts, and how many attempts' proposals are drawn together; stride 0 if it is not known.
+        Steps between attempts (0 if unknown), and number of attempts whose proposals are drawn together.
     screen : Model, optional
-        A density that is cheap and may be wrong, such as an energy-based model: it screens the proposals, and the exact one
-        decides about what passes (delayed acceptance).
+        A cheap density that need not be exact, such as an energy-based model: it screens the proposals, and the exact density
+        decides about those that pass (delayed acceptance).
     acceptance : "exact" or "surrogate"
         "surrogate": the screen alone decides. This is biased, and the statistics say so.
     draw_ahead : bool
-        Whether other threads draw the next batch of proposals meanwhile, once `stride` steps lie between attempts, and evaluate the
-        density of the current configuration beside the potential: the same results, bit for bit.
+        Whether other threads draw the next batch of proposals between attempts, if `stride` steps lie between them, and evaluate
+        the density of the current configuration while the potential is computed: the results are the same, bit for bit.
     mode : function, optional
-        For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration
-        x [*shape] is, a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
+        For a model of several metastable states, between which the method "independence" jumps: returns the mode that a
+        configuration x [*shape] is in, a number from 0, or -1 for none, as a function of x alone. Default: the modes are the
+        regions of the model file.
     rotations : int, optional
-        Of "independence" and "isir": orientations over which the density of a model is averaged that describes the orientation of a
-        molecule, such as a TarFlow. Less variable weights for as many likelihoods where the potential knows little of directions; exact
-        whatever the potential. A jump turns the molecule at random.
+        For "independence" and "isir": number of orientations over which the density is averaged, for a model that describes the
+        orientation of a molecule, such as a TarFlow. The weights vary less if the potential depends little on orientation, at the
+        cost of as many likelihoods; exact whatever the potential. A jump turns the molecule at random.
     stages, moves : int, optional
-        Of "annealed": temperatures between generator and target, and moves at each.
+        For "annealed": number of temperatures between generator and target, and of moves at each.
     kernel_step : float, optional
-        Of "annealed": the step of a move in the square of x's unit, x - step dE/dx + sqrt(2 step) noise.
+        For "annealed": step of a move, x - step dE/dx + sqrt(2 step) noise, in the square of x's unit.
     widths : sequence of float, optional
-        Of "latent_walk": widths of the steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or
-        is uniform on [0, 1).
+        For "latent_walk": step widths, one of which is chosen at random in every attempt; the prior of a latent coordinate has
+        width 1, or is uniform on [0, 1).
     leapfrog : int, optional
-        Of "annealed" and "latent_walk": steps of a Hamiltonian trajectory instead of a single step.
+        For "annealed" and "latent_walk": leapfrog steps per Hamiltonian trajectory, which replaces a single step.
     steps : int, optional
-        Of "driven": perturbations; 50 if not said.
+        For "driven": number of perturbations, by default 50.
     """
 
     _free, _origin = "modejump_move_free", "make another with modejump.Move(model)"
-    #: What an attempt needs beside the potential: None, "gradient" or "relax".
+    #: What an attempt needs in addition to the potential: None, "gradient" or "relax".
     _asks = None
-    #: What a function of the mode raised in the present attempt.
+    #: Exception that the mode function raised in the present attempt.
     _thrown = None
 
     def __init__(
@@ -178,7 +181,7 @@ class Move(_Owner):
         def number(_, x, dimension):
             try:
                 return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).reshape(model.move_shape).copy()))
-            except BaseException as error:  # carried over the library's frames; in no mode, the attempt ends
+            except BaseException as error:  # passed around the library's stack frames; the attempt ends, as in no mode
                 self._thrown = error
                 return -1
 
@@ -207,29 +210,32 @@ class Move(_Owner):
         _call("move_latent_walk_new", self.model._handle, byref(options), byref(self._handle))
 
     def set_constraints(self, atoms, lengths, masses):
-        """Bonds that the dynamics keeps: pairs of atoms [n, 2], lengths [n] in nm, masses of all atoms in dalton.
+        """Sets the bonds that the dynamics constrains: pairs of atoms [n, 2], lengths [n] in nm, masses of all atoms in dalton.
 
-        The target gets the metric term that constrained dynamics has. Raises Error unless the model keeps each bond too.
+        The target gets the metric term of constrained dynamics. Raises Error unless the model keeps exactly these bonds.
         """
         arguments, _arrays = _constraints(self.model, atoms, lengths, masses)
         _call("move_set_constraints", self._handle, *arguments)
 
     def set_temperature(self, kelvin):
-        """The temperature of the ensemble, K: proposals of a steerable model are for it from now on; other models have one only."""
+        """Sets the temperature of the ensemble, K: a move of a steerable model proposes for it from now on; other models have a
+        fixed one."""
         _call("move_set_temperature", self._handle, c_double(in_unit(kelvin, unit.kelvin, "the temperature")))
 
     def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None, gradient=None):
-        """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
+        """Makes one attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
 
-        `potential(x)` gives the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects one.
-        `reduced_potential` is that of x, if it is known already. `box`, nm, has the box vectors as rows. What the potential
-        raises is raised again here.
+        `potential(x)` returns the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects a
+        configuration. `reduced_potential` is that of x, if already known. `box`, nm, has the box vectors as rows. Exceptions of
+        the potential are raised again here.
 
-        Of an annealed move, and of trajectories in latent space: `gradient(x)` gives u [n] and du/dx [n, *shape] of configurations.
+        For an annealed move, and for Hamiltonian trajectories in latent space: `gradient(x)` returns u [n] and du/dx [n, *shape]
+        of configurations.
 
-        Of a driven move: `relax(x, stage)` moves the rest of the system with x [*shape] held fast, by a kernel reversible for
-        exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
-        where the rest is. The caller puts the rest back after an attempt that raises or is not accepted.
+        For a driven move: `relax(x, stage)` moves the rest of the system with x [*shape] held fixed, by a kernel reversible for
+        exp(-u(x, .)) with random numbers specific to this attempt and stage, and returns the resulting reduced potential.
+        `potential` refers to the current positions of the rest, which the caller restores after an attempt that raises or is not
+        accepted.
         """
         given = {"gradient": gradient, "relax": relax}
         if self._asks is not None and given[self._asks] is None:
@@ -260,11 +266,11 @@ class Move(_Owner):
         return Outcome(fate == "accepted", fate, state_x, **values)
 
     def statistics(self):
-        """Counters, and what the weights of the proposals say of the generator."""
+        """Counters, and a summary of the weights of the proposals."""
         return _statistics_of("move_statistics", self._handle)
 
     def reset_statistics(self):
-        """Counts attempts and weighs proposals from here on anew."""
+        """Resets the counters and the weights of proposals."""
         _call("move_reset_statistics", self._handle)
 
     def log_weights(self):

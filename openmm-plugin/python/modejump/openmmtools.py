@@ -25,7 +25,7 @@ __all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]
 
 
 def _listed(particles):
-    """As numpy takes them for indices: a tuple would be one of as many dimensions."""
+    """Particles as a list, which numpy takes as indices; it would take a tuple as one index per dimension."""
     return None if particles is None else list(particles)
 
 
@@ -40,7 +40,7 @@ def _box(sampler_state):
 
 
 class _Placed:
-    """The reduced potential of a sampler state with its molecule elsewhere, in the Context of a thermodynamic state."""
+    """Reduced potential of a sampler state with its molecule moved, in the Context of a thermodynamic state."""
 
     def __init__(self, thermodynamic_state, sampler_state, particles, cache):
         self.state, self.particles = thermodynamic_state, particles
@@ -73,27 +73,27 @@ class _Placed:
 
 
 class NeuralJumpMove(mcmc.MCMCMove):
-    """A generator proposes whole configurations of the molecule, a Metropolis test on the reduced potential decides.
+    """A generator proposes whole configurations of the molecule; a Metropolis test on the reduced potential decides.
 
-    After an acceptance all particles get new velocities, in the form that the Context's integrator stores: that of
-    the dynamics move which shares the cache of Contexts, if there is one. Random numbers are a function of the seed,
-    the number of times the move was applied, the thermodynamic state, and the copy of the move (copy.deepcopy) that it
-    is: samplers give each of their states one, of a move that was not applied before. Moves that are made for each state
-    need a seed each.
+    After an acceptance all particles get new velocities, in the form stored by the integrator of the Context: that of the
+    dynamics move that shares the cache of Contexts, if there is one. Random numbers are a function of the seed, of how often the
+    move has been applied, of the thermodynamic state, and of which copy (copy.deepcopy) of the move this is: samplers give each
+    of their states a copy of a move that has not been applied yet. Moves that are made separately for each state need different
+    seeds.
 
     Parameters
     ----------
     model : path
         Model file of the generator.
     seed : int, optional
-        Moves that are applied one after the other need different seeds. Without one: how many moves and exchanges without one this
-        process has made before.
+        Moves that are applied one after the other need different seeds. Default: the number of moves and exchanges that this
+        process has made without a seed so far.
     proposals : int
-        Of one application; each costs one energy. More than one: iterated sampling-importance resampling.
+        Proposals per application; each costs one energy. With more than one: iterated sampling-importance resampling.
     particles : sequence of int, optional
-        Particle particles[i] of the System is atom i of the model. By default all.
+        Particle particles[i] of the System is atom i of the model. Default: all particles.
     precision, decoding, segment, decoding_tolerance, decoding_passes
-        How the model is loaded, as in `modejump.Model`.
+        Options of loading the model, as in `modejump.Model`.
     """
 
     def __init__(
@@ -116,7 +116,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
-        """Of a move that was never applied a copy's: moves that hold others, such as SequenceMove, copy those by their states."""
+        """State of the move; if it was never applied, that of a copy, since moves that contain others, such as SequenceMove, copy
+        them by their states."""
         state = self._state()
         return state if self.applied > 0 else state | {"copy": self._next_copy()}
 
@@ -129,20 +130,20 @@ class NeuralJumpMove(mcmc.MCMCMove):
         return [*self.copy, self._copies]
 
     def __setstate__(self, state):
-        self.loading, self.accepted, self.copy = {}, 0, []  # of a move that was stored before there were these
+        self.loading, self.accepted, self.copy = {}, 0, []  # defaults for moves that were stored before these attributes existed
         self.__dict__.update(state)
         self._move, self._copies = None, 0
 
     def __deepcopy__(self, memo):
-        """A move with random numbers of its own: samplers of several states give a copy to each."""
+        """A copy with its own random numbers: samplers of several states give a copy to each."""
         other = type(self).__new__(type(self))
         other.__setstate__(copy.deepcopy(self._state(), memo) | {"copy": self._next_copy()})
         return other
 
     @property
     def statistics(self):
-        """How often the move was applied and accepted, in the words of openmmtools, which shares this among its processes: a
-        thermodynamic state that goes to another one takes along which random numbers it has used."""
+        """How often the move was applied and accepted, in the terms of openmmtools, which shares this among its processes: a
+        thermodynamic state that moves to another process takes along which random numbers it has used."""
         return {"n_accepted": self.accepted, "n_proposed": self.applied}
 
     @statistics.setter
@@ -150,7 +151,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self.accepted, self.applied = value["n_accepted"], value["n_proposed"]
 
     def _make(self, system):
-        """The move of this System, whose constraints the model must keep."""
+        """Makes the move for this System, whose constraints the model must keep."""
         method = "independence" if self.proposals == 1 else "isir"
         self._move = Move(Model(self.model, **self.loading), method, proposals=self.proposals, seed=self.seed)
         if self.particles is None:
@@ -171,7 +172,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
             placed.arrive(outcome.x, sampler_state, self.seed, step, replica)
 
     def _number(self, placed):
-        """Below 2^23, and another for another thermodynamic state and for another copy of the move."""
+        """Replica number below 2^23 that differs between thermodynamic states and between copies of the move."""
         temperature = placed.state.temperature.value_in_unit(unit.kelvin)
         text = json.dumps([temperature, sorted(dict(placed.context.getParameters()).items()), self.copy])
         return zlib.crc32(text.encode()) % VELOCITIES
@@ -182,11 +183,11 @@ class NeuralJumpMove(mcmc.MCMCMove):
 
 
 class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
-    """Replica exchange in which neighbours exchange through maps; modejump.LearnedReplicaExchangeSampler says how.
+    """Replica exchange in which neighbours exchange through maps, as described in modejump.LearnedReplicaExchangeSampler.
 
-    `set_maps` gives the maps, before the first iteration and, since the storage does not keep them, after a restart.
-    Each pair of neighbours is tried once in an iteration, whatever the mixing scheme. Random numbers are a function
-    of seed and iteration. All else is as in openmmtools. States must be of constant volume.
+    `set_maps` sets the maps, before the first iteration and again after a restart, since the storage does not keep them. Each
+    pair of neighbours is tried once per iteration, whatever the mixing scheme. Random numbers are a function of seed and
+    iteration. Everything else is as in openmmtools. States must have constant volume.
     """
 
     def __init__(self, **options):
@@ -194,14 +195,14 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         self.set_maps([], seed=0)
 
     def set_maps(self, maps, *, seed=None, particles=None):
-        """`maps[k]`, a Bijection, goes from the configurations of thermodynamic state k to those of k + 1. Runs that are to be independent need
-        different seeds. Without one: how many moves and exchanges without one this process has made before; the attribute `exchange_seed`
-        tells."""
+        """Sets the maps: `maps[k]`, a Bijection, maps from the configurations of thermodynamic state k to those of k + 1.
+        Independent runs need different seeds. Default: the number of moves and exchanges that this process has made without a
+        seed so far; see the attribute `exchange_seed`."""
         self.exchange_seed, self._particles = own_seed(seed), _listed(particles)
         self._maps, self._exchanges = list(maps), None
 
     def _make(self):
-        """The exchanges, once the states are known. Raises ValueError or Error for maps that do not belong to them."""
+        """Makes the exchanges, once the states are known. Raises ValueError or Error for maps that do not match them."""
         if len(self._maps) != self.n_states - 1:
             pairs, given = self.n_states - 1, len(self._maps)
             raise ValueError(f"{self.n_states} states have {pairs} pairs of neighbours, but {given} maps: use set_maps")
@@ -216,8 +217,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
             exchange.set_constraints(*constraints)
 
     def exchange_statistics(self, k):
-        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k +
-        1."""
+        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k + 1."""
         return self._exchanges[k].statistics()
 
     def _mix_replicas(self):
@@ -239,12 +239,11 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         return self._replica_thermodynamic_states, arrived
 
     def _exchange(self, k):
-        """Tries to exchange the replicas in states k and k + 1; returns the new sampler states of those that are
-        exchanged."""
+        """Tries to exchange the replicas in states k and k + 1; returns the new sampler states if they are exchanged."""
         where = list(self._replica_thermodynamic_states)
         a, b = where.index(k), where.index(k + 1)
         states = [self._sampler_states[replica] for replica in (a, b)]
-        # what comes to state k is the configuration of the replica that was in state k + 1
+        # state k receives the configuration of the replica that was in state k + 1
         arrivals = [(k, b), (k + 1, a)]
         cache = self.sampler_context_cache
         there = [
@@ -273,7 +272,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
 
 
 class _Later:
-    """A _Placed that is made at each use: Contexts of compatible states are one and the same in a cache."""
+    """A _Placed that is made anew at each use, since compatible states share one Context in a cache."""
 
     def __init__(self, *arguments):
         self.arguments = arguments

@@ -6,9 +6,9 @@ from .force import MonteCarloModeJump
 def assign_replica_streams(sampler):
     """Gives each replica of an openmm.app.ReplicaExchangeSampler its own random numbers.
 
-    The replicas share a Context and have equal step counts, so without this they would be proposed the same configurations.
-    The number is kept in each replica's State, which the sampler saves and restores. The temperature needs no such care: it
-    is read from the integrator at each attempt.
+    The replicas share a Context and have equal step counts, so without this they would get the same proposals. The number is kept
+    in each replica's State, which the sampler saves and restores. The temperature needs no such treatment: it is read from the
+    integrator at each attempt.
     """
     context = sampler.simulation.context
     before = context.getParameter(MonteCarloModeJump.REPLICA)

@@ -1,4 +1,4 @@
-"""ModeJumpReporter: what the moves of a simulation come to, in the style of StateDataReporter."""
+"""ModeJumpReporter: statistics of the moves of a simulation, in the style of StateDataReporter."""
 
 import math
 import os
@@ -17,12 +17,12 @@ def torsion(x, atoms):
     return math.atan2(np.dot(np.cross(normal1, normal2), axis / np.linalg.norm(axis)), np.dot(normal1, normal2))
 
 
-#: Largest bound of a torsion, radian: pi, also as people round it.
+#: Largest bound of a torsion, radian: pi, with a margin for rounding.
 _LARGEST_ANGLE = 3.15
 
 
 def _counted(name, given):
-    """(atoms, low, high) of a torsion whose transitions are counted. ValueError: what is none."""
+    """(atoms, low, high) of a torsion whose transitions are counted. Raises ValueError if it is not valid."""
     try:
         atoms, low, high = given
         atoms, low, high = [int(i) for i in atoms], float(low), float(high)
@@ -38,19 +38,20 @@ def _counted(name, given):
 class ModeJumpReporter:
     """Writes attempts, acceptance, rejections by reason and log-weights every `reportInterval` steps.
 
-    With a screening model there are further columns: the likelihood that decides ("surrogate" where the moves are biased), what
-    the screen let through, and what that cost. The log-weights are then the screen's.
+    With a screening model there are further columns: the likelihood that decides ("surrogate" if the moves are biased), how many
+    attempts passed the screen, and how many exact log-densities that cost. The log-weights are then those of the screen.
 
     Parameters
     ----------
     file : path or file object
     reportInterval : int
-        Steps.
+        Steps between reports.
     force : MonteCarloModeJump, optional
-        The one to report on; by default the first of the System.
+        Force to report on. Default: the first one of the System.
     torsions : dict of name to (atoms, low, high), optional
-        Counts transitions: how often the torsion of the four atoms has entered or left the interval low < angle < high
-        (radian, low > high for an interval across pi), seen at the reports. Use a small reportInterval for an exact count.
+        Torsions whose transitions are counted: how often the torsion of the four atoms has entered or left the interval low <
+        angle < high (radian; low > high for an interval across pi), as seen at the reports. Use a small reportInterval for an
+        exact count.
     separator : str
     append : bool
     """
@@ -71,7 +72,7 @@ class ModeJumpReporter:
         self._transitions = {name: 0 for name in self._torsions}
         self._force = None if force is None else MonteCarloModeJump.cast(force)
         self._header = not append
-        # last, so that what is refused leaves a file as it is
+        # opened last, so that invalid arguments leave the file untouched
         is_path = isinstance(file, (str, os.PathLike))
         self._out = open(file, "a" if append else "w") if is_path else file
         self._owned = is_path

@@ -1,4 +1,4 @@
-"""OpenMM's Quantities as numbers, which is what the library takes. A plain number has the unit already."""
+"""OpenMM Quantities converted to numbers, as the library needs them. A plain number is taken to be in the right unit."""
 
 import numpy as np
 from openmm import unit

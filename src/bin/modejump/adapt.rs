@@ -1,5 +1,5 @@
 //! `modejump adapt`: a generator that learns from the simulation it speeds up, in rounds. Walkers start at the
-//! topology's configuration; hot replicas show what else there is.
+//! topology's configuration; hot replicas find other states.
 
 use crate::rounds::RoundsArguments;
 use clap::Args;

@@ -13,8 +13,8 @@ pub struct Compile {
     /// Model files
     #[arg(required = true)]
     models: Vec<PathBuf>,
-    /// Of the card: sm_75 (Turing), sm_80 (A100), sm_86, sm_87 (Orin), sm_89 (Ada), sm_90 (Hopper), sm_100, sm_103,
-    /// sm_110, sm_120, sm_121 (Blackwell)
+    /// Architecture of the GPU: sm_75 (Turing), sm_80 (A100), sm_86, sm_87 (Orin), sm_89 (Ada), sm_90 (Hopper), sm_100,
+    /// sm_103, sm_110, sm_120, sm_121 (Blackwell)
     #[arg(long)]
     architecture: String,
     #[command(flatten)]

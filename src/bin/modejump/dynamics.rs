@@ -1,4 +1,4 @@
-//! What commands that run molecular dynamics have in common: its options, where it starts, what is recorded.
+//! Shared part of commands that run molecular dynamics: options, start, recording.
 
 use clap::Args;
 use modejump::coordinates::vector::distance;
@@ -8,13 +8,13 @@ use std::path::Path;
 
 #[derive(Args)]
 pub struct Dynamics {
-    /// 1/ps
+    /// Friction coefficient, 1/ps
     #[arg(long, default_value_t = 1.0)]
     friction: f64,
-    /// ps
+    /// Time step, ps
     #[arg(long, default_value_t = 0.001)]
     pub timestep: f64,
-    /// Of velocities, the thermostat and jumps
+    /// Seed of velocities, thermostat and jumps
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// OpenMM platform
@@ -22,19 +22,19 @@ pub struct Dynamics {
     platform: String,
 }
 
-/// The nearest heavy atoms of a molecule have such a distance, nm.
+/// Range of the distance between the two nearest heavy atoms of a molecule, nm.
 const SHORTEST: f64 = 0.05;
 const LONGEST: f64 = 1.0;
-/// So many are looked at, since neighbours in a file are near each other.
+/// Number of heavy atoms that are examined: neighbours in a file are near each other.
 const LOOKED_AT: usize = 1000;
 
-/// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB
-/// files have Angstrom.
+/// Errors: the coordinates of a PDB file are not numbers, or not those of a molecule, for instance because they are in
+/// nm, where PDB files have Angstrom.
 pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
     if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
         return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
     }
-    // sites without mass lie beside their atoms
+    // massless sites lie beside their atoms
     let heavy =
         (0..topology.n_atoms()).filter(|&i| matches!(topology.elements[i].as_str(), "C" | "N" | "O" | "S" | "P"));
     let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
@@ -75,17 +75,17 @@ mod run {
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
-    /// A run has blown up at so many times its temperature.
+    /// Multiple of its temperature at which a run has blown up.
     const HOT: f64 = 3.0;
     const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
 
-    /// Steps that an engine or a move gave up, as most do with numbers that are not finite.
+    /// Adds the steps to an error of the engine or of a move, most of which come from numbers that are not finite.
     pub fn failed(error: Error, steps: RangeInclusive<u64>) -> Error {
         let (first, last) = steps.into_inner();
         Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
     }
 
-    /// Errors: a run that a signal has ended before its first frame, when there is nothing to keep or to report.
+    /// Errors: a signal ended the run before its first frame, so there is nothing to keep or to report.
     pub fn require_frames(done: u64, all: u64) -> Result<()> {
         match done == 0 && all > 0 {
             true => Err(Error::Engine("interrupted before the first frame: nothing is recorded or written".into())),
@@ -93,7 +93,8 @@ mod run {
         }
     }
 
-    /// After the report. Errors: a run that a signal has ended, so that what was to follow it in a script does not.
+    /// Errors: a signal ended the run early, so that what follows it in a script does not start. Called after the
+    /// report.
     pub fn require_whole(done: u64, all: u64, what: &str) -> Result<()> {
         match done < all {
             true => Err(Error::Engine(format!("interrupted after {done} of {all} {what}"))),
@@ -101,7 +102,7 @@ mod run {
         }
     }
 
-    /// What a run goes on from, where there is something at --checkpoint, with a line that says so. `what` names the
+    /// State at --checkpoint from which a run continues, if there is one, with a message that says so. `what` names the
     /// option that asks for `all`, of which `done` are done. Errors: the state of another run, or of a longer one.
     pub fn earlier<T: DeserializeOwned>(
         path: Option<&Path>,
@@ -122,7 +123,7 @@ mod run {
     }
 
     impl Dynamics {
-        /// For a run that goes on with the same ones alone.
+        /// Adds the options to the identity of a run, which continues only with the same values.
         pub fn identify(&self, run: Identity) -> Identity {
             let Dynamics { friction, timestep, seed, platform } = self;
             run.with("--seed", seed)
@@ -131,7 +132,7 @@ mod run {
                 .with("--platform", platform)
         }
 
-        /// At a temperature, K.
+        /// Simulation options at a temperature, K.
         pub fn at(&self, temperature: f64) -> SimulationOptions {
             SimulationOptions {
                 temperature,
@@ -144,12 +145,12 @@ mod run {
         }
     }
 
-    /// When frames are written while a run goes on, so that one that is killed has lost a minute: then, and for a tenth
-    /// of the time at most.
+    /// Schedule on which frames are written during a run, so that a killed run loses a minute at most: every minute,
+    /// and for at most a tenth of the time.
     pub struct Kept {
         last: Instant,
         wait: Duration,
-        /// What is no file would get the same frames again.
+        /// False for pipes and devices: a second write would repeat the frames.
         files: bool,
     }
 
@@ -159,7 +160,7 @@ mod run {
             Kept { last: Instant::now(), wait: CHECKPOINT_INTERVAL, files }
         }
 
-        /// A write that fails is told, and the run goes on: there may be room at its end.
+        /// Writes if it is time. A failure is reported, and the run goes on: there may be room at its end.
         pub fn when_due(&mut self, write: impl FnOnce() -> Result<()>) {
             if !self.files || self.last.elapsed() < self.wait {
                 return;
@@ -175,20 +176,21 @@ mod run {
 
     #[derive(Default, Serialize, Deserialize)]
     pub struct Record {
-        /// Done when the last frame was taken.
+        /// Number of steps done when the last frame was taken.
         pub steps: u64,
-        /// Done when each frame was taken.
+        /// Number of steps done when each frame was taken.
         at: Vec<u64>,
-        /// None where nobody asks for them.
+        /// Positions; empty if they are not needed.
         frames: Frames,
-        /// kJ/mol.
+        /// Potential energies, kJ/mol.
         energy: Vec<f64>,
-        /// K, instantaneous.
+        /// Instantaneous temperatures, K.
         temperature: Vec<f64>,
     }
 
     impl Record {
-        /// After so many steps; positions only where they are kept. Errors: a run that has blown up; the frame is not recorded.
+        /// Records a frame after this many steps, with positions only if they are kept. Errors: the run has blown up;
+        /// the frame is then not recorded.
         pub fn take(&mut self, simulation: &mut Simulation, steps: u64, keeps_positions: bool) -> Result<()> {
             let (energy, temperature) = (simulation.potential_energy()?, simulation.temperature()?);
             if !energy.is_finite() || !temperature.is_finite() {
@@ -203,7 +205,7 @@ mod run {
                 let start = x.len();
                 x.resize(start + *dimension, 0.0);
                 simulation.positions(&mut x[start..])?;
-                // where a force does not say whether it is periodic there is none
+                // no box if a force does not report whether it is periodic
                 boxes.extend(simulation.box_vectors().ok().flatten());
             }
             self.energy.push(energy);
@@ -212,7 +214,7 @@ mod run {
             Ok(())
         }
 
-        /// Writes the trajectory of this dynamics, with reduced potentials or times where the format has room for them.
+        /// Writes the trajectory of this dynamics, with reduced potentials or times if the format has room for them.
         pub fn write(&self, path: &Path, topology: &Topology, dynamics: &SimulationOptions) -> Result<()> {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(dynamics.temperature)).collect();
             let clock = Clock { steps: &self.at, timestep: dynamics.timestep };
@@ -225,8 +227,8 @@ mod run {
             self.energy.len()
         }
 
-        /// Says so where the instantaneous temperatures are far from the one that was asked for, as in a run that blows
-        /// up without an end.
+        /// Warns if the instantaneous temperatures are far from the one asked for, as in a run that is slowly blowing
+        /// up.
         pub fn warn_of_heat(&self, kelvin: f64) {
             let mean = self.temperature.iter().sum::<f64>() / self.n() as f64;
             if mean > HOT * kelvin {
@@ -234,15 +236,16 @@ mod run {
             }
         }
 
-        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run
-        /// failed.
+        /// Means ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). None for a handful of frames, which have no meaningful mean: no reason to
+        /// fail the run.
         pub fn means(&self) -> Option<[Estimate; 2]> {
             Some([mean_of_series(&self.energy).ok()?, mean_of_series(&self.temperature).ok()?])
         }
     }
 
-    /// Where a run starts; the box is the System's, which is told where the topology has another. Errors: those of
-    /// [`check_start`], a System with another number of particles than the topology has atoms, or with masses of others.
+    /// Topology, positions and System from which a run starts; the box is that of the System, with a warning if the
+    /// topology has another. Errors: those of [`check_start`], and a System with another number of particles than the
+    /// topology has atoms, or with masses that do not match them.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
         let (pdb, xml) = (topology, system);
         let (topology, x0) = Topology::from_pdb(pdb)?;
@@ -253,7 +256,7 @@ mod run {
         Ok((topology, x0, system))
     }
 
-    /// u_mean, u_stderr, t_mean and t_stderr.
+    /// Adds u_mean, u_stderr, t_mean and t_stderr to a summary.
     pub fn add_means(summary: &mut Value, [u, t]: &[Estimate; 2]) {
         for (name, mean) in [("u", u), ("t", t)] {
             summary[format!("{name}_mean")] = json!(mean.value);
@@ -261,13 +264,13 @@ mod run {
         }
     }
 
-    /// The same as text.
+    /// Text of the means and their errors.
     pub fn show_means([u, t]: &[Estimate; 2]) -> String {
         let [u, du, t, dt] = [u.value, u.standard_error, t.value, t.standard_error];
         format!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K")
     }
 
-    /// Says what it takes to keep so many frames until they are written.
+    /// Warns of the memory that it takes to keep this many frames until they are written.
     pub fn tell_of_memory(frames: u64, particles: usize) {
         let gigabytes = 24e-9 * frames as f64 * particles as f64;
         if gigabytes > 1.0 {

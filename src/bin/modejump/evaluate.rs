@@ -1,4 +1,4 @@
-//! `modejump evaluate`: what the network of a continuous flow or an energy-based model computes.
+//! `modejump evaluate`: output of the network of a continuous flow or an energy-based model.
 
 use super::common::{frames_of, load, PrecisionFlag};
 use clap::Args;
@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 pub struct Evaluate {
     /// Model file with a vector field or an energy
     model: PathBuf,
-    /// safetensors with `x` [n][atoms][3] and `t` [n], both in the network's own units; other tensors are not read
+    /// safetensors with `x` [n][atoms][3] and `t` [n], both in the network's own units; other tensors are ignored
     input: PathBuf,
-    /// safetensors (f64) with, for a vector field, `velocity` [n][atoms][3], the network's output, and `divergence`
-    /// [n], its trace ∂f/∂x over all coordinates; if the output is the end point of the path, also `drift`, the
-    /// velocity dx/dt that follows from it, and `drift_divergence`; for an energy, `energy` [n] = log p_t + constant
+    /// safetensors (f64). For a vector field: `velocity` [n][atoms][3], the network's output, and `divergence` [n], the
+    /// trace of its Jacobian ∂f/∂x over all coordinates; if the output is the end point of the path, also `drift`, the
+    /// velocity dx/dt that follows from it, and `drift_divergence`. For an energy: `energy` [n] = log p_t + constant,
     /// and `score` [n][atoms][3], its gradient
     #[arg(short, long)]
     output: PathBuf,

@@ -8,22 +8,22 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct Exchange {
-    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
+    /// Topology and start: PDB file with the atoms in the order of the System; a periodic box is taken from the System
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)
     #[arg(long)]
     system: PathBuf,
-    /// A model for each temperature: neighbours exchange through the latent space that their models have in common
+    /// One model per temperature: neighbours exchange through the latent space that their models share
     #[arg(long, required = true, num_args = 2.., value_name = "FILE")]
     models: Vec<PathBuf>,
     /// Temperatures, K, in the order of the models [default: those of the models]
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     temperatures: Option<Vec<f64>>,
-    /// Exchanges to try between each pair of neighbours
+    /// Number of exchanges to try between each pair of neighbours
     #[arg(short = 'n', long, default_value_t = 10_000)]
     exchanges: u64,
-    /// Exchanges before those, which are neither recorded nor averaged (but count as exchanges): the replicas start from
+    /// Exchanges before these that are neither recorded nor averaged (but count as exchanges): all replicas start from
     /// one configuration
     #[arg(long, default_value_t = 0)]
     equilibrate: u64,
@@ -34,13 +34,13 @@ pub struct Exchange {
     dynamics: Dynamics,
     #[command(flatten)]
     precision: PrecisionFlag,
-    /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc,
-    /// trr, npy or safetensors (with `reduced_potential`), written every minute and at the end, or when SIGINT or
-    /// SIGTERM ends the run; the last ones may be left out
+    /// Trajectories, one per temperature in the order of the models, with a frame after every exchange: pdb, gro, dcd,
+    /// xtc, trr, npy or safetensors (with `reduced_potential`), written every minute, at the end, and when SIGINT or
+    /// SIGTERM ends the run; the last ones may be omitted
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
-    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
-    /// is there, the run goes on from it, bit for bit; one that was finished does with more --exchanges
+    /// State of the run with its frames, written every minute, at the end, and when SIGINT or SIGTERM ends the run. If
+    /// the file exists, the run continues from it, bit for bit; a finished run continues with more --exchanges
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
@@ -75,13 +75,13 @@ mod run {
 
     const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 5 };
 
-    /// What a run goes on from.
+    /// State from which a run continues.
     #[derive(Serialize, Deserialize)]
     struct Saved {
         /// Exchanges done.
         done: u64,
         replicas: ReplicasState,
-        /// Of each temperature.
+        /// One record per temperature.
         records: Vec<Record>,
     }
 
@@ -134,7 +134,7 @@ mod run {
                     Saved { done: 0, replicas: ReplicasState::default(), records }
                 }
             };
-            // every file that can be written, with the frames before a failure
+            // writes every file that can be written, with the frames before a failure
             let write = |records: &[Record]| -> Result<()> {
                 let outputs = self.output.iter().zip(records).zip(&temperatures);
                 let outputs = outputs.filter(|((_, record), _)| record.n() > 0);
@@ -154,12 +154,12 @@ mod run {
             let written = write(&saved.records);
             run?;
             let written = written.and(keep(&mut replicas, &mut saved));
-            // what was learned is told even if the disk is full by now
+            // the report is printed even if the disk is full by now
             self.report(&replicas, &saved.records, &temperatures);
             written.and(require_whole(saved.done, self.exchanges, "exchanges"))
         }
 
-        /// Everything but the number of exchanges, and what changes no result.
+        /// Identity of the run: everything that changes its results, except the number of exchanges.
         fn identity(&self, models: &[Arc<dyn Model>], temperatures: &[f64]) -> Result<Identity> {
             let run = Identity::default().with_content("file for --topology", hash_of(&self.topology)?);
             let mut run = run.with_content("file for --system", hash_of(&self.system)?);
@@ -191,7 +191,7 @@ mod run {
             Ok(())
         }
 
-        /// `after` sees replicas and records after every frame.
+        /// Runs and records the exchanges; `after` gets replicas and records after every frame.
         fn record_run(
             &self,
             replicas: &mut ExchangingReplicas,

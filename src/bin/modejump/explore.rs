@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub struct Explore {
     #[command(flatten)]
     rounds: RoundsArguments,
-    /// Structures to start from, one or more files of frames; the topology's if there are none
+    /// Structures to start from, one or more files of frames [default: the structure of --topology]
     #[arg(long, num_args = 1..)]
     structures: Vec<PathBuf>,
 }

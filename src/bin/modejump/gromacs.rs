@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// In a cycle, unless another number is asked for.
+/// Default number of proposals per cycle.
 const PROPOSALS: usize = 16;
 
 #[derive(Args)]
 pub struct Gromacs {
-    /// Generator of the configurations of a molecule
+    /// Generator of the configurations of one molecule
     model: PathBuf,
     /// Run input file; with --multidir its name in every directory
     #[arg(short = 's', long, default_value = "topol.tpr")]
@@ -29,48 +29,49 @@ pub struct Gromacs {
     /// Run input file for the reruns, if that of the dynamics has nstfout = 0: same system, any nstfout > 0
     #[arg(long)]
     rerun_tpr: Option<PathBuf>,
-    /// Where the run keeps its files; a run that is there goes on
+    /// Directory for the files of the run; an existing run in it is continued
     #[arg(short, long, default_value = ".")]
     directory: PathBuf,
-    /// Several walkers, each with a run input file and all its files in a directory of its own
+    /// Directories of several walkers, each with its own run input file and all its other files
     #[arg(long, num_args = 1.., conflicts_with = "directory")]
     multidir: Vec<PathBuf>,
-    /// Walkers that run at the same time; default: all
+    /// Number of walkers that run at the same time [default: all]
     #[arg(long)]
     parallel: Option<usize>,
     /// Command that runs gmx
     #[arg(long, default_value = "gmx")]
     gmx: String,
-    /// Command that runs mdrun, with options, such as "mpirun -np 4 gmx_mpi mdrun -ntomp 2"; default: that of --gmx
+    /// Command that runs mdrun, with options, such as "mpirun -np 4 gmx_mpi mdrun -ntomp 2" [default: mdrun of --gmx]
     #[arg(long)]
     mdrun: Option<String>,
-    /// Cycles of dynamics and a jump, all starts of the run together
+    /// Number of cycles of dynamics and a jump, in total over all starts of the run
     #[arg(short = 'n', long, default_value_t = 100)]
     cycles: u64,
-    /// Cycles at the beginning of the run whose energies and temperatures are not averaged; their frames are kept
+    /// Number of cycles at the beginning of the run whose energies and temperatures are not averaged; their frames are
+    /// kept
     #[arg(long, default_value_t = 0)]
     equilibrate: u64,
-    /// Steps of dynamics in a cycle
+    /// Steps of dynamics per cycle
     #[arg(long, default_value_t = 1000)]
     steps: u64,
-    /// Proposals in a cycle, evaluated by one rerun [default: 16; of a model of modes 1, which is all that a jump between modes can have, but --method isir chooses among more]
+    /// Proposals per cycle, evaluated by one rerun [default: 16; 1 for a model of modes, since a jump between modes has
+    /// only one, unless --method isir chooses among more]
     #[arg(long)]
     proposals: Option<usize>,
-    /// What is made of the proposals of a cycle
+    /// How the proposals of a cycle are used
     #[arg(long, value_enum, default_value_t = Method::Independence)]
     method: Method,
-    /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed
-    /// acceptance)
+    /// Second model with a cheap log-density: it screens the proposals, and the exact log-density of the generator
+    /// decides (delayed acceptance)
     #[arg(long)]
     screen: Option<PathBuf>,
-    /// Number of the model's first atom in the system, counting from 1; the others follow, in any order within a
-    /// residue
+    /// Number of the model's first atom in the system, counted from 1; the others follow, in any order within a residue
     #[arg(long, default_value_t = 1)]
     first_atom: usize,
-    /// Of proposals and velocities [default: the run's `ld-seed`, so that independent runs have jumps of their own]
+    /// Seed of proposals and velocities [default: the run's `ld-seed`, so that independent runs have independent jumps]
     #[arg(long)]
     seed: Option<u64>,
-    /// Stop before this many hours have passed; the same command goes on
+    /// Stop before this many hours have passed; the same command continues the run
     #[arg(long)]
     maxh: Option<f64>,
     #[command(flatten)]
@@ -133,8 +134,8 @@ impl Gromacs {
         })
     }
 
-    /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole
-    /// cycle.
+    /// Runs all walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a
+    /// whole cycle.
     fn advance(&self, walkers: Vec<Walker>, model: &dyn Model) -> Result<Vec<Walker>> {
         let deadline = self.maxh.and_then(deadline);
         let bars = MultiProgress::new();
@@ -182,7 +183,7 @@ impl Gromacs {
             let accepted = 100.0 * walker.progress().statistics.acceptance();
             let message = format!("step {}  U {:.1}  accepted {accepted:.0} %", report.step, report.potential_after);
             progress.show(walker.progress().cycle, message);
-            // not earlier: it is mdrun that brings the constrained bonds of a start to their lengths
+            // not earlier, since mdrun brings the constrained bonds of the starting structure to their lengths
             if std::mem::take(&mut is_first) {
                 if let Some(x) = walker.molecule(model)? {
                     bars.suspend(|| warn_of_labels(walker.tpr(), model, &x));
@@ -210,7 +211,7 @@ impl Gromacs {
         if progress.cycle > 0 {
             let (u, t) = walker.series_after(self.equilibrate)?;
             for (name, series) in [("u", u), ("t", t)] {
-                // a handful of frames has no mean worth the name, which is no reason to call the run failed
+                // a handful of frames has no meaningful mean, which is no reason to fail the run
                 if let Ok(mean) = mean_of_series(&series) {
                     summary[format!("{name}_mean")] = json!(mean.value);
                     summary[format!("{name}_stderr")] = json!(mean.standard_error);
@@ -221,7 +222,8 @@ impl Gromacs {
     }
 }
 
-/// Walkers with one run input file have one `ld-seed`, and so the same noise in their dynamics.
+/// Warns of walkers with the same run input file: they have the same `ld-seed`, and so the same noise in their
+/// dynamics.
 fn warn_of_equal_inputs(folders: &[PathBuf], walkers: &[Walker]) {
     for (i, walker) in walkers.iter().enumerate() {
         if let Some(twin) = walkers[..i].iter().position(|other| other.tpr_hash() == walker.tpr_hash()) {
@@ -231,7 +233,7 @@ fn warn_of_equal_inputs(folders: &[PathBuf], walkers: &[Walker]) {
     }
 }
 
-/// So many hours from now; none if that is never.
+/// Time after this many hours from now; none if it is too far to represent.
 fn deadline(hours: f64) -> Option<Instant> {
     let left = Duration::try_from_secs_f64(3600.0 * hours.max(0.0)).ok()?;
     Instant::now().checked_add(left)
@@ -257,7 +259,7 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
     println!("a cycle: {dynamics:.3} s of dynamics, {jump:.3} s for its jump");
 }
 
-/// What cycles and proposals came to, as far as there were any: jumps between modes have no weights of proposals.
+/// Summary of cycles and proposals, if there were any: jumps between modes have no weights of proposals.
 fn shares(moved: f64, ess: f64) -> String {
     let of = |share: f64| Some(100.0 * share).filter(|percent| percent.is_finite());
     let moved = of(moved).map(|moved| format!("; {moved:.1} % of cycles moved"));

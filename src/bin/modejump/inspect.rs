@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub struct Inspect {
     /// Model file, or any safetensors or PyTorch file
     file: PathBuf,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -87,7 +87,7 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
     Ok(report)
 }
 
-/// What the model's configuration says, part by part.
+/// Settings of the model's configuration, by part.
 fn settings(model: &ModelConfig) -> Result<Value> {
     if let ModelConfig::Coupling(config) = model {
         let describe =
@@ -96,12 +96,12 @@ fn settings(model: &ModelConfig) -> Result<Value> {
     }
     let mut settings = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?["config"].take();
     for mode in settings.get_mut("modes").and_then(Value::as_array_mut).into_iter().flatten() {
-        // of its card `modejump inspect` of the generator's own file tells more
+        // `modejump inspect` of the generator's own file shows more of its card
         mode["generator"] = mode["card"]["model"]["kind"].take();
         mode.as_object_mut().map(|mode| mode.remove("card"));
     }
     if let Some(network) = settings.get_mut("network").and_then(Value::as_object_mut) {
-        // an entry for every atom, bond or torsion
+        // lists with an entry for every atom, bond or torsion
         for list in ["features", "types", "volumes", "prochiral"] {
             network.remove(list);
         }
@@ -121,12 +121,12 @@ fn layer_name(layer: &LayerConfig) -> &'static str {
     }
 }
 
-/// The report for people: an entry a line, and so is an atom.
+/// The report as text: one line per entry and per atom.
 fn text(report: &Value, atoms: Option<&Topology>) -> String {
     let mut out = String::new();
     for (key, value) in report.as_object().into_iter().flatten() {
         match value {
-            // what a model of this kind has not
+            // not applicable to a model of this kind
             Value::Null if key != "temperature_K" => (),
             Value::Object(map) if !map.is_empty() => {
                 out += &format!("{key}\n");
@@ -145,7 +145,7 @@ fn text(report: &Value, atoms: Option<&Topology>) -> String {
     out
 }
 
-/// Names of a file may hold what a terminal takes for commands.
+/// Replaces control characters, since names in a file may hold escape sequences for terminals.
 fn printable(text: &str) -> String {
     text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }

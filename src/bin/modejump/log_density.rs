@@ -24,28 +24,29 @@ pub struct LogDensity {
     /// Configurations: pdb, gro, dcd, xtc, trr, npy or safetensors (`x` [frame][atom][3], nm)
     #[arg(required_unless_present = "z")]
     frames: Option<PathBuf>,
-    /// PDB file with the atoms of the frames in their order; in another order than the model's they are brought to that
-    /// by their names. Without it the frames are taken to have the model's order, which formats without names cannot
-    /// show
+    /// PDB file with the atoms of the frames in their order; if this differs from the model's order, the atoms are
+    /// reordered by name. Without it the frames are assumed to be in the model's order, which cannot be checked for
+    /// formats without names
     #[arg(long, conflicts_with = "z")]
     topology: Option<PathBuf>,
     /// Latent points (`z` [n][latent]) instead of configurations
     #[arg(long, conflicts_with = "frames")]
     z: Option<PathBuf>,
-    /// K: takes a steerable model there from the temperature of its training
+    /// Temperature, K: takes a steerable model there from the temperature of its training
     #[arg(long)]
     temperature: Option<f64>,
-    /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both
-    /// without the density of these. And of the centroids that TarFlows see with noise: where those of the frames are
-    /// not spread as that noise (all at the origin, or elsewhere), all frames are centred and get such a centroid, as
-    /// in moves, which leaves the ensemble as it is
+    /// Seed of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is the
+    /// joint log-density minus that of these alone. Also seed of the centroids that TarFlows are trained on with noise:
+    /// if those of the frames are not distributed like this noise (all at the origin, or elsewhere), all frames are
+    /// centred and get centroids drawn from it, as in moves, which leaves the ensemble unchanged
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// Of a TarFlow: take the centroids of all frames as they are, as to compare log q with another program's
+    /// For a TarFlow: take the centroids of all frames as they are, for example to compare log q with that of another
+    /// program
     #[arg(long, conflicts_with = "z")]
     keep_centroids: bool,
-    /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x); without
-    /// it there is the summary alone
+    /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x);
+    /// without it only the summary is printed
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -105,16 +106,16 @@ impl LogDensity {
     }
 }
 
-/// Those of frames, where a model sees noise there.
+/// Treatment of the centroids of frames, for a model that sees noise there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Centroids {
     AsTheyAre,
-    /// Drawn anew where they are not spread as that noise.
+    /// Drawn anew if they are not distributed like this noise.
     Noise,
 }
 
-/// The frames of a file as a model's density takes them: in the order of its atoms (of `topology`, where that is given),
-/// with auxiliary coordinates, and centroids where the model sees noise there.
+/// Frames of a file as a model's density takes them: in the order of its atoms (reordered from that of `topology`, if
+/// given), with auxiliary coordinates, and with centroids for a model that sees noise there.
 pub fn as_of_model(
     path: &Path,
     topology: Option<&Path>,
@@ -125,7 +126,7 @@ pub fn as_of_model(
     let of_x = model.dimension() - steering.auxiliary;
     let mut frames = read(path, topology, model.card())?.require(path, of_x)?;
     if let (Scope::Noisy { sigma }, Centroids::Noise) = (model.scope(), centroids) {
-        // samples of a model have a log q, and a centroid that belongs to it
+        // samples of a model have a log q, to which their centroids belong
         let own = array(path, "log_density", frames.n())?.is_some();
         draw_centroids(&mut frames, sigma, seed, own);
     }
@@ -165,20 +166,20 @@ fn read_in_order(path: &Path, topology: &Path, card: &ModelCard) -> Result<Frame
     Ok(Frames { x, ..frames })
 }
 
-/// Whether centroids have about the spread of noise of standard deviation sigma (nm), as those of the model's own
-/// samples do. Those of frames that were centred have none, those of frames from elsewhere more: the sum of n of them
-/// is a χ² of 3n degrees of freedom.
+/// Whether centroids are about as spread as noise of standard deviation sigma (nm), as those of the model's own samples
+/// are. Those of centred frames are all zero, those of frames from elsewhere spread more: the sum of n squared
+/// centroids over σ² follows a χ² distribution of 3n degrees of freedom.
 fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> bool {
     let degrees = 3.0 * n as f64;
     let spread = centroids.map(|c| dot(c, c)).sum::<f64>() / (sigma * sigma * degrees);
-    // the noise of a model that was trained is not quite that of its training
+    // the noise of a trained model differs a little from that of its training
     let error = 0.5 + 6.0 * (2.0 / degrees).sqrt();
     spread > (1.0 - error).max(1e-3) && spread < 1.0 + error
 }
 
-/// Frames whose centroids are not noise of standard deviation sigma (nm) get centroids drawn from it: the density of
-/// the model is one of (shape, centroid), of no meaning where the centroid is anywhere. A model's own samples do if
-/// they were centred since.
+/// Draws centroids for frames whose centroids are not noise of standard deviation sigma (nm): the model's density is
+/// one of (shape, centroid), and meaningless for arbitrary centroids. A model's own samples keep theirs, unless they
+/// were centred since.
 fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64, own: bool) {
     let (dimension, n) = (frames.dimension, frames.n());
     let centroids = || frames.x.chunks_exact(dimension).map(centroid);

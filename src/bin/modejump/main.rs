@@ -1,6 +1,6 @@
 //! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
 
-/// As std's, which panics where nobody reads standard error any more: that ends no run.
+/// As std's `eprintln!`, which panics if standard error is closed: that must not end a run.
 macro_rules! eprintln {
     ($($text:tt)*) => {{
         let line = format!($($text)*) + "\n";
@@ -49,15 +49,15 @@ struct Cli {
 enum Command {
     /// Train a generator on frames, engine energies, or both
     Train(train::Train),
-    /// Simulate, train on what was seen, and simulate with what was learned, in rounds
+    /// Simulate, train on the frames, and simulate with the trained generator, in rounds
     Adapt(adapt::Adapt),
     /// Train on a few structures, walk in latent space, and train on what was found, in rounds
     Explore(explore::Explore),
     /// Turn a checkpoint of another program into a model file
     Convert(convert::Convert),
-    /// Put the generators of several metastable states in one model file, to jump between them
+    /// Put the generators of several metastable states into one model file, to jump between them
     Modes(modes::Modes),
-    /// Say what a model file, a safetensors or a PyTorch file holds
+    /// Show what a model file, or any safetensors or PyTorch file, contains
     Inspect(inspect::Inspect),
     /// Draw configurations with their log-densities
     Sample(sample::Sample),
@@ -69,16 +69,16 @@ enum Command {
     Md(md::Md),
     /// Run OpenMM at several temperatures, with exchanges through maps between the ensembles
     Exchange(exchange::Exchange),
-    /// Run GROMACS with jumps: any gmx, nothing to install
+    /// Run GROMACS with jumps: with any gmx, nothing to install
     Gromacs(gromacs::Gromacs),
-    /// Importance weights against an engine's energies: ESS, free energies. log Z of kinds of models differ by constants
-    /// that docs/comparing.md has
+    /// Importance weights against an engine's energies: ESS, free energies. log Z differs between kinds of models by
+    /// constants given in docs/comparing.md
     Reweight(reweight::Reweight),
-    /// Carry samples of a generator to an engine's energies by annealed moves with weights
+    /// Carry samples of a generator to an engine's energies by annealed moves with importance weights
     Smc(smc::Smc),
     /// Compare two samples or trajectories of one molecule: energies, torsions, slow components
     Compare(compare::Compare),
-    /// Compile a model's kernels for a card that is elsewhere
+    /// Compile a model's kernels for a GPU that is in another machine
     #[cfg(feature = "cuda")]
     Compile(compile::Compile),
     /// Time the hot paths
@@ -88,7 +88,7 @@ enum Command {
 }
 
 impl Command {
-    /// Others read files, and need no card for that.
+    /// Whether the command runs models. The others only read files, and need no GPU for that.
     fn runs_models(&self) -> bool {
         !matches!(
             self,
@@ -97,8 +97,8 @@ impl Command {
     }
 }
 
-/// A reader of the standard output that has seen enough ends the program, as it ends others; one that has no room for
-/// it is told of.
+/// Ends the program quietly when the reader of standard output has closed the pipe, as other programs do; reports other
+/// failures to print, such as a full disk.
 fn end_with_output() {
     const PRINTING: &str = "failed printing to stdout";
     let usual = std::panic::take_hook();
@@ -115,8 +115,8 @@ fn end_with_output() {
     }));
 }
 
-/// A file that has become as large as the system allows (`ulimit -f`) is an error of its writing, as a full disk is, and
-/// ends no program without a word.
+/// Turns a file as large as the system allows (`ulimit -f`) into a write error, as a full disk is, instead of a signal
+/// that ends the program without a message.
 fn meet_limits_of_files() {
     #[cfg(unix)]
     // SAFETY: an ignored signal runs no code; it is set before any thread is there.
@@ -125,7 +125,8 @@ fn meet_limits_of_files() {
     }
 }
 
-/// What was asked for. A negative number is the value of the option before it, which says what is wrong with it.
+/// The parsed command line. A negative number is taken as the value of the option before it, whose own check then
+/// reports what is wrong.
 fn arguments() -> Cli {
     let negative = |command: clap::Command| {
         command.mut_args(|arg| match arg.get_action().takes_values() {

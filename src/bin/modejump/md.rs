@@ -7,10 +7,10 @@ use modejump::Result;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-/// Whose log q decides.
+/// The model whose log q decides acceptances.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Likelihood {
-    /// The generator's own; with a screen, about what it has let through
+    /// The generator's own; with a screen, for the proposals that passed it
     Exact,
     /// The screen's alone: BIASED, jumps then sample exp(-u) q/q_screen, and every report says `surrogate`
     Surrogate,
@@ -18,7 +18,7 @@ enum Likelihood {
 
 #[derive(Args)]
 pub struct Md {
-    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
+    /// Topology and start: PDB file with the atoms in the order of the System; a periodic box is taken from the System
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)
@@ -27,68 +27,69 @@ pub struct Md {
     /// Generator; without one the run is plain molecular dynamics
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Second model with a cheap log-density, such as an energy-based model: it screens the proposals, and the
-    /// generator's exact log-density is computed for what passes, and decides (delayed acceptance)
+    /// Second model with a cheap log-density, such as an energy-based model: it screens the proposals, and the exact
+    /// log-density of the generator is computed for those that pass, and decides (delayed acceptance)
     #[arg(long, requires = "model")]
     screen: Option<PathBuf>,
-    /// Whose log-density decides about a jump
+    /// Log-density that decides whether a jump is accepted
     #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
     acceptance: Likelihood,
     /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed
-    /// importance sampling by Langevin steps with a test); 2 gradients a stage
+    /// importance sampling by Langevin steps with a Metropolis test); 2 gradients per stage
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "solute"], value_parser = stages)]
     anneal: Option<usize>,
-    /// Step of the path, nm² [default: 2e-6]
+    /// Step of the annealing path, nm² [default: 2e-6]
     #[arg(long, requires = "model")]
     anneal_step: Option<f64>,
-    /// Walk in the model's latent space instead of taking its proposals: widths of the step, one of which is chosen in
-    /// every attempt
+    /// Walk in the model's latent space instead of taking its proposals: step widths, one of which is chosen at random
+    /// in every attempt
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "proposals"])]
     #[arg(value_delimiter = ',', num_args = 1..)]
     latent_walk: Option<Vec<f64>>,
-    /// Leapfrog steps of Hamiltonian trajectories: of a latent walk, each as long as the width, instead of random steps;
-    /// of --anneal instead of Langevin steps
+    /// Leapfrog steps per Hamiltonian trajectory: for a latent walk, trajectories (each leapfrog step as long as the
+    /// width) instead of random steps; for --anneal, trajectories instead of Langevin steps
     #[arg(long, requires = "model", conflicts_with = "solute")]
     leapfrog: Option<usize>,
     /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay
-    /// where they are in a jump, or give way with --driven
+    /// where they are in a jump, or relax with --driven
     #[arg(long, requires = "model", value_delimiter = ',', num_args = 1.., value_parser = particles)]
     solute: Option<Vec<RangeInclusive<usize>>>,
-    /// Steps in which the solute is pulled to a proposal; the others relax in between
+    /// Number of steps in which the solute is pulled to a proposal; the other particles relax in between
     #[arg(long, requires = "solute", conflicts_with_all = ["screen", "anneal", "latent_walk", "proposals"])]
     driven: Option<usize>,
-    /// Steps of one relaxation, a trajectory with a Metropolis test [default: 20]
+    /// Steps per relaxation, a trajectory with a Metropolis test [default: 20]
     #[arg(long, requires = "model")]
     relaxation_steps: Option<usize>,
-    /// Time step of these, ps [default: 0.001]
+    /// Time step of the relaxations, ps [default: 0.001]
     #[arg(long, requires = "model")]
     relaxation_timestep: Option<f64>,
-    /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable
-    /// weights for as many likelihoods where the energies know little of directions. For TarFlows
+    /// Number of orientations over which the model's density is averaged; each proposal gets one of them at random. The
+    /// weights vary less where the energies depend little on orientation, at the cost of as many likelihoods. For
+    /// TarFlows
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     rotations: Option<usize>,
-    /// Steps to run
+    /// Number of steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
-    /// Steps before those, which are neither recorded nor averaged (their jumps count as attempts): a run starts from a
-    /// minimised configuration, with velocities of the temperature
+    /// Steps before these that are neither recorded nor averaged (their jumps count as attempts): a run starts from a
+    /// minimised configuration, with velocities drawn at the temperature
     #[arg(long, default_value_t = 0)]
     equilibrate: u64,
-    /// Steps between attempts
+    /// Steps between attempts to jump
     #[arg(long, default_value_t = 10, requires = "model")]
     frequency: u64,
-    /// Proposals per attempt; above one --method says what is made of them, and with a screen each is a step of the
+    /// Proposals per attempt; with more than one, --method says how they are used; with a screen each is a step of the
     /// screening before one exact test
     #[arg(long, default_value_t = 1, requires = "model")]
     proposals: usize,
-    /// What is made of the proposals [default: isir of two or more; one is tested]
+    /// How several proposals are used [default: isir for two or more; a single one is tested]
     #[arg(long, value_enum, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     method: Option<Method>,
-    /// Have other threads draw the proposals of coming attempts while the dynamics runs, and evaluate densities beside
-    /// its energies: the same results, bit for bit
+    /// Let other threads draw the proposals of coming attempts while the dynamics runs, and evaluate densities while
+    /// its energies are computed: the results are the same, bit for bit
     #[arg(long, requires = "model", conflicts_with = "latent_walk")]
     draw_ahead: bool,
-    /// K
+    /// Temperature, K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
     #[command(flatten)]
@@ -100,13 +101,13 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     record: u64,
-    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written every minute and at
-    /// the end, or when SIGINT or SIGTERM ends the run
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written every minute, at the
+    /// end, and when SIGINT or SIGTERM ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
-    /// is there, the run goes on from it, bit for bit (unless the System has a barostat, or on the platform CPU a cut-off,
-    /// whose lists of neighbours OpenMM does not keep); one that was finished does with more --steps
+    /// State of the run with its frames, written every minute, at the end, and when SIGINT or SIGTERM ends the run. If
+    /// the file exists, the run continues from it, bit for bit (except if the System has a barostat, or a cut-off on
+    /// the platform CPU, whose neighbour lists OpenMM does not save); a finished run continues with more --steps
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
@@ -114,7 +115,7 @@ pub struct Md {
     json: bool,
 }
 
-/// `7` or `0-21`.
+/// Parses a range of particles: `7` or `0-21`.
 fn particles(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let number =
@@ -167,7 +168,7 @@ mod run {
 
     const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 6 };
 
-    /// What a run goes on from.
+    /// State from which a run continues.
     #[derive(Default, Serialize, Deserialize)]
     struct Saved {
         /// OpenMM's checkpoint.
@@ -209,7 +210,7 @@ mod run {
             }
         }
 
-        /// Statistics and relaxations.
+        /// Statistics of the jumps, and numbers of relaxations: tried, accepted.
         fn jumps(&self) -> Option<(Statistics, [u64; 2])> {
             match self {
                 Engine::Plain(_) => None,
@@ -225,7 +226,8 @@ mod run {
         }
     }
 
-    /// Options with their defaults: they are none of the flags', so that one without effect can be told.
+    /// Options with their defaults, which are set here and not by clap, so that an option without effect can be
+    /// detected.
     impl Md {
         /// nm²
         fn anneal_step(&self) -> f64 {
@@ -335,7 +337,7 @@ mod run {
             let run = self.record_run(&mut engine, &mut saved, &mut |engine, saved| {
                 kept.when_due(|| write(&saved.record).and(keep(engine, saved)))
             });
-            // the frames before a failure are kept, and what was learned is told even if the disk is full by now
+            // the frames before a failure are kept, and the report is printed even if the disk is full by now
             let written = write(&saved.record);
             run?;
             let written = written.and(keep(&mut engine, &mut saved));
@@ -343,7 +345,7 @@ mod run {
             written.and(require_whole(saved.record.steps, self.steps, "steps"))
         }
 
-        /// Everything but the number of steps, and what changes no result.
+        /// Identity of the run: everything that changes its results, except the number of steps.
         fn identity(&self) -> Result<Identity> {
             let files = [
                 ("file for --topology", Some(&self.topology)),
@@ -416,21 +418,22 @@ mod run {
             Ok(Engine::Jumping(Box::new(jumping)))
         }
 
-        /// Of n atoms those that the model describes, as far as there are such.
+        /// Indices below n of the atoms that the model describes.
         fn described_atoms(&self, n: usize) -> impl Iterator<Item = usize> + '_ {
             let all = 0..=n.saturating_sub(1);
             let ranges = self.solute.as_ref().map_or_else(|| vec![all], |ranges| ranges.clone());
             ranges.into_iter().flatten().take_while(move |&i| i < n)
         }
 
-        /// Their names, elements and residues.
+        /// Names, elements and residues of the atoms that the model describes.
         fn described(&self, all: &Topology) -> Topology {
             let of = |list: &[String]| self.described_atoms(all.n_atoms()).map(|i| list[i].clone()).collect();
             let [names, elements, residues] = [&all.names, &all.elements, &all.residues].map(|list| of(list));
             Topology { names, elements, residues, bonds: Vec::new() }
         }
 
-        /// Whether the state is chosen among all proposals, where nothing else is made of them.
+        /// Whether the next state is chosen among all proposals (i-SIR), unless another option determines how they are
+        /// used.
         fn is_isir(&self) -> bool {
             self.method.map_or(self.proposals > 1, |method| method == Method::Isir)
         }
@@ -490,7 +493,7 @@ mod run {
             self.output.is_some() || self.checkpoint.is_some()
         }
 
-        /// `after` sees engine and record after every frame.
+        /// Runs and records the steps; `after` gets engine and record after every frame.
         fn record_run(
             &self,
             engine: &mut Engine,
@@ -553,7 +556,7 @@ mod run {
             Ok(())
         }
 
-        /// Whose log q the weights have: with a screen its own, whoever decides.
+        /// Exactness of the log q in the weights: with a screen, that of the screen, whichever model decides.
         fn weights(&self) -> &'static str {
             match self.screen {
                 Some(_) => "surrogate",
@@ -604,7 +607,7 @@ mod run {
                 println!("without a test: {}", untested.join(", "));
             }
             if s.proposals() > 0 {
-                // of a surrogate's weights, which do not make an exact run a biased one
+                // the weights of a screen do not make an exact run a biased one
                 let whose = match self.is_delayed() {
                     true => "  (of the screen's weights)".into(),
                     false => mark(self.weights()),

@@ -1,4 +1,5 @@
-//! `modejump modes`: one model file of the generators of several metastable states; and the description that it reads.
+//! `modejump modes`: combines the generators of several metastable states in one model file; and the description that
+//! it reads.
 
 use super::common::read_json;
 use clap::Args;
@@ -15,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Modes {
-    /// Description: JSON with `modes`, each of a `name`, its region (`within` or `centre`) and the `generator`, a model
-    /// file beside it
+    /// Description: JSON with `modes`, each with a `name`, its region (`within` or `centre`) and the `generator`, a
+    /// model file beside the description
     description: PathBuf,
     /// Model file to write
     #[arg(short, long)]
@@ -35,7 +36,7 @@ impl Modes {
     }
 }
 
-/// Modes as their user describes them.
+/// Modes as the user describes them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
@@ -61,7 +62,7 @@ struct ModeDescription {
 }
 
 impl Description {
-    /// Errors name the file and the line.
+    /// Reads a description. Errors name the file and the line.
     pub fn read(path: &Path) -> Result<Description> {
         let mut description: Description = read_json(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
@@ -82,7 +83,7 @@ impl Description {
         ModeRegion { name: mode.name.clone(), within: mode.within.clone(), centre: mode.centre.clone() }
     }
 
-    /// The modes of configurations of `dimension` numbers.
+    /// Regions of the modes, for configurations of `dimension` numbers.
     pub fn regions(&self, dimension: usize) -> Result<Regions> {
         let regions: Vec<ModeRegion> = self.modes.iter().map(Description::region_of).collect();
         Regions::new(&self.nearest_along, &regions, dimension)
@@ -92,8 +93,8 @@ impl Description {
         self.modes.iter().map(|mode| &mode.name)
     }
 
-    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and returns which,
-    /// in words.
+    /// Writes the model file of these generators, one per mode, if jumps can be made with it, and returns the possible
+    /// jumps as text.
     pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<Vec<String>> {
         let files = generators.iter().map(|path| model_file::open(path)).collect::<Result<Vec<_>>>()?;
         let (bytes, jump) = self.jump_of(&files, output)?;
@@ -102,7 +103,7 @@ impl Description {
         Ok(jump.edges().iter().map(|edge| format!("{} <-> {}", name(edge.modes[0]), name(edge.modes[1]))).collect())
     }
 
-    /// The model file of these generators, one for each mode, and the move that it makes. Errors: it makes none.
+    /// Model file of these generators, one per mode, and the move that it makes. Errors: no move can be made with it.
     pub fn jump_of(&self, files: &[ModelFile], output: &Path) -> Result<(Vec<u8>, ModeJump)> {
         let mode = |(mode, file): (&ModeDescription, &ModelFile)| ModeConfig {
             region: Description::region_of(mode),

@@ -1,4 +1,4 @@
-//! What `modejump adapt` and `modejump explore` share: rounds that simulate, train and freeze, in a folder.
+//! Shared part of `modejump adapt` and `modejump explore`: rounds that simulate, train and freeze, in a folder.
 
 use crate::common::PlatformFlag;
 use clap::Args;
@@ -7,20 +7,20 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct RoundsArguments {
-    /// Topology: PDB file with the atoms in the System's order
+    /// Topology: PDB file with the atoms in the order of the System
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML), without constraints
     #[arg(long)]
     system: PathBuf,
-    /// K
+    /// Temperature, K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
-    /// Settings (JSON with `rounds`, `explore` for dynamics and hot replicas, `design` and `train`); defaults where
-    /// absent
+    /// Settings (JSON with `rounds`, `explore` for dynamics and hot replicas, `design` and `train`); defaults for those
+    /// that are absent
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Folder for everything that the rounds make; what it holds of an earlier run is gone on with
+    /// Folder for all files of the rounds; an earlier run in it is continued
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
@@ -59,7 +59,7 @@ mod run {
     use serde_json::Value;
     use std::time::Instant;
 
-    /// The file behind `--config`.
+    /// Contents of the file given by `--config`.
     #[derive(Clone, Serialize, Deserialize)]
     #[serde(default, deny_unknown_fields)]
     struct Config {
@@ -81,12 +81,12 @@ mod run {
     }
 
     impl RoundsArguments {
-        /// With files of structures it is an exploration: walkers start there, or at the topology's configuration if no
-        /// file is named, and walk in latent space, without hot replicas.
+        /// Runs the rounds. With `structures` it is an exploration: walkers start at the structures in these files, or
+        /// at the configuration of the topology if there is no file, and walk in latent space, without hot replicas.
         pub fn run(self, structures: Option<Vec<PathBuf>>) -> Result<()> {
             self.check_apart(structures.as_deref().unwrap_or_default())?;
             let config = self.config(structures.is_some())?;
-            // not after hours of walking
+            // checked now, not after hours of walking
             config.train.check_temperatures(config.design.steerable)?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             check_start(&self.topology, &topology, &x0)?;
@@ -117,7 +117,7 @@ mod run {
             self.go(rounds, &identity, &topology)
         }
 
-        /// Errors: a file that is given and would be written over.
+        /// Errors: an input file would be overwritten.
         fn check_apart(&self, structures: &[PathBuf]) -> Result<()> {
             for name in
                 ["state.ckpt", "log.jsonl", "model.safetensors", "training.safetensors", "production.safetensors"]
@@ -173,7 +173,7 @@ mod run {
                 serde_json::to_value(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
             // a production may be made longer
             settings["rounds"]["production_steps"] = Value::Null;
-            // --temperature is that of `explore`
+            // --temperature is part of `explore`
             run.with("--platform", &self.platform.platform).with_settings("", &settings)
         }
 
@@ -195,7 +195,8 @@ mod run {
             checkpoint::save_run(&self.file("state.ckpt"), checkpoint::ROUNDS, identity, rounds.state())
         }
 
-        /// The starts come first, for the stereocentres of the first are the generator's.
+        /// Designs a new generator. The starts come first, because the stereocentres of the first one become those of
+        /// the generator.
         fn new_generator(
             &self,
             topology: &Topology,
@@ -237,7 +238,7 @@ mod run {
             self.report(rounds.state())
         }
 
-        /// Everything but the state, as far as the rounds have come.
+        /// Writes everything but the state, as far as the rounds have come.
         fn write(&self, state: &RoundsState, topology: &Topology) -> Result<()> {
             let log: String =
                 state.log.iter().map(|record| serde_json::to_string(record).unwrap_or_default() + "\n").collect();
@@ -288,10 +289,10 @@ mod run {
         }
     }
 
-    /// Below this share of the proposals accepted, jumps have no part in the averages.
+    /// Acceptance below which jumps contribute nothing to the averages.
     const HARDLY_ANY: f64 = 1e-3;
 
-    /// Why the averages of this production may not be what is wanted, if so.
+    /// Reason why the averages of this production may not be what is wanted, if there is one.
     fn doubt(last: &Record, asked: &RoundsOptions) -> Option<String> {
         let percent = |share: f64| 100.0 * share;
         if last.acceptance < HARDLY_ANY {
@@ -315,7 +316,7 @@ mod run {
         })
     }
 
-    /// The numbers that matter.
+    /// One line with the most important numbers of a record.
     fn line(record: &Record) -> String {
         let item = |name: &str, value: f64, digits: usize| match value.is_nan() {
             true => String::new(),

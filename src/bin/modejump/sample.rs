@@ -15,24 +15,25 @@ use std::path::{Path, PathBuf};
 pub struct Sample {
     /// Model file
     model: PathBuf,
-    /// How many configurations
+    /// Number of configurations
     #[arg(short, long, default_value_t = 1000)]
     n: usize,
-    /// Of the samples: each is a function of it and of its number
+    /// Seed of the samples: each is a function of the seed and of its number
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// K: takes a steerable model there from the temperature of its training
+    /// Temperature, K: takes a steerable model there from the temperature of its training
     #[arg(long)]
     temperature: Option<f64>,
-    /// Latent points (safetensors or npy, `z` [n][latent]) instead of random ones
+    /// Latent points (safetensors or npy, `z` [n][latent]) to use instead of random ones
     #[arg(long, conflicts_with_all = ["n", "seed"])]
     z: Option<PathBuf>,
-    /// Without log q: for a continuous flow that is some ten times cheaper. Samples that fail are left out
+    /// Do not compute log q: some ten times cheaper for a continuous flow. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
-    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates:
-    /// log q is then that of both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc,
-    /// trr, pdb or gro, which leave out what is outside the support
+    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, and `auxiliary` if the model has such
+    /// coordinates: log q is then the joint log-density of x and these minus the log-density of these alone, so that −u
+    /// − log q is a log-weight), npy, dcd, xtc, trr, pdb or gro; all but safetensors leave out samples outside the
+    /// support
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
@@ -90,7 +91,7 @@ impl Sample {
         let steering = model.steering().unwrap_or(Steering::NONE);
         let dimension = dimension - steering.auxiliary;
         let [mut x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
-        // what could not be made is no configuration, and only log q says so
+        // a sample that failed is no configuration, and only log q shows that
         if trajectory::require_array(&self.output, "log_density").is_err() {
             let rows = x.chunks_exact(dimension).zip(&log_density);
             x = rows.filter(|(_, e)| e.is_inside()).flat_map(|(row, _)| row.to_vec()).collect();
@@ -111,7 +112,7 @@ impl Sample {
 }
 
 impl Sample {
-    /// How iterations have gone, on standard error.
+    /// Reports the passes of iterative decoding, on standard error.
     fn report_decoding(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
         let decoded = model.autoregressive().map(|tarflow| tarflow.decoded()).unwrap_or_default();
         let all = ranks.gather(vec![decoded.samples as f64, decoded.passes as f64, decoded.fallbacks as f64])?;
@@ -153,7 +154,7 @@ impl Sample {
     }
 }
 
-/// One line of what was computed, and written if it was, the same for `sample` and `log-density`.
+/// Prints a one-line summary of what was computed and, if an output is given, written, for `sample` and `log-density`.
 pub fn report(json: bool, output: Option<&Path>, frames: &Frames, log_density: &[Evaluation], outside: usize) {
     let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     let mean = (!inside.is_empty()).then(|| inside.iter().sum::<f64>() / inside.len() as f64);

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Moves {
-    /// Langevin steps without a test: biased by the size of the step
+    /// Langevin steps without a Metropolis test: biased by the step size
     Unadjusted,
-    /// The same, with the path action in the weights
+    /// Langevin steps without a Metropolis test, with the path action in the weights
     Corrected,
     /// Langevin steps with a Metropolis test (MALA)
     Adjusted,
@@ -19,11 +19,11 @@ enum Moves {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Resampling {
-    /// By a comb of equal distances with one random offset
+    /// A comb of equal distances with one random offset
     Systematic,
-    /// By one random number in each of n equal intervals
+    /// One random number in each of n equal intervals
     Stratified,
-    /// By n independent random numbers
+    /// n independent random numbers
     Multinomial,
 }
 
@@ -34,55 +34,55 @@ pub struct Smc {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// K; the model's temperature when absent. A steerable model is taken there
+    /// Temperature, K [default: that of the model]. A steerable model is taken to it
     #[arg(long)]
     temperature: Option<f64>,
-    /// Particles
+    /// Number of particles
     #[arg(short, long, default_value_t = 1000)]
     n: usize,
-    /// Temperatures from generator to target, evenly spaced; without it a pilot run chooses them
+    /// Number of temperatures from generator to target, evenly spaced; without it a pilot run chooses them
     #[arg(long)]
     stages: Option<usize>,
-    /// Share of the effective particles that a step of the temperature may leave, for the pilot run
+    /// Share of the effective particles that must remain after one step of the temperature, for the pilot run
     #[arg(long, default_value_t = 0.9, conflicts_with = "stages")]
     share: f64,
-    /// Particles of the pilot run, 10 or more [default: 200]
+    /// Number of particles of the pilot run, 10 or more [default: 200]
     #[arg(long)]
     pilots: Option<usize>,
     /// How particles are moved at each temperature
     #[arg(long, value_enum, default_value_t = Moves::Adjusted)]
     moves: Moves,
-    /// Leapfrog steps of a trajectory, for `--moves hamiltonian` [default: 5]
+    /// Leapfrog steps per trajectory, for `--moves hamiltonian` [default: 5]
     #[arg(long)]
     leapfrog: Option<usize>,
-    /// Moves at each temperature
+    /// Number of moves at each temperature
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Step of the moves, nm² [default: 2e-6]. A pilot run begins with it, and changes the step of adjusted and
-    /// hamiltonian moves until 55 to 65 % of them are accepted, at each temperature. With --stages it is the step of
-    /// all temperatures; without it a pilot run finds theirs
+    /// Step of the moves, nm² [default: 2e-6]. A pilot run starts with it, and at each temperature adjusts the step of
+    /// adjusted and hamiltonian moves until 55 to 65 % of them are accepted. With --stages and --step there is no pilot
+    /// run, and this is the step at all temperatures
     #[arg(long)]
     step: Option<f64>,
-    /// Resample when the effective particles fall below this share
+    /// Resample when the effective number of particles falls below this share
     #[arg(long, default_value_t = 0.5)]
     threshold: f64,
-    /// How descendants are given to particles by their weights
+    /// How particles are resampled by their weights
     #[arg(long, value_enum, default_value_t = Resampling::Systematic)]
     resampling: Resampling,
-    /// Leave out samples with a reduced potential above this: biased, as published runs do it
+    /// Leave out samples with a reduced potential above this value: biased, as in published runs
     #[arg(long)]
     energy_cutoff: Option<f64>,
-    /// Of samples, pilots, moves and resampling
+    /// Seed of samples, pilots, moves and resampling
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// State of the run, written after every temperature; when the file exists, the run goes on from it
+    /// State of the run, written after every temperature; if the file exists, the run continues from it
     #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Particles, a safetensors file with `x`, `log_weight`, `reduced_potential`, and the number of the sample that each
-    /// descends from (`ancestor`): those of one are not independent
+    /// Final particles: a safetensors file with `x`, `log_weight`, `reduced_potential`, and the number of the sample
+    /// that each descends from (`ancestor`): particles with the same ancestor are not independent
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// What happened at each temperature, a JSON object a line; `modejump plot --log` draws it
+    /// Log with the results at each temperature, one JSON object per line; `modejump plot --log` draws it
     #[arg(long)]
     log: Option<PathBuf>,
     #[command(flatten)]
@@ -126,18 +126,19 @@ mod run {
     use serde_json::{json, Value};
 
     const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 9 };
-    /// Stages a pilot run may take.
+    /// Largest number of stages of a pilot run.
     const MOST_STAGES: usize = 10_000;
-    /// Temperatures that a run can have at all.
+    /// Largest number of temperatures of a run.
     const LARGEST_PLAN: usize = 10_000_000;
     const PILOTS: usize = 200;
     const LEAPFROG_STEPS: usize = 5;
     /// nm²
     const STEP: f64 = 2e-6;
-    /// Adjusted moves of which so many are accepted do next to nothing: they are far too long, or too short.
+    /// Adjusted moves with an acceptance below or above these do next to nothing: their steps are far too long or too
+    /// short.
     const IDLE: [f64; 2] = [0.05, 0.95];
 
-    /// A run at any of its points.
+    /// State of a run, in its pilot run or later.
     #[derive(Serialize, Deserialize)]
     enum State<P, R> {
         Pilot(P),
@@ -146,7 +147,7 @@ mod run {
     type Saved = State<Pilot, Annealing>;
     type ToSave<'a> = State<&'a Pilot, &'a Annealing>;
 
-    /// What all ranks have to find alike.
+    /// Numbers that must be the same on all ranks.
     fn numbers(saved: &Option<Saved>) -> [f64; 2] {
         match saved {
             None => [0.0, 0.0],
@@ -171,7 +172,8 @@ mod run {
             parallel::run(|ranks| self.on(ranks))
         }
 
-        /// Every rank does the same, but for what it computes for all and what only the first prints and writes.
+        /// Runs on every rank alike, except for the work that is divided among ranks, and printing and writing, which
+        /// only the first does.
         fn on(&self, ranks: &dyn Ranks) -> Result<()> {
             self.check()?;
             let model = self.decoding.of(load(&self.model, &self.precision)?)?;
@@ -192,7 +194,7 @@ mod run {
                 check_writable(path)?;
                 claim(path)?;
             }
-            // before long work
+            // checked before long work
             model.log_density_gradient(
                 &vec![0.0; model.dimension()],
                 &mut evaluations(1),
@@ -235,13 +237,13 @@ mod run {
             if !ranks.is_first() {
                 return Ok(());
             }
-            // what was learned is told even if the disk is full by now
+            // the report is printed even if the disk is full by now
             let written = self.write(&run, &bridge, model.as_ref(), temperature).and(self.write_log(&run));
             self.report(&run)?;
             written.and(saved)
         }
 
-        /// Errors: options that cannot be meant.
+        /// Errors: invalid options.
         fn check(&self) -> Result<()> {
             let Smc { n, stages, pilots, step, repeat, leapfrog, energy_cutoff, threshold, share, .. } = *self;
             let message = if n == 0 {
@@ -324,7 +326,8 @@ mod run {
             self.stages.is_some() && (self.step.is_some() || !is_adjusted)
         }
 
-        /// After a pilot run, which goes on from where it was, unless there is no need of one.
+        /// Makes the run. A pilot run comes first (or is resumed) unless --stages and, for adjusted moves, --step fix
+        /// the plan.
         fn begin(&self, bridge: &mut Bridge, pilot: Option<Pilot>, identity: &Identity) -> Result<Annealing> {
             let (options, step) = (self.options(), self.step.unwrap_or(STEP));
             let stages = match self.stages.filter(|_| self.is_planned()) {
@@ -339,7 +342,7 @@ mod run {
         }
 
         fn new_pilot(&self, bridge: &mut Bridge, step: f64) -> Result<Pilot> {
-            // other samples and other random numbers than those of the run, so that its weights know nothing of the choice
+            // other samples and random numbers than those of the run, so that its weights do not depend on the choice
             let options = Options { seed: self.seed.wrapping_add(1 << 32), ..self.options() };
             let temperatures = match self.stages {
                 Some(stages) => Temperatures::Even(stages),
@@ -349,21 +352,21 @@ mod run {
             Pilot::new(bridge, pilots, step, temperatures, &options)
         }
 
-        /// The pilot run to its end.
+        /// Takes the pilot run to its end.
         fn explore(&self, mut pilot: Pilot, bridge: &mut Bridge, identity: &Identity) -> Result<Pilot> {
             let first = bridge.ranks.is_first();
             let mut progress = if first { Progress::new(100, "% of the pilot run") } else { Progress::silent() };
             while pilot.t() < 1.0 {
                 let stage = pilot.stage(bridge)?;
                 progress.show((100.0 * stage.t) as u64, format!("{}  step {:.1e} nm²", in_words(&stage), stage.step));
-                // one that cannot be written is told of by the run
+                // a checkpoint that cannot be written is reported by the run
                 let _ = self.save(State::Pilot(&pilot), identity, first);
             }
             progress.end();
             Ok(pilot)
         }
 
-        /// To the end; within, whether its last checkpoint was written.
+        /// Takes the run to its end. The inner result tells whether the last checkpoint was written.
         fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<Result<()>> {
             let mut saved = Ok(());
             let first = bridge.ranks.is_first();

@@ -16,7 +16,7 @@ class MovedParticles;
 class Solvent;
 class VelocityStream;
 
-/** The moves of one Context. OpenMM need not know of kernels, so one library serves every platform. */
+/** The moves of one Context. They need no kernels, so one library serves every platform. */
 class MonteCarloModeJumpImpl : public OpenMM::ForceImpl {
 public:
     explicit MonteCarloModeJumpImpl(const MonteCarloModeJump& owner);
@@ -59,28 +59,28 @@ private:
     const MonteCarloModeJump& owner;
     std::shared_ptr<const Model> model, screen;
     MoveHandle move;
-    /** Of a driven path; null without one. */
+    /** Solvent of a driven path; null without one. */
     std::unique_ptr<Solvent> solvent;
-    /** Moved by the model, and all that have a mass. */
+    /** Particles moved by the model, and all particles with a mass. */
     std::vector<int> particles, massive;
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
     bool seedGiven = false, allMoved = false, movesConstrained = false, stepped = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false, toldOfFailure = false;
     /**
-     * Of a replica number, with a seed that was given: the step of the latest attempt, that of the latest explicit one, and how many explicit
-     * ones there were at that step, so that none has the numbers of another. reinitialize() forgets it.
+     * Attempts of one replica number, with a given seed: the step of the latest attempt, that of the latest explicit one, and the number of
+     * explicit ones at that step, so that no two attempts use the same random numbers. reinitialize() forgets this.
      */
     struct Latest {
         long long step = std::numeric_limits<long long>::min(), explicitStep = std::numeric_limits<long long>::min();
         uint64_t explicitCount = 0;
     };
     std::map<uint64_t, Latest> latest;
-    /** In place of the step count where no seed was given. */
+    /** Replaces the step count if no seed was given. */
     uint64_t number = 0;
-    /** Where the platform has them; made at the first attempt. */
+    /** The moved particles, wherever the platform keeps them; made at the first attempt. */
     std::unique_ptr<MovedParticles> moved;
-    /** Of the moved particles: as they are, and after an acceptance as they are to be. */
+    /** Coordinates of the moved particles: the current ones and, after an acceptance, the new ones. */
     std::vector<double> x;
 };
 

@@ -1,4 +1,4 @@
-//! What is measured: models of fixed sizes, and one timed piece of work per name.
+//! Benchmark cases: models of fixed sizes, and one timed piece of work per name.
 
 use modejump::coordinates::{CoordinatesConfig, Topology};
 use modejump::density::{Density, Evaluation};
@@ -58,7 +58,7 @@ pub fn affine66() -> Result<CouplingFlow<f32>> {
 }
 
 /// The internal-coordinate spline generator that bgflow builds for 22 atoms (alanine dipeptide): four couplings of the
-/// torsions, angles given torsions, bonds given both; 0.56 M parameters.
+/// torsions, then angles given torsions and bonds given both; 0.56 M parameters.
 pub fn spline_generator() -> Result<CouplingFlow<f32>> {
     const ATOMS: usize = 22;
     const HIDDEN: usize = 176;
@@ -134,12 +134,12 @@ fn gvp() -> GvpConfig {
     }
 }
 
-/// The vector field of alanine dipeptide with its ODE, as a file has it.
+/// The vector field of alanine dipeptide with its ODE, loaded from a file.
 pub fn gvp_flow(path: &str) -> Result<GvpFlow<f32>> {
     GvpFlow::from_file(&model_file::open(path.as_ref())?)
 }
 
-/// The energy that goes with it, BoltzNCE's other one.
+/// BoltzNCE's other energy, on the network that its vector field has.
 pub fn gvp_energy() -> Result<Evaluator<GvpEnergy, f32>> {
     let network = GvpEnergy::new(gvp())?;
     let parameters = network.initialise(&mut initialise());
@@ -173,7 +173,7 @@ pub fn graphormer() -> Result<Evaluator<Graphormer, f32>> {
         kernels: 50,
     };
     let network = Graphormer::new(config)?;
-    // Gaussians as wide as distances in Å are
+    // Gaussians spread like distances in Å
     let parameters = Network::layout(&network).initialise(&mut initialise(), |name, _| match name {
         "graphormer.gbf.means.weight" | "graphormer.gbf.stds.weight" => Some(Start::Within(3.0)),
         "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),
@@ -202,8 +202,8 @@ pub fn invariant() -> Result<Evaluator<InvariantNetwork, f32>> {
     Ok(Evaluator::new(network, parameters))
 }
 
-/// TarFlow of Sequential Boltzmann Generators with random weights, by the name of its system: a token for each
-/// coordinate of Ace-A-Nme (12 707 848 parameters), for each atom of AAAAAA (64 048 932).
+/// TarFlow of Sequential Boltzmann Generators with random weights, selected by the name of its system: one token per
+/// coordinate of Ace-A-Nme (12 707 848 parameters), or per atom of AAAAAA (64 048 932).
 pub fn tarflow(system: &str) -> Result<TarFlow<f32>> {
     let network = match system {
         "Ace-A-Nme" => {
@@ -255,7 +255,7 @@ pub fn prose() -> Result<TarFlow<f32>> {
     TarFlow::of_peptide(near_identity(&network), &config, card, String::new())
 }
 
-/// Random weights, of the last layers small ones, so that e^a stays near one.
+/// Random weights, small in the last layers, so that e^a stays near one.
 fn near_identity(network: &TarNetwork) -> Vec<f32> {
     let special = |name: &str, _: &[usize]| match name {
         _ if name.contains(".proj_out.") => Some(Start::Within(0.01)),
@@ -265,12 +265,12 @@ fn near_identity(network: &TarNetwork) -> Vec<f32> {
     network.layout().initialise(&mut initialise(), special)
 }
 
-/// `[batch][dimension]` coordinates as wide as a molecule in Å.
+/// Coordinates `[batch][dimension]` with the spread of a molecule in Å.
 fn configurations(batch: usize, dimension: usize) -> Vec<f64> {
     normal_frames(batch * dimension).iter().map(|x| 2.5 * x).collect()
 }
 
-/// A field at some configurations, with buffers that are kept.
+/// A field evaluated at some configurations, with reused buffers.
 pub struct Fields<'a> {
     field: &'a dyn VectorField,
     t: Vec<f64>,
@@ -296,7 +296,7 @@ impl Fields<'_> {
     }
 }
 
-/// An energy at some configurations, with buffers that are kept.
+/// An energy evaluated at some configurations, with reused buffers.
 pub struct Energies<'a> {
     model: &'a dyn EnergyFunction,
     t: Vec<f64>,
@@ -322,7 +322,7 @@ impl Energies<'_> {
     }
 }
 
-/// Sampling with log q into buffers that are kept.
+/// Sampling with log q, into reused buffers.
 pub struct Sampling<'a> {
     flow: &'a dyn Density,
     x: Vec<f64>,
@@ -349,7 +349,7 @@ impl Sampling<'_> {
         self.flow.log_density(&self.x, &mut self.log_q)
     }
 
-    /// The same, with its gradient.
+    /// log q of the configurations drawn last, with its gradient.
     pub fn gradient(&mut self) -> Result<()> {
         self.gradient.resize(self.x.len(), 0.0);
         self.flow.log_density_gradient(&self.x, &mut self.log_q, &mut self.gradient)
@@ -378,7 +378,7 @@ impl<F: VectorField> Odes<'_, F> {
     }
 }
 
-/// A field that counts its evaluations, and those with the divergence.
+/// A field that counts its evaluations without and with the divergence.
 struct Counted<'a> {
     field: &'a GvpField<f32>,
     values: AtomicUsize,
@@ -440,7 +440,7 @@ pub struct Attempts {
     step: u64,
 }
 
-/// A target of this dimension, which takes this long for an energy.
+/// A target of this dimension whose energy takes this long.
 pub struct Flat(pub usize, pub Duration);
 
 impl Target for Flat {
@@ -464,12 +464,12 @@ impl Target for Flat {
 }
 
 impl Attempts {
-    /// Of an independence move, with energies that cost nothing.
+    /// Attempts of an independence move, with energies that cost nothing.
     pub fn new(flow: CouplingFlow<f32>) -> Result<Attempts> {
         Attempts::beside(flow, Duration::ZERO, false)
     }
 
-    /// The same with energies that take so long.
+    /// Attempts of an independence move, with energies that take this long.
     pub fn beside(flow: CouplingFlow<f32>, energy: Duration, draw_ahead: bool) -> Result<Attempts> {
         let mut start = Sampling::new(&flow, 1);
         start.sample()?;
@@ -479,12 +479,12 @@ impl Attempts {
         Ok(Attempts { energy, ..Attempts::of(Box::new(Independence::new(generator)), x) })
     }
 
-    /// Of any move, from x.
+    /// Attempts of any move, starting at x.
     pub fn of(kernel: Box<dyn Move>, x: Vec<f64>) -> Attempts {
         Attempts { kernel, x, energy: Duration::ZERO, step: 0 }
     }
 
-    /// One attempt per proposal of a batch, so that the cost of drawing it is shared out.
+    /// Makes one attempt per proposal of a batch, so that the cost of drawing the batch is shared.
     pub fn batch(&mut self) -> Result<()> {
         let mut target = Flat(self.x.len(), self.energy);
         for _ in 0..MOVE_BATCH {

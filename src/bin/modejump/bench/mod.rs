@@ -47,37 +47,38 @@ const NAMES: [&str; 22] = [
     "prose/log_density",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
-/// Of flows on a GPU.
+/// Batch sizes for flows on a GPU.
 const DEVICE_BATCHES: [usize; 3] = [1, 1000, 100_000];
 const FIELD_DEVICE_BATCHES: [usize; 2] = [1, 1024];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
 const TOKEN_BATCHES: [usize; 2] = [1, 64];
-/// One sample of all the card, one of a part of it, and more than it takes at once.
+/// Batch sizes for TarFlows on a GPU: a single sample spread over the GPU, one sample on each part of it, and more than
+/// it takes at once.
 const TOKEN_DEVICE_BATCHES: [usize; 3] = [1, 64, 4096];
-/// A batch of 64 would take a minute a repetition.
+/// Batch sizes for Prose, for which a batch of 64 would take a minute per repetition.
 const PROSE_BATCHES: [usize; 2] = [1, 8];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
-/// Whole ODEs with exact divergences, some 70 evaluations each.
+/// Batch sizes for whole ODEs with exact divergences, some 70 evaluations each.
 const ODE_BATCHES: [usize; 2] = [1, 4];
-/// A case runs at least this long and this often; the fastest repetition counts.
+/// Minimum time and number of repetitions of a case; the fastest repetition counts.
 const LEAST_TIME: Duration = Duration::from_millis(800);
 const LEAST_REPETITIONS: usize = 12;
-/// The shipped models, used where they exist.
+/// Shipped models, used if they exist.
 const SHIPPED: &str = "models/ala2/model.safetensors";
 const SHIPPED_FLOW: &str = "models/ala2/gvp-flow.safetensors";
 
 #[derive(Args)]
 pub struct Bench {
-    /// What to measure; a part of a name selects all that contain it, a whole name itself alone
+    /// Cases to measure, by default all: a full name selects only that case, a part of a name all cases that contain it
     names: Vec<String>,
-    /// An object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Threads
+    /// Number of threads
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Generator for sample, log_density and move instead of models/ala2/model.safetensors (or, without that file, a
-    /// random one of bgflow's architecture)
+    /// Generator for sample, log_density and move instead of models/ala2/model.safetensors (or, if that file does not
+    /// exist, of a random one with the architecture of bgflow)
     #[arg(long)]
     model: Option<PathBuf>,
 }
@@ -90,9 +91,9 @@ struct Line<'a> {
     threads: usize,
     batch: usize,
     ms_per_sample: f64,
-    /// Of the networks' products and attention, a multiplication with its addition counted as two.
+    /// GFLOP/s of the networks' products and attention, counting a multiplication with its addition as two operations.
     gflops: f64,
-    /// gflops over those of a large product on the same threads, measured at the start; none for a GPU.
+    /// gflops relative to those of a large product on the same threads, measured at the start; none for a GPU.
     peak_fraction: Option<f64>,
     model: &'a str,
 }
@@ -123,7 +124,7 @@ impl Bench {
         })
     }
 
-    /// The flow, its size for the report, and where it comes from.
+    /// The flow, its size for the report, and its origin.
     fn generator(&self) -> Result<(CouplingFlow<f32>, String, String)> {
         let path = self.model.as_deref().or_else(|| Some(Path::new(SHIPPED)).filter(|p| p.exists()));
         let Some(path) = path else {
@@ -203,11 +204,11 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
     Ok(())
 }
 
-/// Lines of a TarFlow, where models run.
+/// Prints the lines of a TarFlow, on the default device.
 fn measure_tokens(name: &'static str, system: &str, report: &Report) -> Result<()> {
     let mut flow = cases::tarflow(system)?;
     if let Some(driver) = device::default()?.driver() {
-        // by iteration on the CPU alone
+        // iterative decoding on the CPU only
         if !name.ends_with("jacobi") {
             measure_tarflow(name, system, flow, driver, report)?;
         }
@@ -220,14 +221,14 @@ fn measure_tokens(name: &'static str, system: &str, report: &Report) -> Result<(
         report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, flow.flops()));
     }
     if name.ends_with("score") {
-        return Ok(()); // of the weights as they are
+        return Ok(()); // only with the weights as they are
     }
     let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
     report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
     Ok(())
 }
 
-/// Lines of a coupling flow, where models run.
+/// Prints the lines of a coupling flow, on the default device.
 fn measure_coupling(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Result<()> {
     let flops = flops_of(name, flow.flops());
     match device::default()?.driver() {
@@ -247,7 +248,7 @@ fn measure_coupling(name: &'static str, flow: &CouplingFlow<f32>, report: &Repor
     Ok(())
 }
 
-/// Lines of a TarFlow on a card.
+/// Prints the lines of a TarFlow on a GPU.
 fn measure_tarflow(
     name: &'static str,
     size: &str,
@@ -263,12 +264,13 @@ fn measure_tarflow(
     Ok(())
 }
 
-/// Of what a name times, from those of a log q: the way back through every product costs as much as the way there.
+/// Operations of the case with this name, given those of a log q: the backward pass through every product costs as much
+/// as the forward pass.
 fn flops_of(name: &str, flops: f64) -> f64 {
     flops * if name.ends_with("score") { 2.0 } else { 1.0 }
 }
 
-/// Of sampling with log q, of log q alone, or of log q with its gradient, by the end of the name.
+/// Times sampling with log q, log q alone, or log q with its gradient, selected by the end of the name.
 fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     let mut sampling = Sampling::new(flow, batch);
     sampling.sample()?;
@@ -279,7 +281,7 @@ fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     }
 }
 
-/// Lines of a field; `flops` of a value, and of a value with its divergence.
+/// Prints the lines of a field; `flops` of a value, and of a value with its divergence.
 fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], report: &Report) -> Result<()> {
     let divergence = name.ends_with("velocity_divergence");
     let batches = match (report.peak.is_some(), divergence) {
@@ -295,7 +297,7 @@ fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], r
     Ok(())
 }
 
-/// Lines of samples with log q by an ODE.
+/// Prints the lines of samples with log q by an ODE.
 fn measure_ode<F: VectorField>(
     name: &'static str,
     flow: &ContinuousFlow<F>,
@@ -310,7 +312,7 @@ fn measure_ode<F: VectorField>(
     Ok(())
 }
 
-/// Lines of an energy, where models run.
+/// Prints the lines of an energy, on the default device.
 fn measure_network<N: EnergyKernel>(name: &'static str, model: Evaluator<N, f32>, report: &Report) -> Result<()> {
     match device::default()?.driver() {
         None => measure_energy(name, &model, model.flops(), report),
@@ -318,13 +320,13 @@ fn measure_network<N: EnergyKernel>(name: &'static str, model: Evaluator<N, f32>
     }
 }
 
-/// Lines of an energy; `flops` of a value.
+/// Prints the lines of an energy; `flops` of a value.
 fn measure_energy(name: &'static str, model: &dyn EnergyFunction, flops: f64, report: &Report) -> Result<()> {
     for batch in if report.peak.is_some() { FIELD_BATCHES } else { FIELD_DEVICE_BATCHES } {
         let mut energies = Energies::new(model, batch);
         let (time, flops) = match name.ends_with("energy_score") {
             false => (fastest(|| energies.energy())?, flops),
-            // the way back through every product costs as much as the way there
+            // the backward pass through every product costs as much as the forward pass
             true => (fastest(|| energies.energy_score())?, 2.0 * flops),
         };
         report.line(name, Some("ala2"), batch, time, flops);
@@ -332,7 +334,7 @@ fn measure_energy(name: &'static str, model: &dyn EnergyFunction, flops: f64, re
     Ok(())
 }
 
-/// Seconds of the fastest repetition: what else runs on the machine only adds.
+/// Seconds of the fastest repetition: other load on the machine only adds time.
 fn fastest(mut body: impl FnMut() -> Result<()>) -> Result<f64> {
     body()?;
     let (start, mut best) = (Instant::now(), f64::INFINITY);
@@ -347,7 +349,7 @@ fn fastest(mut body: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(best)
 }
 
-/// GFLOP/s of 512³ products in f32, one on every thread at once.
+/// GFLOP/s of 512³ products in f32, one per thread, on all threads at once.
 fn peak_gflops(threads: usize) -> f64 {
     const N: usize = 512;
     let a = vec![0.5f32; N * N];
@@ -374,12 +376,12 @@ struct Report {
 }
 
 impl Report {
-    /// For a GPU, whose peak is not measured.
+    /// Report for a GPU, whose peak is not measured.
     fn on(&self, driver: &Arc<dyn Driver>) -> Report {
         Report { device: driver.describe(), peak: None, ..self.clone() }
     }
 
-    /// Of another model than the generator of alanine dipeptide that is asked for.
+    /// Report for a model other than the generator of alanine dipeptide.
     fn of(&self, model: &str) -> Report {
         Report { model: model.into(), size: "ala2".into(), ..self.clone() }
     }
@@ -395,7 +397,7 @@ impl Report {
         }
     }
 
-    /// `seconds` of one batch; `flops` per sample. Without `size`: the generator's.
+    /// Prints a line; `seconds` of one batch, `flops` per sample. Without `size`, that of the generator.
     fn line(&self, name: &str, size: Option<&str>, batch: usize, seconds: f64, flops: f64) {
         let gflops = 1e-9 * flops * batch as f64 / seconds;
         let line = Line {

@@ -1,4 +1,4 @@
-//! Frames and other arrays of files, and numbers of each frame.
+//! Frames and other arrays read from files, and per-frame numbers.
 
 use modejump::coordinates::Topology;
 use modejump::density::Evaluation;
@@ -7,9 +7,9 @@ use modejump::io::trajectory::{self, Format, Frames};
 use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// The array of this name with a number for each of the n frames of a safetensors file, if the file has one.
+/// Array of this name in a safetensors file, with one number for each of its n frames, if the file has one.
 ///
-/// Errors: another length.
+/// Errors: the array has another length.
 pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
     if !Format::Safetensors.is_of(path) {
         return Ok(None);
@@ -23,8 +23,8 @@ pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
     }
 }
 
-/// `x[n][atoms][3]`, nm, of files one after the other. Errors: other atoms, another unit, and molecules that are not
-/// whole.
+/// Frames `x[n][atoms][3]`, nm, of all files, concatenated. Errors: other atoms, another unit, or molecules that are
+/// not whole.
 pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let read = |path: &PathBuf| {
         let mut frames = trajectory::read_of(path, topology, "topology")?;
@@ -35,13 +35,13 @@ pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     Ok(paths.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// The number of the sample that each particle of `smc` descends from, where the file of n has it.
+/// Index of the sample that each of the n particles of `smc` descends from, if the file has it.
 pub fn ancestors(path: &Path, n: usize) -> Result<Option<Vec<usize>>> {
     Ok(array(path, "ancestor", n)?.map(|of| of.into_iter().map(|sample| sample as usize).collect()))
 }
 
-/// Makes molecules whole that a periodic box cuts, which is told. What else is wrong with frames without names or units
-/// shows by bonds that are none; `whose` says of what `atoms` are the list. Errors: most of the frames have the same.
+/// Makes molecules whole and says so. Other defects of frames without names or units show as bonds of impossible
+/// lengths; `whose` says what `atoms` are the list of. Errors: most of the frames have such bonds.
 pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: &str) -> Result<()> {
     let made = trajectory::make_whole(frames, atoms);
     if made > 0 {
@@ -65,15 +65,16 @@ pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: 
     }
 }
 
-/// The same for the samples of a model, whose unit and order are known: a poor model is no reason to refuse them.
+/// Warns of impossible bond lengths in samples of a model, whose unit and atom order are known: a poor model is no
+/// reason to refuse them.
 pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
     if let Some(torn) = trajectory::torn_frames(samples, atoms, whose) {
         eprintln!("modejump: {}: {torn}; a poor model has drawn them, or one of other atoms", path.display());
     }
 }
 
-/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that
-/// are not finite.
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or an npy array. Errors: another shape, or numbers
+/// that are not finite.
 pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
     let (shape, z) = if Format::Npy.is_of(path) {
         let z = trajectory::read(path)?;
@@ -92,8 +93,8 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
     }
 }
 
-/// `log_density` of samples that are to be weighed, −∞ where one is out of the support. Errors: NaN, which no density is;
-/// another length.
+/// Array `log_density` of samples to be weighted, −∞ for one outside the support. Errors: NaN, which is not the
+/// logarithm of a density; another length.
 pub fn log_density(path: &Path, n: usize) -> Result<Option<Vec<f64>>> {
     let given = array(path, "log_density", n)?;
     match given.as_ref().and_then(|values| values.iter().position(|v| v.is_nan())) {
@@ -107,7 +108,7 @@ pub fn log_density(path: &Path, n: usize) -> Result<Option<Vec<f64>>> {
     }
 }
 
-/// log w = −u − log q; no weight where either is not finite.
+/// Log-weights log w = −u − log q; −∞ where either is not finite.
 pub fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
     let weight = |(u, q): (&f64, &f64)| match -u - q {
         w if w.is_finite() => w,
@@ -120,7 +121,7 @@ pub fn evaluations(n: usize) -> Vec<Evaluation> {
     vec![Evaluation::inside(0.0); n]
 }
 
-/// log q per row, and how many rows are outside the support.
+/// log q of each row, and the number of rows outside the support.
 pub fn split(log_density: &[Evaluation]) -> (Vec<f64>, usize) {
     let values = log_density.iter().map(|e| e.log_density).collect();
     (values, log_density.iter().filter(|e| !e.is_inside()).count())

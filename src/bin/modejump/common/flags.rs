@@ -1,4 +1,4 @@
-//! Options of the command line that several commands have.
+//! Options that several commands share.
 
 use clap::{Args, ValueEnum};
 use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
@@ -11,7 +11,7 @@ use {modejump::engines::openmm::System, modejump::io::checkpoint::Identity, std:
 
 #[derive(Clone, Debug, Args)]
 pub struct PlatformFlag {
-    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a
+    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, such as with a
     /// CustomGBForce
     #[arg(long, default_value = "Reference", requires = "system")]
     pub platform: String,
@@ -26,14 +26,14 @@ impl PlatformFlag {
 
 #[derive(Debug, Args)]
 pub struct PrecisionFlag {
-    /// Type of the networks; coordinates and densities are f64 in all cases
+    /// Precision of the networks; coordinates and densities are f64 in any case
     #[arg(long, value_enum, default_value_t = Type::F32)]
     pub(super) precision: Type,
 }
 
 #[cfg(feature = "openmm")]
 impl PrecisionFlag {
-    /// For a run that goes on with the same one alone.
+    /// Adds the option to the identity of a run, which continues only with the same value.
     pub fn identify(&self, run: Identity) -> Identity {
         run.with("--precision", format!("{:?}", self.precision).to_lowercase())
     }
@@ -43,26 +43,28 @@ impl PrecisionFlag {
 pub(super) enum Type {
     F32,
     F64,
-    /// f32 with weights rounded to bfloat16, of TarFlows: single samples in less time
+    /// f32 with weights rounded to bfloat16, for TarFlows: single samples take less time
     Bf16,
 }
 
-/// Share of the samples whose weights published evaluations delete.
+/// Share of the samples whose weights are deleted in published evaluations.
 pub const CLIPPED_SHARE: f64 = 0.002;
 
 #[derive(Args)]
 pub struct DecodingFlags {
-    /// How a TarFlow finds its samples; log q is that of the sample in any case, by iteration that of its likelihood
+    /// How a TarFlow computes samples from latent points; log q is exact for the sample in any case, with iterative
+    /// decoding by evaluating its likelihood
     #[arg(long, value_enum, default_value_t = Decode::Sequential)]
     decoding: Decode,
-    /// Tokens of a segment of `--decoding gauss-seidel`
+    /// Tokens per segment, for `--decoding gauss-seidel`
     #[arg(long, default_value_t = 16, requires = "decoding")]
     segment: usize,
-    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3,
-    /// within which samples have the density that is said of them
+    /// Iterative decoding: largest error of the latent point, beyond rounding (some 1e-5 in f32); at most 1e-3, within
+    /// which samples have the density that is reported for them
     #[arg(long, default_value_t = 1e-4, requires = "decoding")]
     decoding_tolerance: f64,
-    /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially
+    /// Iterative decoding: maximum number of passes over all tokens, or over a segment; a sample that needs more is
+    /// decoded sequentially
     #[arg(long, default_value_t = 32, requires = "decoding")]
     decoding_passes: usize,
 }
@@ -77,7 +79,7 @@ impl DecodingFlags {
         Decoding::Jacobi(Jacobi { segment, tolerance: self.decoding_tolerance, passes: self.decoding_passes })
     }
 
-    /// For a run that goes on with the same one alone.
+    /// Adds the option to the identity of a run, which continues only with the same value.
     #[cfg(feature = "openmm")]
     pub fn identify(&self, run: Identity) -> Identity {
         let name = self.decoding.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
@@ -91,7 +93,7 @@ impl DecodingFlags {
         }
     }
 
-    /// The model with the decoding asked for. Errors: as of [`tarflow::with_options`].
+    /// The model with the decoding asked for. Errors: those of [`tarflow::with_options`].
     pub fn of(&self, model: Arc<dyn Model>) -> Result<Arc<dyn Model>> {
         tarflow::with_options(model, Options { decoding: self.decoding(), ..Options::default() })
     }
@@ -101,13 +103,13 @@ impl DecodingFlags {
 enum Decode {
     /// Token after token
     Sequential,
-    /// All tokens together, by iteration
+    /// All tokens together, by Jacobi iteration
     Jacobi,
-    /// Segments of tokens after each other, each by iteration
+    /// One segment of tokens after the other, each by iteration
     GaussSeidel,
 }
 
-/// What is made of the proposals of an attempt.
+/// Use of the proposals of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Method {
     /// One Metropolis test for each proposal, one after the other
@@ -118,8 +120,7 @@ pub enum Method {
 
 #[derive(Args)]
 pub struct RuleFlag {
-    /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in
-    /// any case
+    /// Treatment of importance weights before averages are taken; the raw ESS and Pareto k are reported in any case
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
     /// Share of the samples that `--weights quantile-clipped` deletes
@@ -135,18 +136,19 @@ impl RuleFlag {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Weights {
-    /// Nothing
+    /// No change
     Raw,
-    /// At most sqrt(n) times their mean: no sample is deleted, less variance, a bias that vanishes as n grows
+    /// Weights limited to sqrt(n) times their mean: no sample is deleted, less variance, and a bias that vanishes as n
+    /// grows
     Truncated,
-    /// The largest by a fitted Pareto tail: no sample is deleted
+    /// Largest weights smoothed by a fitted Pareto tail (PSIS): no sample is deleted
     Smoothed,
-    /// Samples with the largest weights DELETED, as published evaluations do it: BIASED for any n
+    /// Samples with the largest weights DELETED, as in published evaluations: BIASED for any n
     QuantileClipped,
 }
 
 impl Weights {
-    /// `clipped_share` is of the samples that quantile clipping deletes.
+    /// The rule; `clipped_share` is the share of the samples that quantile clipping deletes.
     pub fn rule(self, clipped_share: f64) -> Rule {
         match self {
             Weights::Raw => Rule::Raw,

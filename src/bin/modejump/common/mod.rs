@@ -1,4 +1,4 @@
-//! What several subcommands share.
+//! Code shared by several subcommands.
 
 mod arrays;
 mod flags;
@@ -34,11 +34,11 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Set by SIGINT and SIGTERM.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Signals that come together are one request: `timeout`, and what ends jobs, signal a process and its group.
+/// Signals within this time count as one request: `timeout` and job schedulers signal a process and its group.
 const TOGETHER: Duration = Duration::from_secs(1);
 
-/// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and one that comes later ends the program.
-/// Errors: a second call.
+/// Installs signal handlers: from now on the first SIGINT or SIGTERM sets [`interrupted`], and a later one ends the
+/// program. Errors: a second call.
 pub fn watch_signals() -> Result<()> {
     let mut first = None;
     ctrlc::set_handler(move || {
@@ -54,16 +54,16 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Takes a checkpoint for this process until its end, by a file beside it: of two runs with one, such as a job and the
-/// one that was queued again, each would write over the other's. Errors: another process has it.
+/// Locks a checkpoint for this process until it ends, by a file beside it: two runs with the same checkpoint, such as a
+/// job and its requeued copy, would overwrite each other's. Errors: another process has it.
 pub fn claim(checkpoint: &Path) -> Result<()> {
-    // beside a file of another kind, which is refused when it is read, nothing is left
+    // no lock file is left beside a file of another kind, which is refused when it is read
     if checkpoint::is_other_file(checkpoint) {
         return Ok(());
     }
     let mut beside = checkpoint.as_os_str().to_owned();
     beside.push(".lock");
-    // where no file can be made there, the checkpoint's own writing tells; some file systems know no locks
+    // if no file can be created there, writing the checkpoint will report it; some file systems have no locks
     let Ok(file) = File::create(&beside) else { return Ok(()) };
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
         return Err(Error::file(checkpoint, "another modejump is at work with this checkpoint"));
@@ -72,12 +72,12 @@ pub fn claim(checkpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a JSON file holds. Errors: also one that cannot be read, or is no text.
+/// Reads a JSON file. Errors: also a file that cannot be read, or is not text.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     parse_json(path, &read_text(path)?)
 }
 
-/// What the text of a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
+/// Parses the text of a JSON file. Errors: text that is not JSON; invalid content, with its place.
 pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     use serde_json::error::Category;
     serde_json::from_str(without_mark(text)).map_err(|e| match e.classify() {
@@ -106,7 +106,7 @@ fn overlay(settings: &mut Value, given: Value) {
     }
 }
 
-/// Of what a file holds.
+/// Hash of the contents of a file.
 pub fn hash_of(path: &Path) -> Result<String> {
     Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
 }

@@ -1,4 +1,4 @@
-//! Models of the command line: files, temperatures, what they say of themselves.
+//! Models given on the command line: files, temperatures, warnings.
 
 use super::flags::Type;
 use super::{hash_of, PrecisionFlag};
@@ -18,13 +18,13 @@ pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {
     models::load_with(path, precision)
 }
 
-/// At a temperature (K) to which a steerable model can be taken, if one is asked for.
+/// Loads a model and takes it to a temperature (K), if one is given; the model must then be steerable.
 pub fn load_at(path: &Path, precision: &PrecisionFlag, temperature: Option<f64>) -> Result<Arc<dyn Model>> {
     let model = load(path, precision)?;
     temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))
 }
 
-/// A second model, which must describe the atoms of the generator.
+/// Loads a second model, which must describe the same atoms as the generator.
 pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Model) -> Result<Arc<dyn Model>> {
     let partner = load(path, precision)?;
     if partner.dimension() != generator.dimension() {
@@ -40,22 +40,22 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
-/// Says so where equal atoms of the configuration `x[atoms][3]` (nm) in a file are numbered the other way round than the
-/// model knows them: no jump from there would be accepted.
+/// Warns if equivalent atoms of the configuration `x[atoms][3]` (nm) in a file are numbered differently from the
+/// model's frames, or stereocentres are inverted: no jump from there would be accepted.
 pub fn warn_of_labels(path: &Path, model: &dyn Model, x: &[f64]) {
     if let Err(error) = labels::require_labels(model, x) {
         eprintln!("modejump: {}: {error}", path.display());
     }
 }
 
-/// What is asked for, else the model's.
+/// The temperature asked for (K), else that of the model.
 pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     let temperature = asked.or(model.card().temperature);
     temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
 }
 
-/// Says so where a model makes moves, jumps or exchanges, at another temperature (K) than its own; a steerable one has
-/// none of its own.
+/// Warns if a model makes `moves` (jumps or exchanges) at a temperature `here` (K) other than its own; a steerable
+/// model has none of its own.
 pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
     if model.steering().is_some() {
         return;
@@ -65,8 +65,8 @@ pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
     }
 }
 
-/// Errors: atoms of a file in another order, or of other names, than a model's card has them; with another number of
-/// atoms the two are not compared.
+/// Errors: the atoms of a file are in another order, or have other names, than in the model's card; if the numbers of
+/// atoms differ, the two are not compared.
 #[cfg(feature = "openmm")]
 pub fn require_order(path: &Path, atoms: &Topology, model: &dyn Model) -> Result<()> {
     match &model.card().topology {
@@ -77,7 +77,7 @@ pub fn require_order(path: &Path, atoms: &Topology, model: &dyn Model) -> Result
     }
 }
 
-/// What every card says of its training: temperature (K), System and command.
+/// Adds to a card what it says of the training: temperature (K), System and command.
 pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<&Path>) -> Result<()> {
     let info = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -1,12 +1,12 @@
-//! How far a command is.
+//! Progress of a command.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::time::{Duration, Instant};
 
-/// Between two lines where standard error is no terminal, as in the log of a batch job.
+/// Time between two lines if standard error is not a terminal, as in the log of a batch job.
 const BETWEEN_LINES: Duration = Duration::from_secs(60);
 
-/// A bar with a message; where none is shown, a line now and then.
+/// A progress bar with a message; if it cannot be shown, a line now and then.
 pub struct Progress {
     bar: ProgressBar,
     what: &'static str,
@@ -15,18 +15,18 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of n of these.
+    /// Progress over n units of `what`.
     #[cfg(feature = "openmm")]
     pub fn new(n: u64, what: &'static str) -> Progress {
         Progress::of(ProgressBar::new(n), what)
     }
 
-    /// One of several.
+    /// One of several bars.
     pub fn among(bars: &MultiProgress, n: u64, what: &'static str) -> Progress {
         Progress::of(bars.add(ProgressBar::new(n)), what)
     }
 
-    /// Of what another process tells.
+    /// No output, for progress that another process reports.
     #[cfg(feature = "openmm")]
     pub fn silent() -> Progress {
         Progress { is_silent: true, ..Progress::of(ProgressBar::hidden(), "") }
@@ -48,7 +48,7 @@ impl Progress {
         self.bar.set_message(message);
     }
 
-    /// A line beside the bar.
+    /// Prints a line beside the bar.
     #[cfg(feature = "openmm")]
     pub fn tell(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));

@@ -3,7 +3,7 @@
 use modejump::weights;
 use serde_json::{json, Value};
 
-/// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.
+/// k̂ for a summary: a number, or the text "inf" or "-inf", since JSON has no infinities.
 pub fn tail_index(k: f64) -> Value {
     match k.is_finite() {
         true => json!(k),
@@ -11,7 +11,7 @@ pub fn tail_index(k: f64) -> Value {
     }
 }
 
-/// k̂ for a report, with a warning where the weights are not to be trusted.
+/// k̂ for a report, with a warning if the weights are unreliable.
 pub fn tail_in_words(k: f64) -> String {
     let what = match k {
         f64::NEG_INFINITY => return "none: the largest weights are alike".into(),
@@ -21,13 +21,13 @@ pub fn tail_in_words(k: f64) -> String {
     format!("{what}{}", if k > 0.7 { "  (weights are unreliable above 0.7)" } else { "" })
 }
 
-/// A number of a summary, also one that [`tail_index`] wrote; NaN where there is none.
+/// A number of a summary, also one written by [`tail_index`]; NaN if there is none.
 pub fn number(summary: &Value, key: &str) -> f64 {
     let text = || summary[key].as_str()?.parse().ok();
     summary[key].as_f64().or_else(text).unwrap_or(f64::NAN)
 }
 
-/// An average with its error, a question mark where weights are too few to tell one.
+/// An average with its error; a question mark if there are too few weights to estimate it.
 pub fn with_error(value: f64, error: f64, digits: usize) -> String {
     match error.is_nan() {
         true => format!("{value:.digits$} ± ?"),
@@ -35,7 +35,7 @@ pub fn with_error(value: f64, error: f64, digits: usize) -> String {
     }
 }
 
-/// What the question mark of [`with_error`] stands for.
+/// Explanation of the question mark of [`with_error`].
 pub fn without_error() -> String {
     format!("±?: fewer than {} effective samples tell no error", weights::FEWEST_FOR_ERRORS)
 }

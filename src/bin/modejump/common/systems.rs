@@ -18,8 +18,8 @@ use modejump::{Error, Result};
 use std::path::Path;
 use std::sync::Once;
 
-/// `explore` of a configuration at a temperature that something else gives, `giver`, such as an option of the command
-/// line. Errors: another one in the configuration.
+/// Options `explore` of a configuration, at a temperature (K) that is given elsewhere, by `giver`, such as a
+/// command-line option. Errors: the configuration has a different one.
 pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Result<ExploreOptions> {
     match options.temperature.filter(|given| *given != temperature) {
         None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
@@ -29,7 +29,7 @@ pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Re
     }
 }
 
-/// An OpenMM System without the moves that were added to it, which is told.
+/// Reads an OpenMM System and leaves out the moves that were added to it, with a message.
 pub fn read_system(path: &Path) -> Result<System> {
     static TOLD: Once = Once::new();
     let system = System::from_xml_file(path)?;
@@ -44,11 +44,11 @@ pub fn read_system(path: &Path) -> Result<System> {
     Ok(system)
 }
 
-/// Tells of a periodic System whose box differs by more than a per mille from that of the topology, where it has one.
-/// Errors: a topology that cannot be read.
+/// Warns if the box of a periodic System differs by more than one part in a thousand from that of the topology, if that
+/// has one. Errors: the topology cannot be read.
 pub fn warn_of_box(topology: &Path, path: &Path, system: &System) -> Result<()> {
     const TOLERANCE: f64 = 1e-3;
-    // a force that does not say whether it is periodic is no reason not to run
+    // a force that does not report whether it is periodic is no reason not to run
     let of_system = system.box_vectors().ok().flatten();
     if let (Some(given), Some(used)) = (read_box(topology)?, of_system) {
         if !are_alike(&given, &used, TOLERANCE) {
@@ -60,8 +60,8 @@ pub fn warn_of_box(topology: &Path, path: &Path, system: &System) -> Result<()> 
     Ok(())
 }
 
-/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of
-/// particles than the model has atoms, and masses that are not those of the atoms, where they are known.
+/// Target with the energies, on all threads, of an OpenMM System read from this file. Errors: also if the number of
+/// particles differs from the number of the model's atoms, or masses do not match the atoms, if these are known.
 pub fn target(
     path: &Path,
     system: &System,
@@ -79,15 +79,15 @@ pub fn target(
     OpenMmTarget::new(system, temperature, threads())
 }
 
-/// The same for the samples of a model, with its constrained bonds.
+/// Target for the samples of a model, read from a System file, with the bonds that are constrained.
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
     let dimension = dimension_without_auxiliary(model);
     let system = on.read_system(path)?;
     target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 
-/// Errors: energies of more than the model's density describes, or, where that is `averaged` over orientations, of these
-/// ([`require_same_elsewhere`]).
+/// Errors: the energies depend on the position, or, if the model's density describes only shapes or is `averaged` over
+/// orientations, on the orientation ([`require_same_elsewhere`]).
 pub fn require_described(path: &Path, target: &mut OpenMmTarget, model: &dyn Model, averaged: bool) -> Result<()> {
     let turned = match model.scope() {
         Scope::Full => return Ok(()),
@@ -99,7 +99,7 @@ pub fn require_described(path: &Path, target: &mut OpenMmTarget, model: &dyn Mod
 
 const A_FEW: usize = 4;
 
-/// `x[n][atoms][3]` (nm) of a few samples.
+/// Coordinates `x[n][atoms][3]` (nm) of a few samples.
 fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
     let (d, atoms) = (model.dimension(), dimension_without_auxiliary(model));
     let (mut x, mut status) = (vec![0.0; A_FEW * d], vec![Status::NonFinite; A_FEW]);
@@ -108,12 +108,13 @@ fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
     Ok(samples.flat_map(|(x, _)| &x[..atoms]).copied().collect())
 }
 
-/// Weights compare e^{−u} with a density that describes a configuration but for its place, and perhaps its orientation:
-/// they are right if u knows nothing of these either.
+/// Checks that u is invariant under shifts, and under rotations if `turned`: weights compare e^{−u} with a density that
+/// describes a configuration except for its position, and perhaps its orientation, and are correct only if u does not
+/// depend on these either.
 ///
-/// Errors: u of `x[n][atoms][3]` (nm) is another once they are shifted, and turned if so.
+/// Errors: u of `x[n][atoms][3]` (nm) changes when they are shifted, or rotated.
 fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], turned: bool) -> Result<()> {
-    // kT; and of the energy, for the rounding of single precision and the meshes of lattice sums
+    // absolute, in kT, and relative to the energy, for single-precision rounding and the meshes of lattice sums
     const TOLERANCE: f64 = 0.05;
     const RELATIVE: f64 = 1e-4;
     let d = target.dimension();
@@ -147,8 +148,8 @@ fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], tur
     }
 }
 
-/// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors
-/// name a bond that the System constrains and the samples vary, or the reverse.
+/// Target for samples `x[n][atoms][3]` (nm) of an unknown model, which is assumed to keep the bonds that they keep.
+/// Errors name a bond that the System constrains and the samples vary, or the reverse.
 pub fn target_of_samples(
     path: &Path,
     system: &System,
@@ -167,12 +168,12 @@ pub fn target_of_samples(
     Ok(target)
 }
 
-/// Errors: the System of a file is one of other atoms, or has them in another order.
+/// Errors: the System of a file has other atoms, or has them in another order.
 pub fn require_atoms(path: &Path, system: &System, atoms: &Topology) -> Result<()> {
     atoms.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(path, e.to_string()))
 }
 
-/// Threads of this machine.
+/// Number of threads of this machine.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }

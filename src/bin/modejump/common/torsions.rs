@@ -1,4 +1,4 @@
-//! The torsions that figures, states and comparisons are of.
+//! The torsions used for figures, states and comparisons.
 
 use clap::Args;
 use modejump::coordinates::{Along, Topology};
@@ -7,13 +7,14 @@ use modejump::{Error, Result};
 
 #[derive(Args)]
 pub struct TorsionFlag {
-    /// Torsion to look at in place of the backbone's φ and ψ: four atoms, which count from 0. Given twice, of both together
+    /// Torsion to use instead of the backbone φ and ψ: four atoms, counted from 0. If given twice, both are analysed
+    /// together
     #[arg(long = "torsion", value_name = "I,J,K,L", value_parser = four_atoms)]
     given: Vec<[usize; 4]>,
 }
 
 impl TorsionFlag {
-    /// Those that were given, else those of the backbone. Errors: atoms that the molecule does not have.
+    /// The torsions that were given, else those of the backbone. Errors: atoms that the molecule does not have.
     pub fn of(&self, n_atoms: usize, topology: Option<&Topology>) -> Result<Torsions> {
         if !self.is_given() {
             return Ok(Torsions::of_backbone(n_atoms, topology));
@@ -41,15 +42,15 @@ impl TorsionFlag {
     }
 }
 
-/// Of four atoms each.
+/// Torsions, each of four atoms.
 pub struct Torsions {
     pub n_atoms: usize,
     pub all: Vec<[usize; 4]>,
-    /// Those that belong together, as φ and ψ of a residue do.
+    /// Pairs that belong together, such as φ and ψ of a residue.
     pub pairs: Vec<[[usize; 4]; 2]>,
-    /// The first pair, or the first torsion where there is none, for figures.
+    /// The first pair, or the first torsion if there is none, for figures.
     pub shown: Vec<[usize; 4]>,
-    /// Names of those.
+    /// Names of the torsions shown.
     pub axes: Vec<String>,
 }
 
@@ -57,14 +58,14 @@ impl Torsions {
     fn of_backbone(n_atoms: usize, topology: Option<&Topology>) -> Torsions {
         let backbone = topology.map(Topology::backbone).unwrap_or_default();
         let pairs = backbone.phi_psi();
-        // of a capped residue without the second cap there is a φ alone
+        // a capped residue without the second cap has φ only
         let alone = || backbone.phi.iter().copied().take(1).collect();
         let shown: Vec<[usize; 4]> = pairs.first().map_or_else(alone, |both| both.to_vec());
         let axes = ["φ", "ψ"].iter().zip(&shown).map(|(name, _)| name.to_string()).collect();
         Torsions { n_atoms, all: [backbone.phi, backbone.psi].concat(), pairs, shown, axes }
     }
 
-    /// The values of those that are shown, radian, one column each, of configurations `x[n][atoms][3]`.
+    /// Values of the torsions shown, radian, one column each, for configurations `x[n][atoms][3]`.
     pub fn columns(&self, x: &[f64]) -> Vec<Vec<f64>> {
         self.shown.iter().map(|&torsion| metrics::torsions(x, self.n_atoms, &[torsion])).collect()
     }

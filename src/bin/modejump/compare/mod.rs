@@ -1,4 +1,4 @@
-//! `modejump compare`: how far two samples of one molecule are from each other.
+//! `modejump compare`: distances between two samples of one molecule.
 
 mod side;
 
@@ -21,37 +21,37 @@ use std::sync::Once;
 
 #[derive(Args)]
 pub struct Compare {
-    /// The reference, a trajectory in the order of time, or samples, which have no slow components: pdb, gro, dcd, xtc,
-    /// trr, npy or safetensors
+    /// Reference A: a trajectory in the order of time, or independent samples, which have no slow components: pdb, gro,
+    /// dcd, xtc, trr, npy or safetensors
     a: PathBuf,
-    /// What is compared with it
+    /// Sample B, compared with the reference
     b: PathBuf,
-    /// PDB file with the atoms of both in their order; where one of them is a PDB file it need not be given
+    /// PDB file with the atoms of both in their order; not needed if one of them is a PDB file
     #[arg(long)]
     topology: Option<PathBuf>,
-    /// OpenMM System (XML) for the energies of both; without it those in the files are taken (`reduced_potential`)
+    /// OpenMM System (XML) for the energies of both; without it those in the files are used (`reduced_potential`)
     #[arg(long, requires = "temperature")]
     system: Option<PathBuf>,
-    /// K, of the energies
+    /// Temperature of the energies, K
     #[arg(long, requires = "system")]
     temperature: Option<f64>,
-    /// Count all frames the same, also where a file has weights (`log_weight`, as `smc` writes them)
+    /// Count all frames equally, even if a file has weights (`log_weight`, as written by `smc`)
     #[arg(long, conflicts_with = "reweight")]
     unweighted: bool,
-    /// Weigh a generator's samples (files with `log_density`, as `sample` writes them) by exp(-u)/q
+    /// Weight a generator's samples (files with `log_density`, as written by `sample`) by exp(-u)/q
     #[arg(long)]
     reweight: bool,
     #[command(flatten)]
     rule: RuleFlag,
     #[command(flatten)]
     torsions: TorsionFlag,
-    /// Frames of A between the two ends of a pair, for its slowest components; 0 to leave them out
+    /// Lag time, in frames of A, for the slowest components of A; 0 to leave them out
     #[arg(long, default_value_t = 100)]
     lag: usize,
-    /// Most points of either side in exact transport, whose cost grows as their third power
+    /// Maximum number of points of either side in exact optimal transport, whose cost grows as their cube
     #[arg(long, default_value_t = 1000)]
     points: usize,
-    /// Of the draws of points
+    /// Seed of the draws of points
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// Folder for compare.json and the figures
@@ -64,14 +64,14 @@ pub struct Compare {
     json: bool,
 }
 
-/// Of the points of exact transport, where there are more frames than such.
+/// Number of draws of the points of exact transport, if there are more frames than points.
 const DRAWS: u64 = 4;
 
-/// It is told once that the System has a box.
+/// Ensures that the box of the System is mentioned only once.
 #[cfg(feature = "openmm")]
 static PERIODIC: Once = Once::new();
 
-/// Distances between two samples; absent where the numbers are.
+/// Distances between two samples; absent if the data for them are missing.
 #[derive(Serialize)]
 struct Distances {
     energy_w1: Option<f64>,
@@ -109,7 +109,7 @@ impl Compare {
         tell_of_gaps([&a, &b], &of_a);
         let between = self.distances(&of_a, &of_b)?;
         let half = of_a.n() / 2;
-        // a half may be without weight
+        // one half may have no weight
         let halves = self.distances(&of_a.part(0..half), &of_a.part(half..of_a.n()));
         let halves =
             halves.inspect_err(|reason| eprintln!("modejump: no distance between the halves of A: {reason}")).ok();
@@ -143,9 +143,9 @@ impl Compare {
         Ok(Topology::from_pdb(path)?.0)
     }
 
-    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are
-    /// `samples` that are to be weighed: those with a log q. Errors name a bond that the System constrains and the
-    /// samples vary, or the reverse.
+    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains if the frames include
+    /// `samples` to be weighted, i.e. those with a log q. Errors name a bond that the System constrains and the samples
+    /// vary, or the reverse.
     #[cfg(feature = "openmm")]
     fn energies(
         &self,
@@ -161,7 +161,7 @@ impl Compare {
             Some(samples) => target_of_samples(path, &system, &samples.x, topology, temperature)?,
             None => target(path, &system, dimension, Some(topology), temperature)?,
         };
-        // a force that does not say whether it is may well be
+        // a force that does not report whether it is periodic may well be
         if system.is_periodic().unwrap_or(true) {
             PERIODIC.call_once(|| {
                 eprintln!(
@@ -184,7 +184,7 @@ impl Compare {
         }
     }
 
-    /// The two slowest components of A; says why if there are none.
+    /// The two slowest components of A; prints the reason if there are none.
     fn slow_components(&self, a: &Side, topology: &Topology) -> Option<(Features, Tica)> {
         if self.lag == 0 {
             return None;
@@ -250,8 +250,8 @@ impl Compare {
         Stream::new(self.seed, StreamId::Resample, draw, 0)
     }
 
-    /// Mean and standard deviation of a distance over several draws of the points that it is of; one is enough where
-    /// these are all of `n` frames.
+    /// Mean and standard deviation of a distance over several draws of its points; one draw suffices if the points are
+    /// all of `n` frames.
     fn over_draws(&self, n: usize, distance: impl Fn(&mut Stream) -> f64) -> [f64; 2] {
         let draws = if n <= self.points { 1 } else { DRAWS };
         let all: Vec<f64> = (0..draws).map(|draw| distance(&mut self.stream(draw))).collect();
@@ -263,7 +263,7 @@ impl Compare {
         [mean, (squares / (all.len() - 1) as f64).sqrt()]
     }
 
-    /// One side: its file, its energies, and what its weights say.
+    /// Summary of one side: its file, its energies, and the quality of its weights.
     fn describe(&self, side: &Side) -> Result<Value> {
         let mut about = json!({ "file": side.name, "n": side.n });
         if let Some(lost) = side.without_energy {
@@ -289,7 +289,7 @@ impl Compare {
         modejump::io::write_atomically(&path, document.to_string().as_bytes())?;
         const FIGURES: [&str; 4] = ["energy.svg", "ramachandran.svg", "tica.svg", "log_weights.svg"];
         let written = draw(folder, &series, &FIGURES)?;
-        // those of an earlier comparison that this one has not
+        // removes those of an earlier comparison that this one does not have
         let is_stale = |path: &PathBuf| again && !written.contains(path) && path.exists();
         for stale in FIGURES.map(|name| folder.join(name)).into_iter().filter(is_stale) {
             std::fs::remove_file(&stale).map_err(|e| Error::io(&stale, e))?;
@@ -301,7 +301,8 @@ impl Compare {
     }
 }
 
-/// Reduced potentials of two temperatures are no measure of how far the samples are from each other.
+/// Warns if the reduced potentials are of two temperatures: their distance is then no measure of the difference of the
+/// samples.
 fn leave_out_other_temperatures(a: &mut Side, b: &mut Side) {
     if let (Some(of_a), Some(of_b)) = (a.temperature, b.temperature) {
         if (of_a - of_b).abs() > 1e-6 * of_a {
@@ -315,7 +316,7 @@ fn leave_out_other_temperatures(a: &mut Side, b: &mut Side) {
     }
 }
 
-/// Says why there are dashes in the table, where nothing else has said it.
+/// Explains dashes in the table, unless another message has done so.
 fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
     let without: Vec<&str> =
         sides.iter().filter(|side| side.without_energy.is_none()).map(|side| side.name.as_str()).collect();
@@ -332,7 +333,7 @@ fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
     }
 }
 
-/// For --reweight: says which side has no density. Errors: neither has one.
+/// For --reweight: reports which side has no density. Errors: neither has one.
 fn require_density(a: &Side, b: &Side) -> Result<()> {
     if !a.has_density && !b.has_density {
         return Err(Error::invalid(format!(
@@ -347,7 +348,7 @@ fn require_density(a: &Side, b: &Side) -> Result<()> {
     Ok(())
 }
 
-/// What `modejump plot` draws; frames without weight or energy are left out, since JSON knows no infinities.
+/// Series for `modejump plot`; frames without weight or energy are left out, since JSON has no infinities.
 fn series(rule: &str, letter: &str, side: &Side, observed: &Observed, axes: &[String]) -> Series {
     let kept: Vec<usize> = (0..side.n)
         .filter(|&i| side.log_weight.as_ref().is_none_or(|w| w[i].is_finite()))

@@ -10,7 +10,7 @@ use modejump::{weights, Error, Result};
 use std::ops::Range;
 use std::path::Path;
 
-/// Fewer frames have no halves worth comparing.
+/// Fewest frames whose halves are worth comparing.
 const FEWEST: usize = 8;
 
 /// The frames of one file.
@@ -18,26 +18,28 @@ pub struct Side {
     pub name: String,
     pub x: Vec<f64>,
     pub n: usize,
-    /// u of every frame, where it is known and finite for one that has weight.
+    /// u of every frame, if known, and finite for every frame that has weight.
     pub u: Option<Vec<f64>>,
-    /// How many frames have no finite u, where it is known.
+    /// Number of frames without finite u, if u is known.
     pub without_energy: Option<usize>,
-    /// As the file or the generator's density gives them, −∞ for no weight; absent for frames that count the same.
+    /// Log-weights as given by the file or the generator's density, −∞ for no weight; absent if all frames count
+    /// equally.
     pub raw: Option<Vec<f64>>,
-    /// The same by the rule that was asked for.
+    /// Log-weights after the rule that was asked for.
     pub log_weight: Option<Vec<f64>>,
-    /// The sample that each frame descends from, where resampling has multiplied some.
+    /// Sample that each frame descends from, if resampling has duplicated some.
     pub ancestor: Option<Vec<usize>>,
     /// Whether the file has a generator's `log_density`.
     pub has_density: bool,
-    /// Whether its frames are those of several walkers by turns, as `walker` or `epoch` beside them says.
+    /// Whether the frames alternate between several walkers, as shown by `walker` or `epoch` in the file.
     pub by_turns: bool,
-    /// Of the file's own reduced potentials, K, where it says so.
+    /// Temperature of the reduced potentials in the file, K, if it states one.
     pub temperature: Option<f64>,
 }
 
 impl Side {
-    /// Errors, with the file's name: frames that are no frames of the topology, arrays of another length, NaN.
+    /// Reads one side. Errors, with the file's name: frames that are not of the topology, arrays of another length,
+    /// NaN.
     pub fn read(path: &Path, topology: &Topology, compare: &Compare) -> Result<Side> {
         let named = |e: Error| Error::file(path, e.to_string());
         let mut frames = trajectory::read_of(path, topology, "topology")?;
@@ -97,7 +99,8 @@ impl Side {
         }
         let (mut x, mut u) = (frames.x, u.filter(is_known));
         let name = path.display().to_string();
-        // weights leave out what a model could not make; without any it would count as a configuration
+        // samples that the model failed to make are excluded by weights; without weights such a sample would count as a
+        // configuration
         let is_inside = |i: &usize| density.as_ref().is_none_or(|log_q| log_q[*i] != f64::NEG_INFINITY);
         let inside: Vec<usize> = (0..n).filter(|i| raw.is_some() || is_inside(i)).collect();
         if inside.len() < n {
@@ -124,7 +127,7 @@ impl Side {
     }
 }
 
-/// The samples of a generator that have a log q. Errors: too few of them to tell which bonds it keeps.
+/// Samples of a generator that have a log q. Errors: too few of them to tell which bonds it keeps.
 fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
     let rows = frames.x.chunks_exact(frames.dimension).zip(log_q).filter(|(_, q)| q.is_finite());
     let samples = Frames::new(frames.dimension, rows.flat_map(|(x, _)| x).copied().collect());
@@ -137,19 +140,19 @@ fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
     }
 }
 
-/// What of the frames is compared, with the same columns on both sides.
+/// Quantities of the frames that are compared, with the same columns on both sides.
 pub struct Observed {
     name: String,
     pub u: Option<Vec<f64>>,
-    /// `[n][torsions]`, radian, as are the others
+    /// All torsions `[n][torsions]`, radian, as are the next two.
     pub torsions: Vec<f64>,
-    /// Those that belong together, `[n][pairs][2]`.
+    /// Torsions that belong together, `[n][pairs][2]`.
     pub pairs: Vec<f64>,
-    /// Those of figures, at most two.
+    /// Torsions shown in figures, at most two.
     pub shown: Vec<f64>,
-    /// `[n][2]`
+    /// Slow components `[n][2]`.
     pub components: Option<Vec<f64>>,
-    /// Log-weights of all frames, zero without any.
+    /// Log-weights of all frames; zero if there are none.
     log_weights: Vec<f64>,
 }
 
@@ -171,7 +174,7 @@ impl Observed {
         self.log_weights.len()
     }
 
-    /// The frames of a range as they are.
+    /// Frames of a range, in their order.
     pub fn part(&self, range: Range<usize>) -> Observed {
         let rows = |x: &Vec<f64>| {
             let d = x.len() / self.n();
@@ -188,7 +191,7 @@ impl Observed {
         }
     }
 
-    /// Finite energies and their weights; none where no frame with weight has one.
+    /// Finite energies and their weights; none if no frame with weight has one.
     pub fn energies(&self) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
         let both = self.u.iter().flatten().copied().zip(self.log_weights.iter().copied());
         let (u, log_w): (Vec<f64>, Vec<f64>) = both.filter(|(u, w)| u.is_finite() && w.is_finite()).unzip();
@@ -202,7 +205,7 @@ impl Observed {
         weights::normalised(&self.log_weights)
     }
 
-    /// Rows of columns that belong together, with weights. Errors: one that is not finite.
+    /// Weighted rows of columns that belong together. Errors: a value that is not finite.
     pub fn cloud<'a>(&self, rows: &'a [f64], weights: &'a [f64]) -> Result<Cloud<'a>> {
         let d = rows.len() / self.n();
         if let Some(i) = rows.iter().position(|v| !v.is_finite()) {

@@ -1,6 +1,6 @@
-//! Moving averages of a network's weights in checkpoints of transferable-samplers: `shadow_params.<i>`, i being the
-//! number of the parameter in the order in which its modules were made. A file does not say that order; it is known of
-//! these networks.
+//! Moving averages of a network's weights in checkpoints of transferable-samplers: `shadow_params.<i>`, where i is the
+//! index of the parameter in the order in which its modules were created. The file does not state this order; it is
+//! known for these networks.
 
 use super::Tensors;
 use modejump::io::model_file::Tensor;
@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 pub const SHADOW: &str = "shadow_params.";
 
-/// Words of the tensors' names. Of two that stand beside each other, the first was made first: a module's own
-/// parameters, then its parts.
+/// Components of the tensors' names, in order of creation: of two siblings, the one listed first was created first; a
+/// module's own parameters come before its submodules.
 const MADE: &[&str] = &[
     "pos_embed",
     "pos_embed_scale",
@@ -52,7 +52,7 @@ const MADE: &[&str] = &[
     "bias",
 ];
 
-/// Place of a parameter in that order, unless a word of its name is not known. Numbers count.
+/// Sort key of a parameter in creation order; numbers sort by value. None if a component of its name is not known.
 fn made(name: &str) -> Option<Vec<usize>> {
     let words = name.split('.').flat_map(|part| match part.strip_prefix("gcl_") {
         Some(number) => vec!["gcl", number],
@@ -61,8 +61,9 @@ fn made(name: &str) -> Option<Vec<usize>> {
     words.map(|word| word.parse().ok().or_else(|| MADE.iter().position(|&known| known == word))).collect()
 }
 
-/// Takes the averages that belong to the network with this prefix out of a checkpoint's tensors, by their numbers: those
-/// that lie in a part of it, or of the `only` network the only ones that there are (that were saved beside it).
+/// Removes the averages of the network with this prefix from a checkpoint's tensors and returns them by index. They are
+/// those stored under the longest matching part of the prefix or, if the network is the `only` one, the only set of
+/// averages that there is (saved beside it).
 pub fn take(tensors: &mut Tensors, prefix: &str, only: bool) -> Vec<(usize, Tensor)> {
     let before = |name: &String| name.split_once(SHADOW).map(|(before, _)| before.to_string());
     let places: BTreeSet<String> = tensors.keys().filter_map(before).collect();
@@ -76,8 +77,8 @@ pub fn take(tensors: &mut Tensors, prefix: &str, only: bool) -> Vec<(usize, Tens
     averages
 }
 
-/// One of the tensors outside of the network with this prefix that are averages by their names, in other layouts (of
-/// NeMo, or of latent diffusion), unless the network is averages itself by its prefix.
+/// Name of a tensor outside the network with this prefix that is, by its name, a moving average in another layout (of
+/// NeMo, or of latent diffusion); none if the prefix itself is one of averages.
 pub fn in_another_layout<'a>(tensors: &'a Tensors, prefix: &str) -> Option<&'a String> {
     let is_average =
         |part: &str| part == "ema" || part.ends_with("_ema") || part.starts_with("ema_") || part == "shadow";
@@ -85,9 +86,9 @@ pub fn in_another_layout<'a>(tensors: &'a Tensors, prefix: &str) -> Option<&'a S
     tensors.keys().find(|name| !name.starts_with(prefix) && averaged(name)).filter(|_| !averaged(prefix))
 }
 
-/// The averages under the names of the network's tensors; none if the order of those is not known.
+/// Names the averages by the network's tensors; none if the creation order of those is not known.
 ///
-/// Errors: another number of averages than of parameters, an average of another shape than its parameter.
+/// Errors: the number of averages differs from that of parameters, or an average has another shape than its parameter.
 pub fn named(own: &Tensors, averages: Vec<(usize, Tensor)>) -> Result<Option<Tensors>> {
     let parameters = own.keys().filter(|name| !modejump::models::tarflow::format::is_buffer(name));
     let Some(mut names) = parameters.map(|name| Some((made(name)?, name))).collect::<Option<Vec<_>>>() else {

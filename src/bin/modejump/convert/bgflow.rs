@@ -91,7 +91,7 @@ impl Convert {
     }
 }
 
-/// Says which torsions the first coupling is taken to move, which no tensor shows.
+/// Prints a note on which torsions the first coupling is taken to move, which no tensor shows.
 fn note_torsions(flow: &CouplingFlow<f64>) {
     let ModelConfig::Coupling(config) = &flow.card().model else { return };
     if let Some(LayerConfig::Spline { transformed, features, ends: Ends::Circular, .. }) = config.layers.first() {
@@ -103,7 +103,8 @@ fn note_torsions(flow: &CouplingFlow<f64>) {
     }
 }
 
-/// Says so where atoms do not stand beside those that they are bonded to, as in a topology of another order.
+/// Prints a note if rows of the z-matrix have distances of atoms that are not bonded, as with a topology in another
+/// atom order.
 fn note_order(topology: &Topology, config: &Value) {
     let rows: Vec<[i64; 4]> =
         config.get("z_matrix").and_then(|rows| serde_json::from_value(rows.clone()).ok()).unwrap_or_default();
@@ -117,8 +118,8 @@ fn note_order(topology: &Topology, config: &Value) {
     }
 }
 
-/// Errors: a prior beside the flow of this prefix, as in bgflow's BoltzmannGenerator, which is not the one that the flow
-/// is read with.
+/// Errors: the checkpoint has a prior beside the flow with this prefix, as in bgflow's BoltzmannGenerator, that differs
+/// from the prior with which the flow is read.
 fn require_prior(tensors: &Tensors, prefix: &str) -> Result<()> {
     let Some(generator) = prefix.strip_suffix("_flow.") else { return Ok(()) };
     let prior = format!("{generator}_prior.");
@@ -126,7 +127,7 @@ fn require_prior(tensors: &Tensors, prefix: &str) -> Result<()> {
         let expected = match name.rsplit('.').next() {
             Some("_mean" | "_log_diag" | "loc" | "low") => 0.0,
             Some("scale" | "high") => 1.0,
-            Some("_rot") => continue, // turns nothing where variances are equal
+            Some("_rot") => continue, // a rotation has no effect if all variances are equal
             _ => {
                 eprintln!(
                     "note: {name} is not read: the prior is the standard normal density, or the uniform one on [0, 1]"
@@ -144,8 +145,8 @@ fn require_prior(tensors: &Tensors, prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors:
-/// the checkpoint has others.
+/// Adds constrained bonds of the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors: the
+/// checkpoint has different ones.
 fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     for key in ["constrained_bond_idx", "constrained_bond_len"] {
         let Some(values) = config.get(key) else { continue };
@@ -161,7 +162,7 @@ fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     Ok(())
 }
 
-/// In single precision where that loses nothing.
+/// The model file, in single precision where that loses nothing.
 fn bytes_of(flow: CouplingFlow<f64>) -> Result<(Vec<u8>, Precision)> {
     Ok(match fits_f32(flow.parameters()) {
         true => (flow.cast::<f32>()?.to_bytes()?, Precision::F32),

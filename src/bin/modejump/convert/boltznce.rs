@@ -11,13 +11,13 @@ use modejump::ode::Method;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
-/// The tensor that shows a vector field.
+/// The tensor that identifies a vector field.
 const MARK: &str = "initial_embedding.0.weight";
 const WHAT: &str = "vector field of BoltzNCE";
-/// Classes of the 22 atoms of alanine dipeptide in BoltzNCE's data set (ACE: CH3 first), and their elements.
+/// Classes and elements of the 22 atoms of alanine dipeptide in BoltzNCE's data set (first atom: CH3 of ACE).
 pub(super) const AD2: [usize; 22] = [0, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12, 14, 15, 16, 17, 18, 20, 20, 20];
 pub(super) const AD2_ELEMENTS: &str = "CHHHCONHCHCHHHCONHCHHH";
-/// Where BoltzNCE ends the integration for alanine dipeptide, and always for endpoint models.
+/// Time at which BoltzNCE ends the integration for alanine dipeptide, and always for endpoint models.
 const LAST_TIME: f64 = 1e-3;
 pub(super) const NOTICE: &str = "BoltzNCE, https://github.com/RishalAggarwal/BoltzNCE. MIT License. Copyright (c) 2025 RishalAggarwal. \
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation \
@@ -73,7 +73,8 @@ impl Convert {
     }
 }
 
-/// What --config may hold: what is asked for, what has one value here, and what the tensors say as well.
+/// Keys that --config may have: those that are required, those with only one supported value, and those that the
+/// tensors give as well.
 const READ: &[&str] = &[
     "dataset",
     "features",
@@ -96,7 +97,7 @@ const READ: &[&str] = &[
     "units",
 ];
 
-/// Options that the tensors fix.
+/// Options that are determined by the tensors.
 fn said(network: &GvpConfig) -> Vec<(&'static str, Value)> {
     vec![
         ("n_features", json!(network.n_features)),
@@ -107,7 +108,7 @@ fn said(network: &GvpConfig) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// What a vector field needs and the options lack, a line each.
+/// Missing options that a vector field needs, one line each.
 fn missing(options: &Value) -> Vec<String> {
     let mut missing = boltznce::missing(options);
     let dataset = options["dataset"] == "ad2";

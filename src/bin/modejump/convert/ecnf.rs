@@ -11,7 +11,7 @@ use modejump::ode::Method;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
-/// The tensor that shows an ECNF.
+/// The tensor that identifies an ECNF.
 const MARK: &str = "egnn.embedding.weight";
 const WHAT: &str = "ECNF of transferable-samplers";
 
@@ -24,7 +24,7 @@ impl Convert {
 
         let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
         let features = features_of(&options).map_err(as_ecnf)?;
-        // the range by layer needs the number of layers, which the tensors say
+        // a range per layer needs the number of layers, which the tensors give
         let (mut network, tensors) = format::of_ecnf(tensors, features, 1.0).map_err(as_ecnf)?;
         network.coordinate_range = coordinate_range(&options, network.n_layers)?;
         check_and_note(
@@ -64,10 +64,10 @@ impl Convert {
     }
 }
 
-/// What --config may hold beside what has one value here or what the tensors say as well.
+/// Keys that --config may have, beside those with only one supported value and those that the tensors give as well.
 const READ: &[&str] = &["features", "h_initial_types", "coords_range", "coords_range_layer", "std", "units_per_nm"];
 
-/// What an ECNF needs and the options lack, a line each.
+/// Missing options that an ECNF needs, one line each.
 fn missing(options: &Value) -> Vec<String> {
     let has = |key: &str| options.get(key).is_some();
     lacks(&[
@@ -86,7 +86,7 @@ fn missing(options: &Value) -> Vec<String> {
     ])
 }
 
-/// What no tensor shows, and all published models have.
+/// Options that no tensor shows, with the values of all published models.
 const PUBLISHED: [(&str, &str); 3] = [("agg", "sum"), ("tanh", "true"), ("recurrent", "true")];
 
 fn note_assumed(options: &Value) {
@@ -103,7 +103,7 @@ fn note_assumed(options: &Value) {
     }
 }
 
-/// Features of the atoms. Errors: the two ways of saying them differ.
+/// Features of the atoms. Errors: `features` and `h_initial_types` differ.
 fn features_of(options: &Value) -> Result<Vec<Vec<usize>>> {
     let types = features(options, "h_initial_types")?;
     if types.iter().flatten().any(|class| class.len() != 1) {
@@ -117,7 +117,7 @@ fn features_of(options: &Value) -> Result<Vec<Vec<usize>>> {
     }
 }
 
-/// Range over all layers. Errors: the two ways of saying it differ.
+/// Coordinate range over all layers. Errors: `coords_range` and `coords_range_layer` differ.
 fn coordinate_range(options: &Value, n_layers: usize) -> Result<f64> {
     let layer = || Ok(positive(options, "coords_range_layer")? * n_layers as f64);
     match (options.get("coords_range"), options.get("coords_range_layer")) {
@@ -127,7 +127,7 @@ fn coordinate_range(options: &Value, n_layers: usize) -> Result<f64> {
     }
 }
 
-/// Units of the network per nm: the data is divided by a standard deviation in nm.
+/// Units of the network per nm. The data is divided by a standard deviation in nm.
 fn scale(options: &Value) -> Result<f64> {
     let of_std = || Ok(1.0 / positive(options, "std")?);
     match (options.get("units_per_nm"), options.get("std")) {
@@ -137,7 +137,7 @@ fn scale(options: &Value) -> Result<f64> {
     }
 }
 
-/// The first of two numbers that mean the same.
+/// The first of two numbers that must be equal.
 fn agree((first, a): (&str, f64), (second, b): (&str, f64)) -> Result<f64> {
     match (a - b).abs() <= 1e-6 * b {
         true => Ok(a),
@@ -145,7 +145,7 @@ fn agree((first, a): (&str, f64), (second, b): (&str, f64)) -> Result<f64> {
     }
 }
 
-/// x_t = (1 − t) x_prior + t x_data (Tong et al., TMLR 2024); the prior is the normal density of centred
+/// Flow with x_t = (1 − t) x_prior + t x_data (Tong et al., TMLR 2024); the prior is the normal density of centred
 /// configurations.
 fn flow(units_per_nm: f64) -> ContinuousConfig {
     ContinuousConfig {

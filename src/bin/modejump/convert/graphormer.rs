@@ -10,10 +10,10 @@ use modejump::models::network::Network;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
-/// The tensor that shows a Graphormer.
+/// The tensor that identifies a Graphormer.
 const MARK: &str = "graphormer.atom_encoder.weight";
 const WHAT: &str = "Graphormer of BoltzNCE";
-/// The energy at t = 0 is the log-density of the data.
+/// Time of the data: the energy at t = 0 is its log-density.
 const DATA_TIME: f64 = 0.0;
 
 impl Convert {
@@ -59,10 +59,10 @@ impl Convert {
     }
 }
 
-/// What --config may hold beside what the tensors say as well.
+/// Keys that --config may have, beside those that the tensors give as well.
 const READ: &[&str] = &["types", "dataset", "blocks", "units_per_nm", "coord_scale_per_nm", "units"];
 
-/// What an energy needs and the options lack, a line each.
+/// Missing options that an energy needs, one line each.
 fn missing(options: &Value) -> Vec<String> {
     lacks(&[
         (

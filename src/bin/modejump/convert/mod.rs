@@ -1,4 +1,4 @@
-//! `modejump convert`: one file a kind of checkpoint.
+//! `modejump convert`: one file per kind of checkpoint.
 
 mod averages;
 mod bgflow;
@@ -23,23 +23,25 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct Convert {
     /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is
-    /// executed). Or a model file of a transferable model, to bind it to another --topology
+    /// executed). Or the model file of a transferable model, to bind it to another --topology
     checkpoint: PathBuf,
-    /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows),
-    /// boltznce-gvp and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow (continuous and
-    /// autoregressive flows of transferable-samplers), transferable-tarflow and prose (those for all peptides)
+    /// Program and kind of the checkpoint: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with
+    /// nflows), boltznce-gvp and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow
+    /// (continuous and autoregressive flows of transferable-samplers), transferable-tarflow and prose (transferable
+    /// flows for all peptides)
     #[arg(long)]
     kind: String,
-    /// The model file to write
+    /// Model file to write
     #[arg(short, long)]
     output: PathBuf,
-    /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow);
-    /// features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm (boltznce-graphormer);
-    /// features, coords_range, std (ecnf); std (tarflow, transferable-tarflow, prose). Without it an error lists all
-    /// that is needed
+    /// Configuration (JSON) with what the checkpoint does not contain, such as z_matrix, n_bins, enable_identity_init
+    /// (bgflow); features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm
+    /// (boltznce-graphormer); features, coords_range, std (ecnf); std (tarflow, transferable-tarflow, prose). Without
+    /// it an error lists everything that is needed
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
+    /// Topology (PDB, atoms in the model's order): with it moves check atoms by name, and stereocentres get their
+    /// handedness
     #[arg(long)]
     topology: Option<PathBuf>,
     /// Standard deviation by which the training data was divided, nm: `std` of --config
@@ -48,10 +50,10 @@ pub struct Convert {
     /// Temperature that the model was trained for, K
     #[arg(long)]
     temperature: Option<f64>,
-    /// Which of several networks in the checkpoint, such as `state_dict.flow.`
+    /// Prefix of the network to convert if the checkpoint has several, such as `state_dict.flow.`
     #[arg(long)]
     prefix: Option<String>,
-    /// The weights themselves where the checkpoint has moving averages (`shadow_params`) of them, too
+    /// Convert the weights themselves if the checkpoint also has moving averages (`shadow_params`) of them
     #[arg(long)]
     raw_weights: bool,
     /// Print the summary as JSON
@@ -83,7 +85,7 @@ impl Convert {
         self.report()
     }
 
-    /// What was written, read again.
+    /// Reads the model file that was written, and prints a summary of it.
     fn report(&self) -> Result<()> {
         let bytes = std::fs::read(&self.output).map_err(|e| Error::io(&self.output, e))?;
         let name = self.output.display().to_string();
@@ -101,7 +103,7 @@ impl Convert {
         std::fs::read(&self.checkpoint).map_err(|e| Error::io(&self.checkpoint, e))
     }
 
-    /// The JSON of --config, empty without, and --std. Errors: two values of that.
+    /// The JSON object of --config, or an empty one, with --std added. Errors: --std contradicts `std` of --config.
     fn config_file(&self) -> Result<Value> {
         let mut options = match &self.config {
             Some(path) => crate::common::read_json(path)?,
@@ -115,12 +117,12 @@ impl Convert {
         }
     }
 
-    /// Atoms and the coordinates `[atoms][3]`, nm, of --topology.
+    /// Atoms of --topology and their coordinates `[atoms][3]`, nm.
     fn topology(&self) -> Result<Option<(Topology, Vec<f64>)>> {
         self.topology.as_ref().map(|path| Topology::from_pdb(path)).transpose()
     }
 
-    /// What is known of the model whatever its kind.
+    /// Adds the entries of the card that do not depend on the kind of the model.
     fn complete(&self, card: &mut ModelCard, bytes: &[u8]) {
         card.temperature = self.temperature;
         let file = self.checkpoint.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -131,8 +133,8 @@ impl Convert {
         }
     }
 
-    /// The prefix of the one network whose tensors are named PREFIX`mark`…, or of the one that --prefix names; `what`
-    /// is such a network.
+    /// Prefix of the only network whose tensors are named PREFIX`mark`…, or of the one that --prefix selects; `what`
+    /// describes such a network in messages.
     fn prefix(&self, tensors: &Tensors, mark: &str, what: &str) -> Result<String> {
         let prefix_of = |name: &String| match name.split_once(mark) {
             Some((prefix, _)) if prefix.is_empty() || prefix.ends_with('.') => Some(prefix.to_string()),
@@ -165,26 +167,27 @@ impl Convert {
     }
 }
 
-/// Whether these prefixes are those of Lightning's WeightAveraging, which puts the averages in the place of the weights.
+/// Whether these prefixes are those of Lightning's WeightAveraging, which stores the averages in place of the weights.
 fn is_averaging(weights: &str, averages: &str) -> bool {
     let network = weights.strip_prefix("current_model_state.");
     network.is_some() && network == averages.strip_prefix("state_dict.")
 }
 
-/// Tensors of a safetensors or PyTorch file, told apart by their first bytes, and the metadata of a safetensors file.
+/// Tensors of a safetensors or PyTorch file, distinguished by their first bytes, and the metadata of a safetensors
+/// file.
 pub fn read_any(path: &Path, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
     let name = path.display().to_string();
     let pytorch_name =
         ["pt", "pth", "ckpt"].iter().any(|known| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)));
     match (bytes.starts_with(&pytorch::MAGIC), model_file::read_tensors(&name, bytes)) {
         (true, _) => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
-        // of neither kind, but named as PyTorch's are
+        // neither format, but named like a PyTorch file
         (false, Err(_)) if pytorch_name => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
         (false, read) => read,
     }
 }
 
-/// Whether single precision loses nothing.
+/// Whether single precision represents all parameters exactly.
 fn fits_f32(parameters: &[f64]) -> bool {
     parameters.iter().all(|&p| f64::from(p as f32) == p)
 }

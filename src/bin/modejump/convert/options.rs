@@ -1,4 +1,5 @@
-//! What the converters of networks of Cartesian coordinates share: the options beside a checkpoint, features, topology.
+//! Shared part of the converters of networks of Cartesian coordinates: the options beside a checkpoint, features,
+//! topology.
 
 use super::{averages, fits_f32, read_any, Convert, Tensors};
 use modejump::coordinates::Topology;
@@ -15,8 +16,8 @@ use std::collections::HashMap;
 pub const UNITS: &str = "units_per_nm: units of the network per nm (10 for Å)";
 
 impl Convert {
-    /// Tensors of the one network that has the tensor `mark`, without their prefix; the metadata and the bytes of the
-    /// checkpoint. Moving averages take the place of the weights unless --raw-weights is given.
+    /// Tensors of the only network that has the tensor `mark`, without their prefix; and the metadata and the bytes of
+    /// the checkpoint. Moving averages replace the weights unless --raw-weights is given.
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
         let bytes = self.bytes()?;
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
@@ -55,8 +56,8 @@ impl Convert {
         Ok((own, metadata, bytes))
     }
 
-    /// Errors: moving averages among these tensors, of which it is not known whose they are, unless they are to be left
-    /// out.
+    /// Errors: these tensors include moving averages that cannot be assigned to a network, and --raw-weights is not
+    /// given.
     pub fn refuse_averages(&self, tensors: &Tensors) -> Result<()> {
         match tensors.keys().find(|name| name.contains(averages::SHADOW)).filter(|_| !self.raw_weights) {
             Some(name) => Err(Error::file(
@@ -69,7 +70,7 @@ impl Convert {
         }
     }
 
-    /// The architecture in the checkpoint's metadata together with --config. Errors: they contradict each other.
+    /// The architecture in the checkpoint's metadata, merged with --config. Errors: they contradict each other.
     pub fn options(&self, arch: Option<&String>) -> Result<Value> {
         let arch: Value = match arch {
             None => Value::Object(Default::default()),
@@ -93,7 +94,7 @@ impl Convert {
         Ok(options)
     }
 
-    /// An error that lists what is missing.
+    /// Errors: options are missing; lists them.
     pub fn require(&self, missing: Vec<String>) -> Result<()> {
         match missing.is_empty() {
             true => Ok(()),
@@ -105,7 +106,7 @@ impl Convert {
         }
     }
 
-    /// Where the model comes from.
+    /// Records the origin of the model in its card.
     pub fn origin(&self, card: &mut ModelCard, metadata: &HashMap<String, String>) {
         card.provenance.insert("converted_from".into(), self.kind.clone());
         for (key, entry) in [("source", "checkpoint"), ("weights", "weights")] {
@@ -132,24 +133,24 @@ impl Convert {
         self.write(&bytes, precision)
     }
 
-    /// Writes a model file. Errors: the model would not load; what was there stays.
+    /// Writes a model file. Errors: the model would not load; an existing file is then kept.
     pub fn write(&self, bytes: &[u8], precision: Precision) -> Result<()> {
         from_bytes(&self.output.display().to_string(), bytes, precision)?;
         modejump::io::write_atomically(&self.output, bytes)
     }
 }
 
-/// Equal values; 20 and 20.0 are the same number.
+/// Whether two values are equal; 20 and 20.0 are the same number.
 fn same(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().is_some_and(|a| Some(a) == b.as_f64())
 }
 
-/// The descriptions of what is not there.
+/// Descriptions of the missing options.
 pub fn lacks(needed: &[(bool, &str)]) -> Vec<String> {
     needed.iter().filter(|(there, _)| !there).map(|(_, what)| what.to_string()).collect()
 }
 
-/// Refuses options with another value than the implemented one, or than the tensors have.
+/// Errors: an option has another value than the implementation or the tensors.
 fn check_options(options: &Value, implemented: &[(&str, Value)]) -> Result<()> {
     let differs = |(key, value): &&(&str, Value)| options.get(key).is_some_and(|given| !same(given, value));
     match implemented.iter().find(differs) {
@@ -160,7 +161,7 @@ fn check_options(options: &Value, implemented: &[(&str, Value)]) -> Result<()> {
     }
 }
 
-/// Set features of every atom under `key`: a list of lists, or a list of classes.
+/// Set features of every atom, read from `key`: a list of lists, or a list of classes.
 pub fn features(options: &Value, key: &str) -> Result<Option<Vec<Vec<usize>>>> {
     let Some(given) = options.get(key) else { return Ok(None) };
     let lists = serde_json::from_value::<Vec<Vec<usize>>>(given.clone()).or_else(|_| {
@@ -184,8 +185,8 @@ pub fn positive(options: &Value, key: &str) -> Result<f64> {
 /// Columns of an attention head in all published TarFlows.
 const HEAD_SIZE: u64 = 64;
 
-/// `head_dim`: tensors of any head size have the same shapes, and another size is another density. Errors: no positive
-/// integer.
+/// Head size, from `head_dim`: tensors have the same shapes for any head size, but another size is another density.
+/// Errors: not a positive integer.
 pub fn head_size(options: &Value) -> Result<usize> {
     let Some(given) = options.get("head_dim").filter(|given| !given.is_null()) else {
         eprintln!("note: attention heads of {HEAD_SIZE} columns are assumed, as in the published models; `head_dim` of --config says otherwise");
@@ -196,8 +197,8 @@ pub fn head_size(options: &Value) -> Result<usize> {
         .ok_or_else(|| Error::invalid(format!("head_dim: a positive integer is needed, not {given}")))
 }
 
-/// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth
-/// value.
+/// Whether noise was added to the centroid of the training data: yes, unless `com_augmentation` is false. Errors: not a
+/// boolean.
 pub fn noisy_centroid(options: &Value) -> Result<bool> {
     let Some(given) = options.get("com_augmentation").filter(|given| !given.is_null()) else { return Ok(true) };
     let noisy = given
@@ -212,16 +213,16 @@ pub fn noisy_centroid(options: &Value) -> Result<bool> {
     Ok(noisy)
 }
 
-/// Both [`check_options`] with what is `implemented`, and [`note_unread`] with that and what is `read` beside it, of
-/// `given`.
+/// Runs [`check_options`] with the `implemented` values, and [`note_unread`] on `given` with these keys and those in
+/// `read`.
 pub fn check_and_note(options: &Value, implemented: &[(&str, Value)], given: &Value, read: &[&str]) -> Result<()> {
     check_options(options, implemented)?;
     note_unread(given, &[read, &implemented.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
     Ok(())
 }
 
-/// Names the options that nothing here reads: a configuration of another program may have more, a misspelt name has no
-/// effect.
+/// Prints a note with the options that are not read here: a configuration of another program may have more, and a
+/// misspelt name has no effect.
 pub fn note_unread(options: &Value, read: &[&str]) {
     let keys = options.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
     let unread: Vec<&str> = keys.filter(|key| !read.contains(key)).collect();
@@ -232,7 +233,8 @@ pub fn note_unread(options: &Value, read: &[&str]) {
     }
 }
 
-/// Atoms with the same features are of one element, and all are of these `elements` where they are known.
+/// Checks that atoms with the same features have the same element, and that all have the given `elements`, if these are
+/// known.
 pub fn check_topology(topology: &Topology, features: &[Vec<usize>], elements: Option<&str>) -> Result<()> {
     let n = topology.n_atoms();
     if n != features.len() {

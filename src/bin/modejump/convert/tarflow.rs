@@ -9,14 +9,14 @@ use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
-/// The tensor that shows a TarFlow.
+/// The tensor that identifies a TarFlow.
 const MARK: &str = "blocks.0.pos_embed";
 const WHAT: &str = "single-system TarFlow of transferable-samplers";
 
-/// Options that the tensors do not say, and those that say nothing of the density.
+/// Options that the tensors do not show, and those that do not affect the density.
 const READ: &[&str] = &["std", "head_dim", "com_augmentation", "kind", "num_params"];
 
-/// Options that the tensors or the implementation fix.
+/// Options that are fixed by the tensors or the implementation.
 fn said(network: &TarFlowConfig) -> Vec<(&'static str, Value)> {
     vec![
         ("in_channels", json!(network.token_size)),

@@ -1,4 +1,5 @@
-//! `--kind transferable-tarflow` and `--kind prose`: one checkpoint for all peptides, and the topology of one of them.
+//! `--kind transferable-tarflow` and `--kind prose`: one checkpoint for all peptides, bound to the topology of one of
+//! them.
 
 use super::options::{check_and_note, head_size, lacks, noisy_centroid, note_unread, positive};
 use super::Convert;
@@ -14,10 +15,10 @@ use modejump::models::Precision;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
-/// The tensor that shows a transferable TarFlow.
+/// The tensor that identifies a transferable TarFlow.
 pub const MARK: &str = "cond_embed.atom_embed.weight";
 const WHAT: &str = "transferable TarFlow or Prose of transferable-samplers";
-/// Options that the tensors do not say, and those that say nothing of the density.
+/// Options that the tensors do not show, and those that do not affect the density.
 const READ: &[&str] = &[
     "std",
     "head_dim",
@@ -79,9 +80,9 @@ impl Convert {
         Ok(is_own.then_some(bytes))
     }
 
-    /// Writes a model file again for the peptide of --topology; the weights stay as they are, to the last bit.
+    /// Binds a model file to the peptide of --topology; the weights are kept, to the last bit.
     ///
-    /// Errors: also options that are for checkpoints of other programs.
+    /// Errors: also options that apply only to checkpoints of other programs.
     fn bind(&self, bytes: &[u8]) -> Result<()> {
         let given = [
             ("--config", self.config.is_some()),
@@ -115,7 +116,7 @@ impl Convert {
         self.write(&bytes, Precision::F32)
     }
 
-    /// What a topology has that the model cannot express.
+    /// Adds the file of the topology to an error about what the model cannot express.
     fn of_topology(&self, error: Error) -> Error {
         match &self.topology {
             Some(path) => Error::file(path, error.to_string()),
@@ -124,14 +125,14 @@ impl Convert {
     }
 }
 
-/// Metadata in the header of a safetensors file, without reading its tensors.
+/// Metadata in the header of a safetensors file, read without its tensors.
 fn safetensors_metadata(bytes: &[u8]) -> Option<Value> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     serde_json::from_slice::<Value>(header).ok()?.get("__metadata__").cloned()
 }
 
-/// Errors: sizes of the embedding in `cond` that are not those of the tensors.
+/// Errors: the sizes of the embedding in `cond` differ from those of the tensors.
 fn check_cond(options: &Value, hidden: Option<usize>) -> Result<()> {
     let Some(cond) = options.get("cond").filter(|cond| !cond.is_null()) else { return Ok(()) };
     let Some(cond) = cond.as_object() else { return Err(Error::invalid("cond: a JSON object is needed")) };
@@ -144,7 +145,7 @@ fn check_cond(options: &Value, hidden: Option<usize>) -> Result<()> {
     }
 }
 
-/// What the tensors do not say, by the options.
+/// Settings that the tensors do not show, from the options.
 fn unsaid(options: &Value) -> Result<Unsaid> {
     let orders = match options.get("permutation_keys") {
         None => {
@@ -167,7 +168,7 @@ fn unsaid(options: &Value) -> Result<Unsaid> {
     Ok(Unsaid { head_size: head_size(options)?, orders, base })
 }
 
-/// Options that the tensors or the implementation fix.
+/// Options that are fixed by the tensors or the implementation.
 fn said(network: &PeptideConfig) -> Vec<(&'static str, Value)> {
     vec![
         ("input_dimension", json!(3)),

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 const INK: RGBColor = RGBColor(40, 44, 52);
 const FAINT: RGBColor = RGBColor(225, 228, 232);
-/// Of the series in their order, the first of which is what the others are compared with.
+/// Colours of the series in order; the first series is the reference for the others.
 const COLOURS: [RGBColor; 9] = [
     RGBColor(107, 114, 128),
     RGBColor(15, 118, 178),
@@ -23,7 +23,7 @@ const COLOURS: [RGBColor; 9] = [
 ];
 const FONT: &str = "Helvetica, Arial, sans-serif";
 
-/// Axes with this project's look.
+/// Axes in the style of this project.
 fn chart<'a, 'b>(
     area: &'b Figure<'a>,
     title: &str,
@@ -64,8 +64,8 @@ where
     Ok(chart)
 }
 
-/// Labels of an axis of this range: as many decimals as tell its ticks apart, two at least, none that are zero at the
-/// end; with powers of ten where numbers are very large or very small.
+/// Labels of an axis with this range: as many decimals as distinguish its ticks, at least two, without trailing zeros;
+/// powers of ten for very large or very small numbers.
 fn tick(range: &std::ops::Range<f64>) -> impl Fn(&f64) -> String {
     let spacing = (range.end - range.start).abs() / 7.0;
     let decimals = (1.0 - spacing.max(1e-9).log10()).ceil().clamp(2.0, 10.0) as usize;
@@ -100,11 +100,11 @@ macro_rules! legend {
     };
 }
 
-// after the macro, which it uses
+// after the macro that it uses
 mod curves;
 pub use curves::{annealing, curves, rounds, training, Panel};
 
-/// How much higher an axis is than its curves, so that a legend of so many rows has room above them.
+/// Factor by which an axis is higher than its curves, so that a legend of this many rows fits above them.
 fn above_legend(rows: usize) -> f64 {
     1.0 / (0.92 - 0.065 * rows.min(9) as f64)
 }
@@ -113,9 +113,9 @@ fn swatch(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
     move |(x, y)| Rectangle::new([(x, y - 4), (x + 16, y + 4)], colour.filled())
 }
 
-/// One map a series, over the torsions.
+/// One map per series, over the torsions.
 pub fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
-    // any branch of an angle
+    // angles may be on any branch
     let degrees = |v: &f64| (v + PI).rem_euclid(2.0 * PI).to_degrees() - 180.0;
     for (panel, s) in area.split_evenly((1, series.len())).iter().zip(series) {
         let [x, y] = s.torsions().map(|name| format!("{name} / °"));
@@ -125,7 +125,7 @@ pub fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// One map a series, over the plane of two time-lagged components.
+/// One map per series, over the plane of two time-lagged components.
 pub fn components(area: &Figure, series: &[&Series]) -> Outcome {
     let range = |of: fn(&Series) -> &Vec<f64>| {
         let all: Vec<f64> = series.iter().flat_map(|s| of(s).iter().copied()).collect();
@@ -178,7 +178,7 @@ fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)
     Ok(())
 }
 
-/// A name of so many characters at most, its middle left out if need be: files differ at their ends.
+/// A name shortened to at most this many characters by leaving out its middle: file names differ at their ends.
 fn shortened(name: &str, most: usize) -> String {
     let letters: Vec<char> = name.chars().collect();
     if letters.len() <= most {
@@ -188,10 +188,10 @@ fn shortened(name: &str, most: usize) -> String {
     letters[..first].iter().chain(&['…']).chain(&letters[letters.len() - last..]).collect()
 }
 
-/// Pixels beside a map for its scale.
+/// Width beside a map for its scale, in pixels.
 const SCALE: i32 = 76;
 
-/// The colours of a map.
+/// Colours of a map.
 fn scale(area: &Figure, deepest: f64) -> Outcome {
     const STEPS: usize = 90;
     let mut chart = ChartBuilder::on(area)
@@ -220,7 +220,7 @@ fn scale(area: &Figure, deepest: f64) -> Outcome {
     Ok(())
 }
 
-/// Viridis (van der Walt and Smith) through seven stops.
+/// Viridis (van der Walt and Smith), interpolated between seven colours.
 fn viridis(t: f64) -> RGBColor {
     const STOPS: [(f64, f64, f64); 7] = [
         (68.0, 1.0, 84.0),
@@ -237,7 +237,7 @@ fn viridis(t: f64) -> RGBColor {
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-/// What is in the legend for weighted samples.
+/// Legend text for weighted samples.
 fn weighted_name(series: &Series, suffix: &str) -> String {
     match series.rule() {
         Some(rule) => format!("{}{suffix} ({rule} weights)", series.name),
@@ -245,8 +245,8 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F along the first torsion, φ, with a band of two standard errors, a bar where a bin stands alone; lines end where F
-/// leaves the axis. The legend tells of a curve that has no errors.
+/// Free energy F along the first torsion, φ, with a band of two standard errors, and an error bar for an isolated bin;
+/// lines end where F leaves the axis. The legend says which curve has no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
@@ -259,7 +259,7 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     let along = series[0].torsions()[0];
     let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
     let shown = profiles.iter().flat_map(|p| &p.free_energy).filter(|f| f.value <= HIGHEST);
-    // of those without an error the value
+    // value only, without an error
     let ends = shown.map(|f| f.value.max(f.value + 2.0 * f.standard_error).min(HIGHEST));
     let top = ends.fold(1.0, f64::max) * above_legend(series.len());
     let mut chart = chart(
@@ -275,7 +275,7 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
             chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
-            // a bin alone makes no line
+            // a single bin makes no line
             let alone = run.iter().filter(|_| run.len() == 1);
             chart.draw_series(alone.map(|p| Circle::new((p.0, p.1), 3, colour.filled())))?;
             if run.iter().any(|p| p.2.is_nan()) {
@@ -303,7 +303,7 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// Bins of weighted values on [from, to): density per unit.
+/// Histogram of weighted values on [from, to): density per unit.
 fn histogram(values: impl Iterator<Item = (f64, f64)>, from: f64, to: f64, bins: usize) -> Vec<(f64, f64)> {
     let width = (to - from) / bins as f64;
     let (mut mass, mut total) = (vec![0.0; bins], 0.0);
@@ -323,7 +323,7 @@ fn quantile(values: &[f64], q: f64) -> f64 {
     sorted.get(((sorted.len() as f64 - 1.0) * q).max(0.0) as usize).copied().unwrap_or(0.0)
 }
 
-/// For a legend: how much of weighted values, which sum to one, an axis leaves out.
+/// Legend text: the share of weighted values, which sum to one, that lies outside the axis.
 fn beyond(values: &[(f64, f64)], axis: &Range<f64>) -> String {
     let share: f64 = values.iter().filter(|(v, _)| !axis.contains(v)).map(|(_, w)| w).sum();
     match 100.0 * share {
@@ -337,7 +337,7 @@ fn beyond(values: &[(f64, f64)], axis: &Range<f64>) -> String {
 struct Energies {
     name: String,
     values: Vec<(f64, f64)>,
-    /// Whether all but the wildest of them have to be seen.
+    /// Whether all but the most extreme of them must be visible.
     leads: bool,
 }
 
@@ -394,9 +394,10 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// Nearly all of the reference and of what is weighted, if weights have not collapsed. A few clashes of a generator as
-/// it is lie anywhere: nine tenths of the others are seen, as far as that leaves the former a fifth of the axis. Where
-/// there are only such, the lowest quarter of each is seen, and what is not far above it.
+/// Range of the axis: nearly all of the reference and of the weighted energies, unless the weights have collapsed. A
+/// few clashes of an unweighted generator lie anywhere: nine tenths of its energies are shown, as long as the reference
+/// and the weighted ones keep a fifth of the axis. If there are only unweighted ones, the lowest quarter of each is
+/// shown, and what is not far above it.
 fn energy_axis(curves: &[Energies]) -> Range<f64> {
     let none = curves.iter().all(|c| !c.leads);
     let leading = || curves.iter().filter(|c| c.leads || none);
@@ -444,7 +445,7 @@ pub fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// What raw weights say, how many samples have none, and the rule by which they were changed.
+/// Text on the raw weights, the number of samples without one, and the rule by which they were changed.
 fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
     let ess = weights::effective_sample_size(raw)? / raw.len() as f64;
     let k = match weights::pareto_k(raw)? {
@@ -460,11 +461,12 @@ fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
     Ok(format!("{}: ESS {:.1} %, k = {k}{rejected}{rule}", series.name, 100.0 * ess))
 }
 
-/// Weights so far below the largest, in ln w, are nothing beside it, however many there are: of samples that clash.
+/// Weights this far below the largest, in ln w, are negligible, however many there are: they belong to samples that
+/// clash.
 const NOTHING: f64 = 1e4;
 
-/// Up to the largest; down to where hardly any are, but of a long tail no further than eight interquartile ranges below
-/// the median, nor than [`NOTHING`].
+/// Range of the axis: up to the largest weight, and down to where hardly any are, but for a long tail no further than
+/// eight interquartile ranges below the median, nor than [`NOTHING`].
 fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for w in all {

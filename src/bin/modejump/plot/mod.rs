@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Plot {
-    /// JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them
+    /// JSON files with series, as written by `modejump reweight`, `modejump compare` and the demo
     #[arg(required_unless_present = "log")]
     data: Vec<PathBuf>,
     /// Log of a training (`modejump train --log`), of annealing (`modejump smc --log`), or of rounds (`log.jsonl` of
@@ -34,13 +34,13 @@ pub struct Plot {
 #[derive(Deserialize, Serialize)]
 pub struct Series {
     pub name: String,
-    /// Of all samples, also those without weight or energy, which are left out below; 0 where none are.
+    /// Number of all samples, including those without weight or energy, which are omitted below; 0 if none are.
     #[serde(default)]
     pub n: usize,
-    /// Names of the torsions that follow; φ and ψ of the backbone where they have none.
+    /// Names of the torsions that follow; if absent, φ and ψ of the backbone.
     #[serde(default)]
     pub axes: Vec<String>,
-    /// radian
+    /// Torsions, radian.
     #[serde(default)]
     pub phi: Vec<f64>,
     #[serde(default)]
@@ -50,26 +50,26 @@ pub struct Series {
     pub tic1: Vec<f64>,
     #[serde(default)]
     pub tic2: Vec<f64>,
-    /// u = U/kT
+    /// Reduced potentials u = U/kT.
     #[serde(default)]
     pub reduced_potential: Vec<f64>,
-    /// Present for weighted samples, one for each of those above.
+    /// Log-weights, for weighted samples only: one for each of those above.
     #[serde(default)]
     pub log_weight: Vec<f64>,
-    /// Those of all samples that have weight, before a rule changed them; absent where they are `log_weight`.
+    /// Log-weights of all samples that have weight, before a rule changed them; absent if equal to `log_weight`.
     #[serde(default)]
     pub raw_log_weight: Vec<f64>,
-    /// Name of the rule that made `log_weight` of them.
+    /// Name of the rule that turned them into `log_weight`.
     #[serde(default)]
     pub weights: String,
 }
 
-/// Samples without weight are counted, and figures know them by log-weights of −∞: of more than these there are none in
-/// any file.
+/// Largest number of samples: those without weight are only counted, and figures represent them by log-weights of −∞.
+/// No file has more than this.
 const MOST_SAMPLES: usize = 20_000_000;
 
 impl Series {
-    /// Errors: arrays of different lengths, which would be taken for each other's; more samples than there can be.
+    /// Errors: arrays of different lengths, which would be mismatched; more samples than is possible.
     fn check(&self) -> Result<()> {
         let of_samples = [
             ("phi", &self.phi),
@@ -113,7 +113,7 @@ impl Series {
         raw
     }
 
-    /// The rule that changed the weights, if one did.
+    /// Rule that changed the weights, if any.
     fn rule(&self) -> Option<&str> {
         Some(self.weights.as_str()).filter(|rule| !matches!(*rule, "" | "raw"))
     }
@@ -163,7 +163,8 @@ impl Plot {
     }
 }
 
-/// The series of all files; those of one name, such as two runs of `reweight` with one model, have their file's as well.
+/// Series of all files; if several have the same name, such as two runs of `reweight` with one model, the name of the
+/// file is added.
 fn apart(mut given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
     let names: Vec<String> = given.iter().flat_map(|(_, series)| series.iter().map(|s| s.name.clone())).collect();
     for (path, series) in &mut given {
@@ -174,7 +175,7 @@ fn apart(mut given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
     given.into_iter().flat_map(|(_, series)| series).collect()
 }
 
-/// Free energies are drawn along one torsion. Errors: files of different ones.
+/// Errors: the files have different torsions, but free energies are drawn along one.
 fn require_one_torsion(given: &[(&PathBuf, Vec<Series>)]) -> Result<()> {
     let all = given.iter().flat_map(|(path, series)| series.iter().map(move |s| (path, s)));
     let mut along = all.filter(|(_, s)| !s.phi.is_empty()).map(|(path, s)| (path, s.torsions()[0]));
@@ -191,7 +192,7 @@ fn require_one_torsion(given: &[(&PathBuf, Vec<Series>)]) -> Result<()> {
     }
 }
 
-/// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.
+/// Error for a file that could not be read, or is of a kind that no figure is drawn from, such as a trajectory.
 fn not_text(path: &Path, error: std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::InvalidData => Error::file(
@@ -203,16 +204,16 @@ fn not_text(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-/// The figure of the log of a training.
+/// Name of the figure of a training log.
 const TRAINING: &str = "training.svg";
-/// The figure of the log of rounds.
+/// Name of the figure of a log of rounds.
 pub const ROUNDS: &str = "rounds.svg";
-/// The figure of the log of annealing.
+/// Name of the figure of an annealing log.
 const ANNEALING: &str = "annealing.svg";
-/// All that [`draw`] can draw of series.
+/// Names of all figures that [`draw`] can draw from series.
 const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
 
-/// Draws those of the named figures for which the series have the numbers into a folder; the files written.
+/// Draws into a folder those of the named figures for which the series have the data; returns the files written.
 pub fn draw(folder: &Path, series: &[Series], names: &[&str]) -> Result<Vec<PathBuf>> {
     let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
     let maps = with(|s| !s.phi.is_empty() && !s.psi.is_empty());
@@ -249,12 +250,12 @@ fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) 
     modejump::io::write_atomically(path, svg.as_bytes())
 }
 
-/// Training curves: losses, effective sample size, acceptance. Whether there was something to draw.
+/// Training curves: losses, effective sample size, acceptance. Returns whether there was something to draw.
 pub fn training_figure(path: &Path, history: &[Progress]) -> Result<bool> {
     curves(path, "Training", &figures::training(history))
 }
 
-/// What the stages of `adapt` or `explore` found. Whether there was something to draw.
+/// Results of the stages of `adapt` or `explore`. Returns whether there was something to draw.
 pub fn rounds_figure(path: &Path, history: &[Record]) -> Result<bool> {
     curves(path, "Rounds", &figures::rounds(history))
 }
@@ -273,7 +274,7 @@ fn curves(path: &Path, title: &str, panels: &[figures::Panel]) -> Result<bool> {
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 type Draw = fn(&Figure, &[&Series]) -> Outcome;
 
-/// Files with one object a line that the program writes.
+/// Logs that the program writes, with one JSON object per line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Log {
     Training,
@@ -282,7 +283,7 @@ enum Log {
 }
 
 impl Log {
-    /// By the first line; none for a text of another kind.
+    /// Kind of a log, from its first line; none for text of another kind.
     fn of(text: &str) -> Option<Log> {
         let first: Value = serde_json::from_str(text.lines().find(|line| !line.trim().is_empty())?).ok()?;
         match ["stage", "t", "step"].map(|key| first.get(key).is_some()) {
@@ -294,7 +295,7 @@ impl Log {
     }
 }
 
-/// The figure of a log in a folder, if there is something to draw.
+/// Draws the figure of a log into a folder, if there is something to draw.
 fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
     let text = read_text(log)?;
     let path = |name| folder.join(name);
@@ -306,7 +307,7 @@ fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
     Ok(is_drawn.then_some(path))
 }
 
-/// One object a line.
+/// Parses a log with one object per line.
 fn lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>> {
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {

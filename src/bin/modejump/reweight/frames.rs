@@ -1,8 +1,8 @@
-//! Frames of the ensemble beside samples of the generator: whether the samples cover what the frames show.
+//! Comparison of samples of the generator with frames of the ensemble: whether the samples cover what the frames show.
 //!
-//! Weights of samples know nothing of configurations that the generator hardly ever draws. Samples and frames together
-//! tell Z by Bennett's acceptance ratio, and with that Z a frame's weight says how much of the ensemble the samples
-//! stand for: the effective share of them is 1/⟨w/Z⟩ over the frames.
+//! Weights of samples cannot reveal configurations that the generator hardly ever draws. Samples and frames together
+//! give Z by Bennett's acceptance ratio, and with this Z the weights of the frames say how much of the ensemble the
+//! samples represent: their effective share is 1/⟨w/Z⟩ over the frames.
 
 use super::{extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
@@ -16,12 +16,12 @@ use modejump::{weights, Error, Result};
 use serde_json::{json, Value};
 use std::path::Path;
 
-/// Samples cover too little where the frames leave this share of the effective number that the samples claim.
+/// Fraction of the effective share claimed by the samples; if the frames give less, the samples cover too little.
 const COVERED: f64 = 0.2;
 
 impl Reweight {
-    /// Frames as the model's density takes them. Errors: frames of another temperature, or that are no frames of the
-    /// model's atoms.
+    /// Reads frames as the model's density takes them. Errors: frames of another temperature, or not of the model's
+    /// atoms.
     pub(super) fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
         let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
         let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
@@ -33,7 +33,7 @@ impl Reweight {
         }
     }
 
-    /// What they say, beside the log-weights of samples, and a series for figures.
+    /// Summary of frames together with the log-weights of samples, and a series for figures.
     pub(super) fn beside_frames(
         &self,
         path: &Path,
@@ -78,13 +78,13 @@ fn series(name: &str, frames: &Samples) -> Value {
     series
 }
 
-/// ln w of each frame, +∞ where the generator has no density.
+/// ln w of each frame; +∞ where the density of the generator is zero.
 fn log_weights(frames: &Samples, log_q: &[Evaluation]) -> Vec<f64> {
     let density = log_q.iter().map(|e| if e.is_inside() { e.log_density } else { f64::NEG_INFINITY });
     frames.total().iter().zip(density).map(|(u, log_q)| -u - log_q).collect()
 }
 
-/// Of a summary with `frames`.
+/// Prints the part of a summary that comes from `frames`.
 pub(super) fn report(summary: &Value) {
     let frames = &summary["frames"];
     let f = |key: &str| number(frames, key);

@@ -1,4 +1,4 @@
-//! `modejump reweight`: what a generator's importance weights say about the target.
+//! `modejump reweight`: importance weights of a generator's samples against the target.
 
 mod frames;
 mod state;
@@ -30,44 +30,47 @@ pub struct Reweight {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// K; the model's temperature when absent. A steerable model is taken there
+    /// Temperature, K [default: that of the model]. A steerable model is taken to it
     #[arg(long)]
     temperature: Option<f64>,
-    /// Samples to draw and to weigh
+    /// Number of samples to draw and weight
     #[arg(short, long, default_value_t = 20_000)]
     n: usize,
-    /// Of the samples
+    /// Seed of the samples
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// State whose population, and free energy against the rest, are wanted: from,to in radian of the first backbone φ
-    /// [default: 0,2.2] or of the first --torsion [no default], or a region of any torsion or distance of atoms that count from 0, as `region` of `adapt`, such as
-    /// '{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1.05]}'
+    /// State whose population, and free energy relative to the rest, are computed: an interval from,to in radian of the
+    /// first backbone φ [default: 0,2.2] or of the first --torsion [no default], or a region of any torsion or distance
+    /// of atoms, counted from 0, in the form of `region` of `adapt`, such as '{"along": {"torsion": [0, 1, 2, 3]},
+    /// "range": [-1.05, 1.05]}'
     #[arg(long, allow_hyphen_values = true, value_parser = State::parse)]
     state: Option<State>,
     #[command(flatten)]
     torsions: TorsionFlag,
-    /// Frames of the ensemble at this temperature, as `modejump md` with jumps records them: whether the samples cover them
+    /// Frames of the ensemble at this temperature, as recorded by `modejump md` with jumps: report whether the samples
+    /// cover them
     #[arg(long, conflicts_with = "surrogate")]
     frames: Option<PathBuf>,
-    /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either
-    /// on the same samples, and what the bias of the stand-in is
+    /// Model file of a density that replaces that of the generator, such as an energy-based model: report the weights
+    /// by both on the same samples, and the bias of the surrogate
     #[arg(long)]
     surrogate: Option<PathBuf>,
-    /// The generator's own density for this many of the samples only
+    /// Compute the generator's own density for only this many of the samples
     #[arg(long, requires = "surrogate")]
     exact_subset: Option<usize>,
-    /// Write the surrogate, an energy-based model, with the numbers by which delayed acceptance should believe it (its
-    /// `trust`), fitted to the samples whose own density is computed
+    /// Write the surrogate, an energy-based model, to this file with the factors by which delayed acceptance should
+    /// trust it (its `trust`), fitted to the samples whose own density is computed
     #[arg(long, requires = "surrogate")]
     calibrate: Option<PathBuf>,
-    /// Average the generator's density over so many orientations: less variable weights for as many likelihoods, exact
-    /// where the energies do not know of directions, as those of a periodic System do. For TarFlows
+    /// Number of orientations over which the generator's density is averaged: the weights vary less, at the cost of as
+    /// many likelihoods, and are exact if the energies do not depend on orientation (those of a periodic System do).
+    /// For TarFlows
     #[arg(long, conflicts_with = "surrogate")]
     rotations: Option<usize>,
-    /// What a TarFlow's weights are divided by for the noise of the centroid
+    /// Treatment of the centroid noise of a TarFlow in its weights
     #[arg(long, value_enum, default_value_t = CentroidRule::Gauss3)]
     centroid: CentroidRule,
-    /// JSON with the summary and the series that `modejump plot` draws
+    /// JSON file with the summary and the series that `modejump plot` draws
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -85,33 +88,33 @@ pub struct Reweight {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CentroidRule {
-    /// Its density: a perfect model has equal weights
+    /// Divide by the density of the centroid: a perfect model has equal weights
     Gauss3,
-    /// The density of its distance from the origin, as published: costs 40 % of the effective samples, and is no
-    /// density
+    /// Divide by the density of its distance from the origin, as in published work: costs 40 % of the effective
+    /// samples, and is not a density of configurations
     Chi3,
 }
 
-/// Samples of the generator and what is known of them whatever their likelihood.
+/// Samples of the generator and their properties that do not depend on the likelihood.
 struct Samples {
-    /// U/kT of x, without what auxiliary coordinates add.
+    /// U/kT of x, without the contribution of auxiliary coordinates.
     u: Vec<f64>,
-    /// ½ ln det Z where bonds are constrained, which weights have beside u.
+    /// Metric term ½ ln det Z of constrained bonds, which enters the weights in addition to u.
     log_metric: Vec<f64>,
-    /// Of the torsions that are looked at, at most two, with their names.
+    /// Values of the torsions considered, at most two, and their names.
     angles: Vec<Vec<f64>>,
     axes: Vec<String>,
-    /// Whether each is in the state, where there is one.
+    /// Whether each sample is in the state, if there is one.
     in_state: Vec<Option<bool>>,
 }
 
 impl Samples {
-    /// u − ½ ln det Z, with which weights go.
+    /// u − ½ ln det Z, as used in the weights.
     fn total(&self) -> Vec<f64> {
         self.u.iter().zip(&self.log_metric).map(|(u, log_metric)| u - log_metric).collect()
     }
 
-    /// To a series for figures, of those samples that are `kept`.
+    /// Adds the torsions of the samples that are `kept` to a series for figures.
     fn add_angles(&self, series: &mut Value, kept: impl Fn(&[f64]) -> Vec<f64>) {
         for (name, angle) in ["phi", "psi"].into_iter().zip(&self.angles) {
             series[name] = json!(kept(angle));
@@ -119,7 +122,7 @@ impl Samples {
         }
     }
 
-    /// 1 in the state, 0 elsewhere; none where there is no state.
+    /// 1 in the state, 0 elsewhere; empty if there is no state.
     fn inside(&self) -> Vec<f64> {
         self.in_state.iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect()
     }
@@ -128,14 +131,14 @@ impl Samples {
 /// Log-weights of the first samples by one likelihood.
 struct Weighted {
     likelihood: Exactness,
-    /// Raw.
+    /// Raw log-weights.
     log_weight: Vec<f64>,
     rule: Rule,
-    /// By the rule, for averages.
+    /// Log-weights after the rule, for averages.
     ruled: Vec<f64>,
-    /// How many the rule has changed.
+    /// Number of weights changed by the rule.
     changed: usize,
-    /// How many have no density.
+    /// Number of samples without a density.
     outside: usize,
 }
 
@@ -175,7 +178,7 @@ impl Reweight {
             let document = json!({ "summary": &summary, "series": series });
             modejump::io::write_atomically(path, document.to_string().as_bytes())
         });
-        // what was learned is told even if the disk is full by now
+        // the report is printed even if the disk is full by now
         match (self.json, &self.surrogate) {
             (true, _) => println!("{summary}"),
             (false, None) => report(&summary),
@@ -184,7 +187,7 @@ impl Reweight {
         written
     }
 
-    /// Errors: options that cannot be meant.
+    /// Errors: invalid options.
     fn check(&self) -> Result<()> {
         match self.n {
             0 => Err(Error::invalid("-n 0: no samples have no weights; give the number of samples to draw")),
@@ -192,7 +195,7 @@ impl Reweight {
         }
     }
 
-    /// Errors: outputs that cannot be written, and those that are inputs or each other.
+    /// Errors: outputs that cannot be written, or coincide with inputs or with each other.
     fn check_outputs(&self) -> Result<()> {
         let given = || [&self.model, &self.system].into_iter().chain(&self.surrogate).chain(&self.frames);
         for (path, others) in [(&self.output, &self.calibrate), (&self.calibrate, &None)] {
@@ -204,7 +207,7 @@ impl Reweight {
     }
 
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
-        // before the work
+        // checked before the work
         let frames = match self.frames.as_ref().filter(|_| ranks.is_first()) {
             Some(path) => Some((path, self.read_frames(path, model, temperature)?)),
             None => None,
@@ -240,7 +243,8 @@ impl Reweight {
         Ok(series)
     }
 
-    /// Reduced potentials and torsions of configurations without auxiliary coordinates, the energies by all ranks.
+    /// Reduced potentials and torsions of configurations without auxiliary coordinates, with the energies computed by
+    /// all ranks.
     fn look_at_shared(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
         let d = dimension_without_auxiliary(model);
         let energies =
@@ -248,7 +252,7 @@ impl Reweight {
         self.with_energies(x, model, energies)
     }
 
-    /// The same by this rank alone.
+    /// As [`Self::look_at_shared`], by this rank alone.
     fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64) -> Result<Samples> {
         self.with_energies(x, model, self.energies(temperature, model, x)?)
     }
@@ -271,12 +275,12 @@ impl Reweight {
         self.torsions.of(dimension_without_auxiliary(model) / 3, model.card().topology.as_ref())
     }
 
-    /// Of a torsion of the user's own none is known.
+    /// The state; none by default if the torsion is the user's own.
     fn state(&self) -> Option<&State> {
         self.state.as_ref().or(Some(&State::DEFAULT).filter(|_| !self.torsions.is_given()))
     }
 
-    /// u and ½ ln det Z of each configuration in turn.
+    /// u and ½ ln det Z of each configuration, alternating.
     #[cfg(feature = "openmm")]
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
         use modejump::target::Target;
@@ -287,8 +291,9 @@ impl Reweight {
         Ok(rows.flat_map(|(x, u)| [u, if u.is_finite() { target.log_metric(x) } else { 0.0 }]).collect())
     }
 
-    /// Before the work. Errors: a System of other atoms, energies of more than the density describes; with --rotations
-    /// those that depend on the orientation, by a box or by what else the System has.
+    /// Checks the energies before the work. Errors: a System of other atoms, or energies that depend on more than the
+    /// density describes; with --rotations also those that depend on the orientation, through a box or anything else in
+    /// the System.
     #[cfg(feature = "openmm")]
     fn check_energies(&self, model: &dyn Model, temperature: f64) -> Result<()> {
         use super::common::{read_system, require_described, target_of};
@@ -323,7 +328,7 @@ impl Weighted {
         Ok(Weighted { likelihood, log_weight, rule, ruled, changed, outside })
     }
 
-    /// Raw effective sample size and k̂, and averages with weights by the rule.
+    /// Raw effective sample size and k̂, and averages with the weights after the rule.
     fn summary(&self, samples: &Samples) -> Result<Value> {
         let (n, ruled) = (self.log_weight.len(), &self.ruled);
         let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / n as f64);
@@ -344,7 +349,7 @@ impl Weighted {
         if self.rule != Rule::Raw {
             extend(&mut summary, json!({ "changed_weights": self.changed, "ess_of_changed": share(ruled)? }));
         }
-        // a surrogate is known up to a constant, and so is what it says of Z
+        // a surrogate is known only up to a constant, and so is its Z
         if self.likelihood != Exactness::Surrogate {
             let log_z = weights::log_normaliser(ruled)?;
             extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
@@ -352,7 +357,7 @@ impl Weighted {
         if !samples.in_state.is_empty() {
             let inside = &samples.inside()[..n];
             let population = weights::mean(ruled, inside)?;
-            // where all samples are on one side nothing is known of how many could be on the other
+            // if all samples are on one side, nothing is known of the other
             let is_seen = inside.contains(&0.0) && inside.contains(&1.0);
             let error = if is_seen { population.standard_error } else { f64::NAN };
             extend(&mut summary, json!({ "state_population": population.value, "state_population_stderr": error }));
@@ -363,15 +368,14 @@ impl Weighted {
                         json!({ "delta_f_kT": delta_f.value, "delta_f_stderr": delta_f.standard_error }),
                     );
                 }
-                // a generator without one of the states is worth a report all the same
+                // a generator that lacks one of the states is still worth a report
                 Err(error) => eprintln!("modejump: no free-energy difference: {error}"),
             }
         }
         Ok(summary)
     }
 
-    /// What `modejump plot` draws. JSON knows no infinities: of samples without weight there is no more than what `n`
-    /// counts.
+    /// Series for `modejump plot`. JSON has no infinities, so samples without weight appear only in the count `n`.
     fn series(&self, name: &str, samples: &Samples) -> Value {
         let finite = |values: &[f64]| -> Vec<f64> {
             values.iter().zip(&self.ruled).filter(|(_, w)| w.is_finite()).map(|(v, _)| *v).collect()
@@ -395,7 +399,7 @@ fn steering(model: &dyn Model) -> Steering {
     model.steering().unwrap_or(Steering::NONE)
 }
 
-/// The name of a model in figures.
+/// Name of a model in figures.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -407,7 +411,7 @@ fn extend(object: &mut Value, more: Value) {
     }
 }
 
-/// What was done to the weights of which the averages are made.
+/// Text of what was done to the weights before the averages.
 fn rule_in_words(s: &Value) -> String {
     let name = s["weights"].as_str().unwrap_or_default();
     let what = match name {

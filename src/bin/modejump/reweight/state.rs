@@ -1,4 +1,4 @@
-//! The state whose free energy against the rest is wanted.
+//! The state whose free energy relative to the rest is computed.
 
 use modejump::coordinates::Region;
 use modejump::histogram::on_arc;
@@ -9,17 +9,17 @@ const EXAMPLE: &str = r#"{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1
 
 #[derive(Clone, Debug)]
 pub enum State {
-    /// The first torsion that is looked at on an arc from, to, rad.
+    /// Interval from, to of the first torsion considered, rad.
     Arc([f64; 2]),
-    /// Anything else.
+    /// A region in any other variable.
     Region(Region),
 }
 
 impl State {
-    /// Where none is asked for.
+    /// Default state.
     pub const DEFAULT: State = State::Arc([0.0, 2.2]);
 
-    /// From the command line. Errors: text that is neither an arc nor a region.
+    /// Parses a state from the command line. Errors: text that is neither an interval nor a region.
     pub fn parse(text: &str) -> std::result::Result<State, String> {
         if text.trim_start().starts_with('{') {
             let region = serde_json::from_str(text);
@@ -38,7 +38,7 @@ impl State {
         }
     }
 
-    /// With the name of the torsion.
+    /// Text of the state, with the name of the torsion.
     pub fn in_words(&self, torsion: &str) -> String {
         match self {
             State::Arc([from, to]) => format!("{torsion} from {from} to {to}"),
@@ -46,7 +46,7 @@ impl State {
         }
     }
 
-    /// Errors: a region of atoms that configurations of `dimension` numbers do not have.
+    /// Errors: the region refers to atoms that configurations of `dimension` numbers do not have.
     pub fn check(&self, dimension: usize) -> Result<()> {
         match self {
             State::Arc(_) => Ok(()),
@@ -54,7 +54,7 @@ impl State {
         }
     }
 
-    /// Whether each configuration of `x[n][dimension]` is in the state; none where there is no torsion to tell.
+    /// Whether each configuration of `x[n][dimension]` is in the state; none if there is no torsion to decide by.
     pub fn of(&self, x: &[f64], dimension: usize, torsion: Option<&Vec<f64>>) -> Option<Vec<Option<bool>>> {
         match self {
             State::Arc([from, to]) => Some(torsion?.iter().map(|&angle| Some(on_arc(angle, *from, *to))).collect()),

@@ -1,7 +1,7 @@
 //! Weights by a surrogate beside those by the generator's own density, and the bias of the surrogate.
 //!
-//! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution
-//! π/c instead of π. Constant factors of c cancel in all but the mean of ln c.
+//! With c = q_surrogate/q, the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q represent the distribution
+//! π/c instead of π. Constant factors of c cancel in everything but the mean of ln c.
 
 use super::{extend, steering, stem, Reweight, Samples, Weighted};
 use crate::common::{self, load_partner, number, tail_in_words, without_error};
@@ -28,7 +28,7 @@ impl Reweight {
         summary: &mut Value,
     ) -> Result<Vec<Value>> {
         let surrogate = load_partner(path, &self.precision, model)?;
-        // a steerable one goes along, as a screen does
+        // a steerable surrogate is taken to the temperature, as a screen is
         let surrogate = if surrogate.steering().is_some() { follow(&surrogate, temperature)? } else { surrogate };
         let (m, n) = (self.exact_subset.unwrap_or(self.n), self.n);
         if n < 2 {
@@ -55,13 +55,13 @@ impl Reweight {
         };
         let (mut log_q, of_generator) = log_density(model, m)?;
         let (mut log_surrogate, of_surrogate) = log_density(surrogate.as_ref(), self.n)?;
-        // what is no sample has no weight, whoever is asked
+        // a failed sample has no weight by either density
         for evaluations in [&mut log_q, &mut log_surrogate] {
             let no_samples = evaluations.iter_mut().zip(&drawn).filter(|(_, drawn)| !drawn.is_inside());
             no_samples.for_each(|(e, drawn)| *e = *drawn);
         }
 
-        // of the first m rows, and of all
+        // for the first m rows, and for all
         let (steering, dimension) = (steering(model), dimension_without_auxiliary(model));
         steering.take_apart(&x, dimension, &mut log_q);
         let [x, _] = steering.take_apart(&x, dimension, &mut log_surrogate);
@@ -101,19 +101,19 @@ impl Reweight {
     }
 }
 
-/// The surrogate as a screen of delayed acceptance.
+/// Quality of the surrogate as a screen of delayed acceptance.
 #[derive(Serialize)]
 struct Screening {
-    /// The numbers by which it should be believed.
+    /// Factors by which it should be trusted.
     trust: Trust,
     /// Standard deviation of log w − log w_s over the middle half of the samples, scaled to that of a normal
-    /// distribution: what is left for the second stage, with these numbers and with one and one.
+    /// distribution: what is left for the second stage, with these factors and with both equal to one.
     left: f64,
     left_without: f64,
 }
 
 impl Screening {
-    /// `u` with the metric term, as the first stage has it.
+    /// Fits the trust; `u` includes the metric term, as in the first stage.
     fn fit(u: &[f64], log_q: &[Evaluation], log_surrogate: &[Evaluation]) -> Result<Screening> {
         let values = |evaluations: &[Evaluation]| evaluations.iter().map(|e| e.log_density).collect::<Vec<_>>();
         let (log_q, log_q_s) = (values(log_q), values(log_surrogate));
@@ -126,7 +126,7 @@ impl Screening {
     }
 }
 
-/// The model of one file with this trust, to another.
+/// Copies a model file, with this trust.
 fn write_calibrated(from: &Path, to: &Path, trust: Trust) -> Result<()> {
     let bytes = std::fs::read(from).map_err(|e| Error::io(from, e))?;
     let name = from.display().to_string();
@@ -141,7 +141,7 @@ fn seconds<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     Ok((body()?, start.elapsed().as_secs_f64()))
 }
 
-/// What the surrogate changes, from the samples whose q is known.
+/// Changes due to the surrogate, from the samples whose q is known.
 fn bias(
     (generator, log_q): (&Weighted, &[Evaluation]),
     (surrogate, log_surrogate): (&Weighted, &[Evaluation]),
@@ -163,7 +163,7 @@ fn bias(
     });
     if !samples.in_state.is_empty() {
         let (w, v) = (&generator.log_weight, &surrogate.log_weight[..m]);
-        // without one of the states there is none; the reason has been said for the generator
+        // if one of the states is missing there is no free energy; the reason was given for the generator
         if let Ok(shift) = free_energy::shift_between_states(w, v, &samples.in_state[..m]) {
             let shift = json!({ "delta_f_shift_kT": shift.value, "delta_f_shift_stderr": shift.standard_error });
             extend(&mut bias, shift);
@@ -172,7 +172,7 @@ fn bias(
     Ok(bias)
 }
 
-/// Two columns, each with the name of its likelihood, and the bias.
+/// Prints two columns, each headed by its likelihood, and the bias.
 pub(super) fn report(s: &Value) {
     let (generator, surrogate, bias) = (&s["generator"], &s["surrogate"], &s["bias"]);
     let name = |side: &Value| side["likelihood"].as_str().unwrap_or_default().to_string();

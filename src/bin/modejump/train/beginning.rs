@@ -1,4 +1,4 @@
-//! What the training of a network begins with: a new model, or that of `--start`.
+//! Start of the training of a network: a new model, or that of `--start`.
 
 use super::Train;
 use modejump::coordinates::Topology;
@@ -10,7 +10,7 @@ use modejump::train::NetworkOptions;
 use modejump::Result;
 use std::collections::BTreeMap;
 
-/// The configuration and card of a new model, or of that of `--start`, whose tensors are there then.
+/// Configuration and card of a new model, or of that of `--start`, for which the tensors are present too.
 pub(super) struct Beginning<C> {
     pub config: C,
     pub card: ModelCard,
@@ -23,7 +23,7 @@ impl<C: ModelKind> Beginning<C> {
         Beginning { config, card, tensors: None }
     }
 
-    /// Those of the model that there is, or `new` ones. Errors name the tensor.
+    /// Parameters of the model of `--start`, or `new` ones. Errors name the tensor.
     pub fn parameters<N: Trainable>(&self, network: &N, new: impl FnOnce(&N) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
         match &self.tensors {
             Some(tensors) => network.layout().read(tensors),
@@ -33,7 +33,7 @@ impl<C: ModelKind> Beginning<C> {
 }
 
 impl Train {
-    /// Errors: a model of --start that is of another kind, or of other atoms.
+    /// Errors: the model of --start is of another kind, or has other atoms.
     pub(super) fn begin<C: ModelKind>(
         &self,
         topology: &Topology,
@@ -45,7 +45,7 @@ impl Train {
         }
     }
 
-    /// With the model of --start. Errors: it is of another kind.
+    /// Starts from the model of --start. Errors: it is of another kind.
     pub(super) fn go_on<C: ModelKind>(&self, ModelFile { card, tensors, name, .. }: ModelFile) -> Result<Beginning<C>> {
         match C::of(&card.model) {
             Some(config) => Ok(Beginning { config: config.clone(), card, tensors: Some(tensors) }),

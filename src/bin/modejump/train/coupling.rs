@@ -1,4 +1,4 @@
-//! Coupling flows: generators, those of modes, and the far ends of maps between ensembles.
+//! Coupling flows: generators, generators of modes, and target ends of maps between ensembles.
 
 use super::settings::{map_without_energies, Config};
 use super::{Kind, Train};
@@ -13,8 +13,8 @@ use modejump::{Error, Result};
 use serde_json::Value;
 
 impl Train {
-    /// Before frames are made, which takes long: whether a new flow can be designed for them. Errors: a molecule that has no internal coordinates,
-    /// constraints that are none of them, settings out of range.
+    /// Checks, before frames are generated, which takes long, that a new flow can be designed for the molecule. Errors:
+    /// a molecule without internal coordinates, constraints that are not among them, settings out of range.
     pub(super) fn check_design(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<()> {
         if self.model != Kind::Coupling || self.start.is_some() || self.map_from.is_some() {
             return Ok(());
@@ -23,7 +23,7 @@ impl Train {
         check_design(topology, x0, &self.constraints()?, &config.design)
     }
 
-    /// The flow that the training begins with. Errors: a model of other atoms, or of another kind.
+    /// Flow that the training starts from. Errors: a model of other atoms, or of another kind.
     pub(super) fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
         match self.start.as_ref().or(self.map_from.as_ref()) {
             Some(path) => {
@@ -45,7 +45,7 @@ impl Train {
         }
     }
 
-    /// Trains one flow; for the generator of a mode, energies count in the mode alone.
+    /// Trains one flow; for the generator of a mode, energies count only inside the mode.
     pub(super) fn coupling(
         &self,
         mut flow: CouplingFlow<f32>,
@@ -89,8 +89,8 @@ impl Train {
         }
     }
 
-    /// The frames of the ensemble that is mapped from. Both ensembles have one System, so that their reduced potentials
-    /// differ by the temperature alone.
+    /// Map with the frames of the ensemble that is mapped from. Both ensembles have the same System, so that their
+    /// reduced potentials differ only by the temperature.
     fn map(&self, from: &dyn Model, target: &mut dyn Target, frames: &[f64], held_out: f64) -> Result<Map> {
         let temperature = self.kelvin_of_frames()?;
         let mut u = vec![0.0; frames.len() / from.dimension().max(1)];

@@ -1,4 +1,4 @@
-//! The loop of every training, with its progress, log, checkpoints and figure.
+//! The training loop of all models, with progress, log, checkpoints and figure.
 
 use super::Train;
 use crate::common::{interrupted, CHECKPOINT_INTERVAL};
@@ -19,7 +19,7 @@ pub(super) trait Training {
     fn is_finished(&self) -> bool;
     fn history(&mut self) -> &[Progress];
     fn save_state(&mut self, path: &Path, identity: &Identity) -> Result<()>;
-    /// Writes the model with averaged parameters, the best so far where the training tells it.
+    /// Writes the model with averaged parameters: the best so far, if the training can tell it.
     fn save_model(&self, path: &Path) -> Result<()>;
 }
 
@@ -54,7 +54,7 @@ impl Training for Trainer<'_> {
 }
 
 impl Train {
-    /// Returns the summary of the training.
+    /// Runs the training and returns its summary.
     pub(super) fn train(&self, mut trainer: impl Training, identity: &Identity) -> Result<Value> {
         let mut saved = Instant::now();
         let bar = ProgressBar::new(trainer.total_steps() as u64);
@@ -63,7 +63,8 @@ impl Train {
         {
             bar.set_style(style);
         }
-        // what cannot be written now may be at the next evaluation, or at the end, where an error is one of the training
+        // a file that cannot be written now is tried again at the next evaluation and at the end, where an error fails
+        // the training
         let try_again = |written: Result<()>| {
             if let Err(error) = written {
                 bar.suspend(|| eprintln!("modejump: {error}; the training goes on, and tries again"));
@@ -111,6 +112,9 @@ impl Train {
                 "ended after {done} of {all} steps: so many evaluations as `patience` allows had no better held-out likelihood"
             );
         }
+        if let Some(step) = trainer.history().last().and_then(|progress| progress.better) {
+            eprintln!("the model is that of step {step}");
+        }
         if let Some(path) = &self.log {
             write_atomically(path, log.as_bytes())?;
         }
@@ -132,7 +136,7 @@ fn log_line(progress: &Progress) -> String {
     serde_json::to_string(progress).unwrap_or_default() + "\n"
 }
 
-/// The numbers that matter, for the progress line.
+/// The most important numbers, for the progress line.
 fn line(p: &Progress) -> String {
     let item = |name: &str, value: f64, digits: usize| match value.is_nan() {
         true => String::new(),
@@ -151,6 +155,7 @@ fn line(p: &Progress) -> String {
         item("|g|", p.gradient_norm, 2),
         item("ESS %", 100.0 * p.ess, 2),
         item("k", p.pareto_k, 2),
+        item("ln Z", p.log_z, 2),
         item("accept %", 100.0 * p.acceptance, 1),
         p.better.map_or(String::new(), |step| format!("worse than step {step}, which is kept")),
     ]

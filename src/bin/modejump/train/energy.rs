@@ -1,4 +1,4 @@
-//! Energy-based models, by score matching and contrastive estimation on a generator's samples.
+//! Energy-based models, trained by score matching and contrastive estimation on a generator's samples.
 
 use super::beginning::{initial_stream, Beginning};
 use super::field::gvp_network;
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// New energies see molecules in Å, the data at time 0.
+/// Units of new energies: lengths in Å, with the data at time 0.
 const ANGSTROM: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Trust::FULL };
 
 /// A new Graphormer and its training. Lengths in Å.
@@ -33,7 +33,7 @@ pub struct GraphormerDesign {
     feed_forward: usize,
     heads: usize,
     kernels: usize,
-    /// Distance up to which the Gaussians lie at the beginning.
+    /// Largest distance of the Gaussians before training.
     reach: f64,
     contrast: ContrastiveOptions,
     pub(super) train: NetworkOptions,
@@ -85,8 +85,8 @@ impl Default for GvpEnergyDesign {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InvariantDesign {
-    /// Combinations of distances and volumes that the network sees; fewer for a molecule that has fewer. Too few leave
-    /// out the stiff bonds: 128 of the 292 of alanine dipeptide do.
+    /// Number of combinations of distances and volumes that the network sees; fewer for a molecule that has fewer. Too
+    /// few leave out the stiff bonds, as 128 of the 292 of alanine dipeptide do.
     inputs: usize,
     width: usize,
     /// Residual layers.
@@ -121,8 +121,8 @@ impl Default for MlpDesign {
     }
 }
 
-/// Takes from the energy of `--start` how far its network was to be believed as it was. Errors: data at another time
-/// than training puts them.
+/// Resets the trust of the energy of `--start`, which belongs to its network before this training. Errors: its data is
+/// at another time than in training.
 fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
     if energy.data_time != ANGSTROM.data_time {
         let reason = format!(
@@ -201,7 +201,7 @@ impl Train {
         let begin = self.begin_energy(&topology, new)?;
         let (own, given) = (begin.config.network.interpolant, design.contrast.interpolant);
         if let Some(path) = self.start.as_ref().filter(|_| own != given) {
-            // its features are scaled by the noise of its own
+            // its features are scaled by the noise of its own training
             let own = serde_json::json!(own);
             let reason = format!("sees the noise of the interpolant {own}: set `interpolant` in `contrast` to {own}");
             return Err(Error::file(path, reason));
@@ -225,7 +225,7 @@ impl Train {
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, (contrast, train))
     }
 
-    /// As [`Train::begin`]. Errors: also data at another time than training puts them.
+    /// As [`Train::begin`]. Errors: also data at another time than in training.
     fn begin_energy<C: ModelKind>(&self, topology: &Topology, new: C) -> Result<Beginning<C>> {
         let Some(path) = &self.start else { return Ok(Beginning::new(new, topology.n_atoms())) };
         let mut file = self.start_model(path, topology)?;

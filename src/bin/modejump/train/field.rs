@@ -1,4 +1,4 @@
-//! Vector fields, by flow matching.
+//! Vector fields, trained by flow matching.
 
 use super::beginning::initial_stream;
 use super::Train;
@@ -16,7 +16,7 @@ use modejump::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Network time where the integration ends: the field is stiff at the data itself.
+/// Network time at which the integration ends: the field is stiff at the data itself.
 const LAST_TIME: f64 = 1e-3;
 
 /// A new GVP field and its training. Lengths in Å.
@@ -68,15 +68,15 @@ fn straight(times: [f64; 2], topology: &Topology, x0: &[f64]) -> ContinuousConfi
     }
 }
 
-/// One feature for each class of atoms.
+/// One feature per class of atoms.
 fn features(topology: &Topology) -> (Vec<Vec<usize>>, usize) {
     let classes = classes(topology);
     let n = classes.iter().max().map_or(0, |c| c + 1);
     (classes.into_iter().map(|c| vec![c]).collect(), n)
 }
 
-/// Geometric vector perceptrons for this molecule, of these sizes: scalars and vectors of an atom, reach (Å) and number of
-/// the radial functions.
+/// Geometric vector perceptrons for this molecule, of these sizes: scalars and vectors per atom, reach (Å) and number
+/// of the radial functions.
 pub(super) fn gvp_network(
     topology: &Topology,
     n_layers: usize,

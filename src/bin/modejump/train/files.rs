@@ -1,4 +1,4 @@
-//! The files that a training reads and writes, looked at before the work: none is written over another.
+//! Checks, before the work, of the files that a training reads and writes: none may overwrite another.
 
 use super::settings::Config;
 use super::Train;
@@ -8,7 +8,7 @@ use modejump::{Error, Result};
 use std::path::{is_separator, Path, PathBuf};
 
 impl Train {
-    /// Errors: an output that cannot be written, or that is another file of this command.
+    /// Errors: an output cannot be written, or is another file of this command.
     pub(super) fn check_files(&self, config: &Config) -> Result<()> {
         let inputs = self.inputs(config);
         let outputs = self.outputs(config)?;
@@ -41,8 +41,7 @@ impl Train {
         Ok(outputs)
     }
 
-    /// The trainings behind --modes, each with files of its own. Errors: names of modes that cannot be part of a
-    /// file's.
+    /// Trainings of --modes, each with its own files. Errors: names of modes that cannot be part of a file name.
     fn trainings_of_modes(&self, path: &Path, jumps: bool) -> Result<Vec<Train>> {
         let description = Description::read(path)?;
         if let Some(name) = description.names().find(|name| name.contains(is_separator)) {
@@ -55,18 +54,18 @@ impl Train {
         Ok(generators.chain(bijections).collect())
     }
 
-    /// Beside the model.
+    /// Figure of the training, beside the model.
     pub(super) fn figure(&self) -> PathBuf {
         self.output.with_extension("svg")
     }
 
-    /// Where frames that are generated are kept, if they are.
+    /// File in which generated frames are kept, if any.
     pub(super) fn kept_frames(&self) -> Option<PathBuf> {
         let beside = || self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
         self.keep_frames.clone().or_else(beside).filter(|_| self.frames.is_empty())
     }
 
-    /// Where they are kept while they are not all there.
+    /// File in which generated frames are kept until they are complete.
     pub(super) fn begun_frames(&self) -> Option<PathBuf> {
         let beside = |path: &PathBuf| path.with_extension("frames.ckpt");
         self.checkpoint.as_ref().filter(|_| self.frames.is_empty()).map(beside)

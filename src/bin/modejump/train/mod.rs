@@ -43,20 +43,21 @@ enum Kind {
     EgnnFlow,
     /// Autoregressive flow of transformers over Cartesian coordinates, by maximum likelihood
     Tarflow,
-    /// The same for all peptides (Prose), trained on one or more of them
+    /// TarFlow for all peptides (Prose), trained on one or more of them
     TransferableTarflow,
-    /// Energy-based model of the frames' density (samples of a generator), by score matching and contrastive estimation
+    /// Energy-based model of the density of the frames (samples of a generator), by score matching and contrastive
+    /// estimation
     GraphormerEbm,
-    /// Energy-based model of one molecule in its distances and volumes, trained likewise
+    /// Energy-based model of one molecule in its distances and volumes, trained in the same way
     InvariantEbm,
     /// Energy-based model on geometric vector perceptrons
     GvpEbm,
-    /// Energy-based model on a perceptron of all coordinates, which is not invariant under rotations: for few atoms
+    /// Energy-based model on a perceptron of all coordinates, for few atoms: it is not invariant under rotations
     MlpEbm,
 }
 
 impl Kind {
-    /// As on the command line and in model files.
+    /// Name on the command line and in model files.
     fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
     }
@@ -64,7 +65,7 @@ impl Kind {
 
 #[derive(Args, Clone)]
 pub struct Train {
-    /// What to train
+    /// Kind of model to train
     #[arg(long, value_enum, default_value_t = Kind::Coupling)]
     model: Kind,
     /// Topology: PDB file with the atoms in the engine's order
@@ -78,45 +79,46 @@ pub struct Train {
     /// Training frames, one or more files: pdb, gro, dcd, xtc, trr, npy, or safetensors with `x` [frame][atom][3] in nm
     #[arg(long, num_args = 1..)]
     frames: Vec<PathBuf>,
-    /// Draw as many frames of each file of --frames anew in proportion to their weights, for a model that learns the
-    /// target from samples of its own: `log_weight` of the file, as `smc` writes it, else exp(-u)/q of its
-    /// `log_density`, as `sample` writes it, and --system. What is done to the weights before
+    /// Resample the frames of each file of --frames, to the same number, in proportion to their weights, for a model
+    /// that learns the target from its own samples: the weights are `log_weight` of the file, as written by `smc`, or
+    /// else exp(-u)/q from its `log_density`, as written by `sample`, and --system. The value is the treatment of the
+    /// weights before resampling
     #[arg(long, value_enum, requires = "frames", num_args = 0..=1, default_missing_value = "raw")]
     resample: Option<Weights>,
-    /// Temperature, K; without it that of the model of --start, else 300 K
+    /// Temperature, K [default: that of the model of --start, else 300]
     #[arg(long)]
     temperature: Option<f64>,
     /// Settings (JSON with `design`, `train` and `explore`, or under the name of the model, such as `gvp_ebm`);
-    /// defaults where absent. Sections that the model does not read are refused
+    /// defaults for those that are absent. Sections that the model does not use are refused
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Start from this model instead of a new one, with its settings of size and its order of atoms
+    /// Start from this model instead of a new one, with its sizes and its order of atoms
     #[arg(long)]
     start: Option<PathBuf>,
-    /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its
+    /// Train the target end of a map between ensembles, for learned replica exchange: this coupling flow (at its
     /// temperature) maps from the ensemble of --frames, the trained one to that of --system at --temperature. Without
-    /// --start the map begins as the identity, without --frames they are generated at the temperature of this flow
+    /// --start the map starts as the identity; without --frames they are generated at the temperature of this flow
     #[arg(long)]
     map_from: Option<PathBuf>,
-    /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the
-    /// extension svg
+    /// Trained model; a figure of the training is drawn beside it, under the same name with the extension svg, and
+    /// replaces an existing one
     #[arg(short, long)]
     output: PathBuf,
-    /// Where generated frames are kept (safetensors); with --checkpoint they are taken from there when the file exists (default then:
-    /// beside the checkpoint)
+    /// File for generated frames (safetensors); with --checkpoint they are read from it if it exists [default with
+    /// --checkpoint: beside the checkpoint]
     #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
-    /// State of the training, written every minute and on SIGINT or SIGTERM; when the file exists, training goes on
-    /// from it. Frames that are generated are kept beside it, from the beginning
+    /// State of the training, written every minute and on SIGINT or SIGTERM; if the file exists, the training continues
+    /// from it. Generated frames are kept beside it, from the beginning
     #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Training log (JSON, an object a line)
+    /// Training log (JSON, one object per line)
     #[arg(long)]
     log: Option<PathBuf>,
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
-    /// Train one generator for each of the metastable states of this description (JSON), to jump between them; of
+    /// Train one generator for each of the metastable states of this description (JSON), to jump between them; for
     /// coupling flows only
     #[arg(long, conflicts_with_all = ["start", "map_from"])]
     modes: Option<PathBuf>,
@@ -179,7 +181,7 @@ impl Train {
         Ok(())
     }
 
-    /// The summary of all that was trained, or the names of its figures.
+    /// Prints the summary of everything that was trained, or the names of its figures.
     fn report(&self, summary: &Value) {
         if self.json {
             return println!("{summary}");
@@ -192,7 +194,8 @@ impl Train {
             .for_each(|path| println!("{path}"));
     }
 
-    /// That asked for, else that of the model to start from, else 300 K. Errors: a number that is not positive.
+    /// Temperature (K) asked for, else that of the model to start from, else 300 K. Errors: a number that is not
+    /// positive.
     fn temperature(&self) -> Result<f64> {
         let of_start = match &self.start {
             Some(path) => temperature_of(path)?,
@@ -206,13 +209,13 @@ impl Train {
         Ok(temperature)
     }
 
-    /// As `run` has found it.
+    /// Temperature (K), after `run` has resolved it.
     fn kelvin(&self) -> f64 {
         self.temperature.unwrap_or(300.0)
     }
 
-    /// That of the frames, K: for a map that of the ensemble that is mapped from. Errors: a model of it that does not
-    /// say.
+    /// Temperature (K) of the frames: for a map that of the ensemble that is mapped from. Errors: the model of that
+    /// ensemble does not state it.
     fn kelvin_of_frames(&self) -> Result<f64> {
         let Some(path) = &self.map_from else { return Ok(self.kelvin()) };
         temperature_of(path)?.ok_or_else(|| {
@@ -220,8 +223,8 @@ impl Train {
         })
     }
 
-    /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the
-    /// caller to tell.
+    /// Model to start from. Errors: its atoms are in another order than in --topology; another number of atoms is
+    /// reported by the caller.
     fn start_model(&self, path: &Path, topology: &Topology) -> Result<ModelFile> {
         let file = model_file::open(path)?;
         if let Some(own) = file.card.topology.as_ref().filter(|own| own.n_atoms() == topology.n_atoms()) {
@@ -231,7 +234,7 @@ impl Train {
         Ok(file)
     }
 
-    /// For a model of --start of another kind than the one that is asked for.
+    /// Error for a model of --start of another kind than the one asked for.
     fn other_kind(&self, path: &Path, found: &ModelConfig) -> Error {
         let (found, asked) = (found.kind(), self.model.name());
         Error::file(
@@ -240,8 +243,8 @@ impl Train {
         )
     }
 
-    /// Names the model's design, whatever the command that asked for it, the parameters it begins with, the frames, and
-    /// the model to start from.
+    /// Identity of the training: the design of the model, whatever the command that asked for it, its initial
+    /// parameters, the frames, and the model to start from.
     fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<Identity> {
         let text = |part: serde_json::Result<String>| {
             part.map_err(|e| Error::invalid(format!("the model's description: {e}"))).map(|text| text.into_bytes())
@@ -266,13 +269,13 @@ impl Train {
             .with_consequence("set of first parameters (`seed`)", model_file::hash(&parameters)))
     }
 
-    /// What every card says of its training.
+    /// Adds to a card what it says of the training.
     fn complete(&self, card: &mut ModelCard) -> Result<()> {
         describe_training(card, self.kelvin(), self.system.as_deref())
     }
 
-    /// The state to go on from, if there is one; an error if it belongs to another training.
-    /// `about` tells its step and its options, which are to be these.
+    /// State to continue from, if there is one; an error if it belongs to another training. `about` returns its step
+    /// and its options, which must equal the present ones.
     fn saved_state<S: DeserializeOwned, O: Serialize>(
         &self,
         identity: &Identity,
@@ -296,7 +299,7 @@ impl Train {
     }
 }
 
-/// K, if the file of the model tells it.
+/// Temperature (K), if the model file states it.
 fn temperature_of(path: &Path) -> Result<Option<f64>> {
     Ok(model_file::open_card(path)?.temperature)
 }

@@ -1,4 +1,4 @@
-//! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
+//! `modejump train --modes`: one generator per metastable state, with a common latent space, in one model file.
 
 use super::settings::Config;
 use super::Train;
@@ -14,14 +14,14 @@ use modejump::{models, Error, Result};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
-/// What --modes asks for.
+/// Contents of --modes.
 pub(super) struct Plan {
     description: Description,
     modes: Modes,
 }
 
 impl Train {
-    /// Errors: modes of other atoms; settings by which the bijections could not be trained after the generators.
+    /// Errors: modes of other atoms; settings with which the bijections could not be trained after the generators.
     pub(super) fn plan(&self, path: &Path, config: &Config, dimension: usize) -> Result<Plan> {
         let description = Description::read(path)?;
         let modes = description.regions(dimension).map_err(|e| Error::file(path, e.to_string()))?;
@@ -35,7 +35,7 @@ impl Train {
         Ok(Plan { description, modes })
     }
 
-    /// Each mode's frames train its generator; energies count in the mode alone.
+    /// Trains the generator of each mode on its frames; energies count only inside the mode.
     pub(super) fn modes(&self, plan: Plan, config: Config, topology: &Topology, frames: &[f64]) -> Result<Value> {
         let dimension = 3 * topology.n_atoms();
         let Plan { description, modes } = plan;
@@ -54,7 +54,7 @@ impl Train {
             }
         }
         let flows = designs(topology, &of_mode, &self.constraints()?, &config.design)?;
-        // whether they can be put together is to be known before they are trained
+        // checked before training: whether the generators can be combined
         let untrained = |flow: &CouplingFlow<f32>| model_file::read("the design of a generator", &flow.to_bytes()?);
         description.jump_of(&flows.iter().map(untrained).collect::<Result<Vec<_>>>()?, &self.output)?;
         let (mut parts, mut trainings) = (Vec::new(), serde_json::Map::new());
@@ -82,8 +82,8 @@ impl Train {
         Ok(json!({ "output": output, "model": self.model.name(), "trainings": trainings }))
     }
 
-    /// Trains the second of two generators on, so that T_b ∘ T_a⁻¹ jumps between their modes by the energies at both
-    /// ends.
+    /// Continues the training of the second of two generators, so that T_b ∘ T_a⁻¹ jumps between their modes, by the
+    /// energies at both ends.
     fn jump(
         &self,
         [from, to]: [&Path; 2],
@@ -116,8 +116,7 @@ impl Train {
         self.train(trainer.with_map(jump)?, &identity)
     }
 
-    /// The same training for one mode, with files of its own: `jump.safetensors` and mode `c7eq` make
-    /// `jump.c7eq.safetensors`.
+    /// Training of one mode, with its own files: `jump.safetensors` and mode `c7eq` make `jump.c7eq.safetensors`.
     pub(super) fn of_mode(&self, name: &str) -> Train {
         let beside = |path: &PathBuf| {
             let extension = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
@@ -131,12 +130,12 @@ impl Train {
         }
     }
 
-    /// That of the bijection between the first mode and this one.
+    /// Training of the bijection between the first mode and this one.
     pub(super) fn of_jump(&self, name: &str) -> Train {
         self.of_mode(&format!("{name}.jump"))
     }
 
-    /// Says in the file of all modes what made it.
+    /// Records the command that made it in the file of all modes.
     fn sign(&self) -> Result<()> {
         let bytes = std::fs::read(&self.output).map_err(|e| Error::io(&self.output, e))?;
         let name = self.output.display().to_string();

@@ -1,4 +1,4 @@
-//! What vector fields, energy-based models and TarFlows have in common: a network on a tape, trained on frames alone.
+//! Shared part of vector fields, energy-based models and TarFlows: a network on a tape, trained on frames alone.
 
 use super::drive::Training;
 use super::Train;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use std::path::Path;
 
 impl Train {
-    /// Trains a network that begins with `parameters` on frames in nm, which it sees in its own units.
+    /// Trains a network, starting with `parameters`, on frames in nm, which it sees in its own units.
     pub(super) fn regress<N: Trainable, O: Objective<N>>(
         &self,
         mut card: ModelCard,

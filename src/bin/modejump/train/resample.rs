@@ -1,5 +1,5 @@
-//! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan
-//! et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
+//! Resampling of frames by their weights, for models that learn the target from samples of their own: self-refinement
+//! (Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 
 use super::frames::held_out_first;
 use super::Train;
@@ -11,8 +11,8 @@ use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 
 impl Train {
-    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are
-    /// without it; a share of each is held out. Peptide 0 is that of --topology.
+    /// Frames of each file, resampled to the same number in proportion to their weights by the rule of --resample, or
+    /// unchanged without it; a share of each is held out. Peptide 0 is that of --topology.
     ///
     /// Errors: no files; files without weights, or with none above zero.
     pub(super) fn resampled(
@@ -50,7 +50,8 @@ impl Train {
         Ok(held_out_first(resampled, dimension, held_out))
     }
 
-    /// `log_weight` of a file, or that of `log_density` with the energies of --system, which is that of peptide 0.
+    /// Log-weights of a file: its `log_weight`, or those from `log_density` and the energies of --system, which is that
+    /// of peptide 0.
     fn log_weights(&self, path: &Path, x: &[f64], topology: &Topology, peptide: u32) -> Result<Vec<f64>> {
         let n = x.len() / (3 * topology.n_atoms());
         if let Some(given) = array(path, "log_weight", n)? {
@@ -74,10 +75,10 @@ impl Train {
     }
 }
 
-/// Below this share of them frames are mostly copies of each other.
+/// Share of independent frames below which resampled frames are mostly copies of each other.
 const FEW: f64 = 0.02;
 
-/// Says so where what was drawn comes from few frames: a model learns those by heart, and held-out copies cannot tell.
+/// Warns if the resampled frames come from few frames: a model memorises those, and held-out copies cannot show it.
 fn warn_of_few(path: &Path, n: usize, independent: f64) {
     if independent < (FEW * n as f64).max(weights::FEWEST_FOR_ERRORS as f64) {
         eprintln!(

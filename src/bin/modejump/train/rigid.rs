@@ -1,5 +1,5 @@
-//! Bonds of one length in all frames, as a simulation that constrains them writes them. A generator keeps those
-//! that --system constrains; the others it would vary, and a simulation with such constraints refuse it.
+//! Bonds of one length in all frames, as written by a simulation with constraints. A generator keeps those that
+//! --system constrains; it would vary the others, and simulations that constrain them would refuse it.
 
 use super::{Kind, Train};
 use modejump::coordinates::constraints::{joins, rigid_bonds};
@@ -7,7 +7,7 @@ use modejump::coordinates::Topology;
 use modejump::Result;
 
 impl Train {
-    /// Tells of rigid bonds in the frames of --frames that the generator, whose design is to be made, would vary.
+    /// Warns of rigid bonds in the frames of --frames that a new generator would vary.
     pub(super) fn tell_rigid_bonds(&self, topology: &Topology, frames: &[f64]) -> Result<()> {
         let designs = self.model == Kind::Coupling && self.start.is_none() && self.map_from.is_none();
         if !designs || self.frames.is_empty() {

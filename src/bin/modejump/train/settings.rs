@@ -1,4 +1,4 @@
-//! The settings of `--config`, and what each training reads of them.
+//! The settings of `--config`, and which of them each training reads.
 
 use super::{energy, field, tarflow, transferable, Kind, Train};
 use crate::common::{parse_json, parse_settings};
@@ -9,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map as JsonMap, Value};
 use std::path::Path;
 
-/// The sections of `--config` as they are written.
+/// Sections of `--config` as written.
 type Sections = JsonMap<String, Value>;
 
-/// The file behind `--config`.
+/// Contents of the file given by `--config`.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Config {
     pub design: DesignOptions,
     pub train: TrainOptions,
-    /// With --modes: how the bijections between the first mode and the others are trained after the generators, if they
-    /// are.
+    /// With --modes: settings of the training of the bijections between the first mode and the others, after the
+    /// generators; absent if they are not trained.
     pub jump: Option<TrainOptions>,
     pub gvp_flow: field::GvpDesign,
     pub egnn_flow: field::EgnnDesign,
@@ -33,11 +33,11 @@ pub(super) struct Config {
     pub explore: modejump::train::dynamics::ExploreOptions,
 }
 
-/// What of a network's section is read where --start gives the network.
+/// Settings in the section of a network that are read if --start gives the network.
 const READ_AGAIN: [&str; 3] = ["train", "contrast", "peptides"];
 
 impl Train {
-    /// Errors: a file that is no JSON, or has settings that this training does not read.
+    /// Errors: the file is not JSON, or has settings that this training does not read.
     pub(super) fn config(&self) -> Result<Config> {
         let (mut config, sections): (Config, Sections) = match &self.config {
             Some(path) => {
@@ -62,7 +62,8 @@ impl Train {
         Ok(config)
     }
 
-    /// Settings that this model's training never reads are refused, those that it does not read this time are told.
+    /// Errors: settings that the training of this model never reads. Those that it does not read this time are
+    /// reported.
     fn check_sections(&self, path: &Path, sections: &Sections) -> Result<()> {
         let read = self.sections();
         if let Some(name) = sections.keys().find(|name| !read.contains(name)) {
@@ -109,7 +110,7 @@ impl Train {
         Ok(())
     }
 
-    /// What the training reads of the configuration.
+    /// Sections of the configuration that the training reads.
     fn sections(&self) -> Vec<String> {
         let own = match (self.model, &self.modes) {
             (Kind::Coupling, None) => vec!["design".into(), "train".into()],
@@ -119,7 +120,7 @@ impl Train {
         [own, vec!["explore".into()]].concat()
     }
 
-    /// Before frames are made, which takes long. Errors name the setting that is out of range.
+    /// Checks the settings before frames are generated, which takes long. Errors name the setting that is out of range.
     pub(super) fn check_settings(&self, config: &Config, dimension: usize) -> Result<()> {
         if self.map_from.is_some() {
             config.train.check_for_map()?;
@@ -133,7 +134,7 @@ impl Train {
 }
 
 impl Config {
-    /// The options of a network's training; none of a coupling flow.
+    /// Training options of a network; none for a coupling flow.
     fn network(&self, model: Kind) -> Option<&NetworkOptions> {
         Some(match model {
             Kind::Coupling => return None,
@@ -148,7 +149,7 @@ impl Config {
         })
     }
 
-    /// The share of the frames that this model is not trained on.
+    /// Share of the frames that is held out for this model.
     pub(super) fn held_out(&self, model: Kind) -> f64 {
         self.network(model).map_or(self.train.held_out, |network| network.held_out)
     }
@@ -162,7 +163,7 @@ pub(super) fn map_without_energies() -> Error {
 mod tests {
     use super::*;
 
-    /// "`key` = value" of all settings below, in order; null for what has no default.
+    /// Collects "`key` = value" of all settings in a section, in order; null for those without a default.
     fn settings(section: &Value, found: &mut Vec<String>) {
         for (key, value) in section.as_object().into_iter().flatten() {
             match value {

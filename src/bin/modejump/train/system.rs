@@ -1,4 +1,4 @@
-//! What a training takes of `--system`: energies, constraints, and whether its atoms are those of the topology.
+//! What a training uses `--system` for: energies, constraints, and a check that its atoms are those of the topology.
 
 use super::Train;
 use modejump::coordinates::Topology;
@@ -12,7 +12,7 @@ use {
 
 #[cfg(feature = "openmm")]
 impl Train {
-    /// Errors: a System of other atoms, or with its atoms in another order, or with some that no jump can move.
+    /// Errors: the System has other atoms, or another atom order, or atoms that no jump can move.
     pub(super) fn check_system(&self, topology: &Topology) -> Result<()> {
         match (self.open_system()?, &self.system) {
             (Some(system), Some(path)) => {
@@ -40,14 +40,14 @@ impl Train {
         Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
     }
 
-    /// Pairs of atoms and their distance, nm.
+    /// Constraints: pairs of atoms and their distance, nm.
     pub(super) fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
         self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
     }
 
-    /// −ln of the density, up to a constant, that samples `x[n][atoms][3]` (nm) have in the ensemble of the System: u,
-    /// and −½ ln det Z of constraints. Errors name a bond that the System constrains and the samples vary, or the
-    /// reverse.
+    /// Effective reduced potential of samples `x[n][atoms][3]` (nm), −ln of their density in the ensemble of the System
+    /// up to a constant: u − ½ ln det Z of constraints. Errors name a bond that the System constrains and the samples
+    /// vary, or the reverse.
     pub(super) fn energies_of_samples(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
         let (Some(system), Some(path)) = (self.open_system()?, &self.system) else { return Ok(None) };
         let mut target = target_of_samples(path, &system, x, topology, self.kelvin())?;
@@ -62,7 +62,7 @@ impl Train {
 #[cfg(not(feature = "openmm"))]
 impl Train {
     pub(super) fn check_system(&self, _: &Topology) -> Result<()> {
-        Ok(()) // the first use of its energies says that this build has none
+        Ok(()) // the first use of its energies reports that this build has none
     }
 
     pub(super) fn target(&self) -> Result<Option<Box<dyn Target>>> {

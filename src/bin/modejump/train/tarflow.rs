@@ -1,4 +1,4 @@
-//! TarFlow, by maximum likelihood.
+//! TarFlow, trained by maximum likelihood.
 
 use super::Train;
 use modejump::coordinates::chirality::stereocentres;
@@ -14,7 +14,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TarflowDesign {
-    /// Coordinates of a token: 3 for atoms, 1 for single numbers.
+    /// Coordinates per token: 3 for atoms, 1 for single numbers.
     token_size: usize,
     channels: usize,
     blocks: usize,
@@ -32,7 +32,8 @@ impl Default for TarflowDesign {
 }
 
 impl TarflowDesign {
-    /// Errors: coordinates that tokens cannot share, or channels that heads cannot.
+    /// Errors: the number of coordinates is no multiple of the token size, or the number of channels no multiple of the
+    /// head size.
     fn network(&self, dimension: usize) -> Result<TarFlowConfig> {
         let TarflowDesign { token_size, channels, blocks, layers, head_size, expansion, .. } = *self;
         if token_size == 0 || !dimension.is_multiple_of(token_size) {
@@ -43,7 +44,7 @@ impl TarflowDesign {
     }
 }
 
-/// Errors: heads that channels cannot be shared among.
+/// Number of heads. Errors: the number of channels is no multiple of the head size.
 pub(super) fn heads(channels: usize, head_size: usize) -> Result<usize> {
     match head_size > 0 && channels.is_multiple_of(head_size) {
         true => Ok(channels / head_size),
@@ -51,8 +52,8 @@ pub(super) fn heads(channels: usize, head_size: usize) -> Result<usize> {
     }
 }
 
-/// For small networks; those of Tan et al. 2025 are trained with rate 1e-4, β₂ = 0.95 and a cycle that rises over 5 %
-/// from a five-hundredth of it.
+/// Default options, for small networks; those of Tan et al. 2025 are trained with rate 1e-4, β₂ = 0.95 and a cycle that
+/// starts at one five-hundredth of it and rises over 5 % of the steps.
 pub(super) fn default_training() -> NetworkOptions {
     NetworkOptions {
         rate: 5e-4,
@@ -87,7 +88,7 @@ impl Train {
     }
 }
 
-/// Of all coordinates of centred frames (frames, coordinates of each), nm.
+/// Standard deviation (nm) of all coordinates of centred frames, given as (frames, coordinates per frame).
 pub fn standard_deviation(parts: &[(&[f64], usize)]) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     for (frames, dimension) in parts {

@@ -1,4 +1,4 @@
-//! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
+//! Transferable TarFlow and Prose, trained by maximum likelihood on one or more peptides.
 
 use super::beginning::Beginning;
 use super::frames::require_hands;
@@ -24,14 +24,16 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransferableDesign {
-    /// Adaptive layer norms, transitions and conditions that look ahead; else a TarFlow with conditions that are added.
+    /// Whether the network has adaptive layer norms, transitions and lookahead conditioning (Prose); otherwise it is a
+    /// TarFlow with additive conditioning.
     prose: bool,
     channels: usize,
     blocks: usize,
     layers: usize,
     head_size: usize,
     expansion: usize,
-    /// Peptides beside that of --topology and --frames. Each row of a batch is of any of them, all as likely.
+    /// Peptides in addition to that of --topology and --frames. Each row of a batch is of any of them, with equal
+    /// probability.
     peptides: Vec<PeptideFrames>,
     pub(super) train: NetworkOptions,
 }
@@ -59,12 +61,12 @@ impl Default for TransferableDesign {
 }
 
 impl TransferableDesign {
-    /// What it names beside --topology and --frames.
+    /// Files that it names, in addition to --topology and --frames.
     pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.peptides.iter().flat_map(|peptide| [&peptide.topology].into_iter().chain(&peptide.frames))
     }
 
-    /// Errors: heads that channels cannot be shared among.
+    /// Errors: the number of channels is no multiple of the head size.
     fn network(&self) -> Result<PeptideConfig> {
         let TransferableDesign { prose, channels, blocks, layers, head_size, expansion, .. } = *self;
         Ok(PeptideConfig {
@@ -91,7 +93,7 @@ impl TransferableDesign {
     }
 }
 
-/// A peptide, where it comes from, and its frames in nm.
+/// A peptide, the file it comes from, and its frames in nm.
 struct Molecule<'a> {
     path: &'a Path,
     topology: Topology,
@@ -147,12 +149,12 @@ impl Train {
     }
 }
 
-/// Errors name the file and the residue or the atom that cannot be expressed.
+/// Errors name the file, and the residue or atom that cannot be expressed.
 fn network(config: &PeptideConfig, molecule: &Molecule) -> Result<TarNetwork> {
     TarNetwork::of_peptide(config, &molecule.topology).map_err(|e| Error::file(molecule.path, e.to_string()))
 }
 
-/// As many frames of each, from all over its files: a frame is held out of all or of none.
+/// Equal numbers of frames of each peptide, spread over all its files: a frame is held out of all or of none.
 fn share_numbers(molecules: &mut [Molecule]) {
     let count = |m: &Molecule| m.frames.len() / (3 * m.topology.n_atoms());
     let fewest = molecules.iter().map(count).min().unwrap_or(0);

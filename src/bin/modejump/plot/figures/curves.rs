@@ -1,4 +1,4 @@
-//! Curves of logs: of a training, step by step, and of rounds, stage by stage.
+//! Curves from logs: of a training, by step, and of rounds, by stage.
 
 use super::{chart, quantile, swatch, Figure, Outcome, COLOURS, FAINT, FONT, INK};
 use modejump::annealing::Progress as Stage;
@@ -7,7 +7,7 @@ use modejump::train::Progress;
 use plotters::prelude::*;
 use std::ops::Range;
 
-/// Losses above, effective sample size and acceptance below: panels of what the history holds.
+/// Panels for the data in a history: losses above, effective sample size and acceptance below.
 pub fn training(history: &[Progress]) -> Vec<Panel> {
     let curve = |name, f: fn(&Progress) -> f64| Curve::of(name, history.iter().map(|p| (p.step as f64, f(p))));
     let density = vec![
@@ -15,7 +15,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
         curve("−log q of held-out frames", |p| p.held_out),
         curve("−log q of refinement samples", |p| p.refinement),
     ];
-    // u has a constant of its own, so these lie elsewhere
+    // u has its own additive constant, so these lie elsewhere
     let energies = vec![
         curve("reverse KL of samples", |p| p.reverse_kl),
         curve("loss of the reaction coordinate", |p| p.reaction_coordinate),
@@ -44,8 +44,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     with_points(panels)
 }
 
-/// What each stage of `adapt` or `explore` found, one after the other: jumps above, the region's population and its ΔF
-/// below.
+/// Results of the stages of `adapt` or `explore`, in order: jumps above, the population of the region and its ΔF below.
 pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let curve = |name, f: fn(&Record) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
     let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
@@ -62,7 +61,7 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
     with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
 }
 
-/// What each temperature of `smc` did, one after the other.
+/// Results at each temperature of `smc`, in order.
 pub fn annealing(history: &[Stage]) -> Vec<Panel> {
     let curve = |name, f: fn(&Stage) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
     let shares = vec![
@@ -80,7 +79,7 @@ pub fn annealing(history: &[Stage]) -> Vec<Panel> {
     ])
 }
 
-/// Curves without points are left out, and panels without curves.
+/// Leaves out curves without points, and panels without curves.
 fn with_points(mut panels: Vec<Panel>) -> Vec<Panel> {
     panels.iter_mut().for_each(|panel| panel.curves.retain(|curve| !curve.points.is_empty()));
     panels.retain(|panel| !panel.curves.is_empty());
@@ -89,7 +88,7 @@ fn with_points(mut panels: Vec<Panel>) -> Vec<Panel> {
 
 /// Curves on common axes.
 pub struct Panel {
-    /// What the curves run along, and from where to where.
+    /// Name and range of the horizontal axis.
     along: (&'static str, Range<f64>),
     unit: &'static str,
     range: Option<Range<f64>>,
@@ -99,12 +98,12 @@ pub struct Panel {
 struct Curve {
     name: &'static str,
     points: Vec<(f64, f64)>,
-    /// One standard error of each point, NaN where it has none; empty without any.
+    /// Standard error of each point, NaN if it has none; empty if no point has one.
     errors: Vec<f64>,
 }
 
 impl Curve {
-    /// Those of the points that are finite, without errors.
+    /// Curve of the finite points, without errors.
     fn of(name: &'static str, points: impl Iterator<Item = (f64, f64)>) -> Curve {
         Curve { name, points: points.filter(|p| p.1.is_finite()).collect(), errors: Vec::new() }
     }
@@ -116,7 +115,7 @@ impl Curve {
     }
 }
 
-/// Panels below each other.
+/// Draws panels below each other.
 pub fn curves(area: &Figure, title: &str, panels: &[Panel]) -> Outcome {
     let titles = std::iter::once(title).chain(std::iter::repeat(""));
     area.split_evenly((panels.len(), 1))
@@ -127,7 +126,7 @@ pub fn curves(area: &Figure, title: &str, panels: &[Panel]) -> Outcome {
 }
 
 impl Panel {
-    /// On axes that hold the curves; the legend tells how many points of one do not lie there.
+    /// Draws the curves on axes that contain them; the legend says how many points of a curve are outside.
     fn draw(&self, area: &Figure, title: &str) -> Outcome {
         let points = self.curves.iter().flat_map(|c| c.points.iter().map(|p| p.1));
         let values: Vec<f64> =
@@ -137,14 +136,14 @@ impl Panel {
         let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
         let mut chart = chart(area, title, self.along.clone(), (self.unit, axis.clone()))?;
         for (curve, &colour) in self.curves.iter().zip(&COLOURS) {
-            // a point beyond the axis would be drawn on its edge
+            // a point outside the axis would be drawn on its edge
             for run in curve.points.split(|p| !is_on(p)) {
                 chart.draw_series(LineSeries::new(run.iter().copied(), colour.stroke_width(2)))?;
             }
             for (x, low, high) in curve.bars() {
                 chart.draw_series(LineSeries::new([(x, low), (x, high)], colour))?;
             }
-            // a point alone makes no line
+            // a single point makes no line
             let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
             let name = match curve.points.iter().filter(|p| !is_on(p)).count() {
                 0 => curve.name.into(),
@@ -157,7 +156,8 @@ impl Panel {
     }
 }
 
-/// All of the values, unless of twenty or more the wildest fiftieth would leave the others less than a third of the axis.
+/// Range of all values; of twenty or more, the most extreme fiftieth is left out if the others would have less than a
+/// third of the axis.
 fn loss_axis(values: &[f64]) -> Range<f64> {
     let [low, high, most] = [0.0, 0.98, 1.0].map(|q| quantile(values, q));
     let high = if values.len() < 20 || most - low <= 3.0 * (high - low) { most } else { high };
@@ -165,7 +165,7 @@ fn loss_axis(values: &[f64]) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// The corner with the fewest points.
+/// Corner with the fewest points.
 fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> SeriesLabelPosition {
     let along = |v: f64, range: &Range<f64>| (v - range.start) / (range.end - range.start);
     let points = |right: bool, above: bool| {
