@@ -1,28 +1,30 @@
-// What all kernels share. Nothing is included from elsewhere, so that a machine needs only the driver and libnvrtc.
+// Common definitions of all kernels. Nothing is included from elsewhere, so that a machine needs only the driver and
+// libnvrtc.
 //
-// A kernel takes one struct by value, KERNEL(name, Arguments); THREADS, and REAL for the type of the networks, are given when
-// it is compiled. Arrays in shared memory are [number][lane], lanes being the rows of a batch, or the atoms of a molecule, so that
-// neighbouring threads, which work on neighbouring lanes, read neighbouring words.
+// A kernel takes one struct by value, KERNEL(name, Arguments); THREADS, and REAL for the type of the networks, are
+// defined at compilation. Arrays in shared memory are [number][lane], lanes being the rows of a batch or the atoms of a
+// molecule, so that neighbouring threads, which work on neighbouring lanes, read neighbouring words.
 //
-// The same text is compiled as C++ for tests on the CPU, where KERNEL, DYNAMIC_SHARED and the names of CUDA are those of
-// tests/cuda_cpu/fibres.h.
+// The same text is compiled as C++ for tests on the CPU, where KERNEL, DYNAMIC_SHARED and the names of CUDA are those
+// of tests/cuda_cpu/fibres.h.
 #ifndef MODEJUMP_COMMON
 #define MODEJUMP_COMMON
 
 #ifdef __CUDACC__
-// RESIDENT threads a multiprocessor, half as many with f64 networks: of 65,536 registers 512 threads have 128 each.
+// Target of RESIDENT threads per multiprocessor, half as many with f64 networks: of 65,536 registers 512 threads have
+// 128 each.
 #ifndef RESIDENT
 #define RESIDENT 512
 #endif
 #define BLOCKS(resident) ((resident) / (sizeof(REAL) / 4) / THREADS)
-// The struct is read where it is, also by functions that take its address, instead of being copied by every thread.
+// The struct is read in place, also by functions that take its address, instead of being copied by every thread.
 #define KERNEL_OF(resident, name, Arguments)                                                               \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(resident) > 0 ? BLOCKS(resident) : 1) name( \
       const __grid_constant__ Arguments a)
 #define KERNEL(name, Arguments) KERNEL_OF(RESIDENT, name, Arguments)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
-// A count that blocks change and wait for. What a block wrote before it is counted, those that look see after (release and acquire:
-// fences that are cheaper than __threadfence).
+// Counters that blocks increment and wait for. Whatever a block wrote before it is counted is visible to those that
+// then look (release and acquire, which are cheaper fences than __threadfence).
 static __device__ void count_in(unsigned int* address) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(address) : "memory");
 }
@@ -34,8 +36,8 @@ static __device__ unsigned int look(const unsigned int* address) {
 #define COUNT_IN(address) count_in(address)
 #define LOOK(address) look(address)
 
-// A copy of 4, 8 or 16 bytes to shared memory that goes on while its thread does. The thread has it after ARRIVED(), others after a barrier
-// behind that. Cards that cannot do so copy at once.
+// Asynchronous copies of 4, 8 or 16 bytes to shared memory. The thread itself can read them after ARRIVED(), others
+// after a subsequent barrier. Cards without this feature copy at once.
 template <class T>
 static __device__ void copy_later(T* to, const T* from) {
 #if __CUDA_ARCH__ >= 800
@@ -51,8 +53,8 @@ static __device__ void arrived() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-// The same address, as one of the card's memory, which a function that is not inlined cannot see. An instruction says so; an assumption
-// (__builtin_assume of __isShared) had compilers from 12.4 to 13.2 leave out what follows.
+// The same address, marked as one in global memory, which a function that is not inlined cannot see. An instruction
+// says so; an assumption (__builtin_assume of __isShared) made compilers from 12.4 to 13.2 leave out what follows.
 template <class T>
 static __device__ T* in_global(T* pointer) {
   size_t address;
@@ -62,7 +64,7 @@ static __device__ T* in_global(T* pointer) {
 #define IN_GLOBAL(pointer) in_global(pointer)
 #define COPY_LATER(to, from) copy_later(to, from)
 #define ARRIVED() arrived()
-// The compiler moves no load behind it, wherever it finds that registers are better used otherwise.
+// Keeps the compiler from moving loads past it, wherever it finds that registers are better used otherwise.
 #define ALL_ASKED() __syncwarp(__activemask())
 #endif
 
@@ -70,7 +72,7 @@ typedef REAL real;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// The block's shared memory, by its name, from which compilers know that it is that.
+// The block's shared memory, accessed by its name, from which compilers know the address space.
 static __device__ double* of_block() {
   DYNAMIC_SHARED(memory);
   return memory;
@@ -79,7 +81,7 @@ static __device__ double* of_block() {
 #define PI 3.14159265358979323846
 #define SQRT_2 1.41421356237309504880
 
-// As `Status` of src/density.rs.
+// As `Status` in src/density.rs.
 enum Status { INSIDE, OUT_OF_SUPPORT, SINGULAR_COORDINATES, NON_FINITE, WRONG_CHIRALITY, BROKEN_CONSTRAINT };
 
 // ---------------------------------------------------------------- random numbers (src/rng.rs)
@@ -97,10 +99,10 @@ static __device__ Block philox(Block c, u32 key0, u32 key1) {
   return c;
 }
 
-// The start of a `Stream`: key, counter.
+// Start of a `Stream`: key and counter.
 struct Stream { u32 key[2], counter[4]; };
 
-// The `position`-th number of `Stream::uniform`, in (0, 1).
+// Number `position` of `Stream::uniform`, in (0, 1).
 static __device__ double uniform_at(const Stream& stream, u32 position) {
   Block c = {{stream.counter[0] + position / 2, stream.counter[1], stream.counter[2], stream.counter[3]}};
   c = philox(c, stream.key[0], stream.key[1]);
@@ -109,7 +111,7 @@ static __device__ double uniform_at(const Stream& stream, u32 position) {
   return ((double)(bits >> 12) + 0.5) * (1.0 / 4503599627370496.0);
 }
 
-// The normal of Box and Muller of the uniform numbers at `position` and after it: the first of the pair, or the second.
+// Box-Muller normal from the uniform numbers at `position` and after it: the first of the pair, or the second.
 static __device__ double normal_at(const Stream& stream, u32 position, bool second) {
   const double radius = sqrt(-2.0 * log(uniform_at(stream, position)));
   double s, c;
@@ -119,25 +121,26 @@ static __device__ double normal_at(const Stream& stream, u32 position, bool seco
 
 // ---------------------------------------------------------------- teams
 
-// Blocks that run at once (a cooperative launch) and share a piece of work. `arrivals` counts those that came to a barrier, of all
-// barriers together, and `due` how many will have come when the last one is passed, so that nobody waits for what the count was.
+// Blocks that run at once (a cooperative launch) and share a task. `arrivals` counts the blocks that have reached a
+// barrier, over all barriers, and `due` is the count at which the last one is passed, so that the counter is never
+// reset.
 struct Team { int index, rank, blocks; u32* arrivals; mutable u32 due; };
 
-// `arrivals`: one number a team, zero.
+// `arrivals`: one number per team, initially zero.
 static __device__ Team team_of(int blocks, u32* arrivals) {
   const int index = blockIdx.x / blocks;
   const Team team = {index, (int)(blockIdx.x % blocks), blocks, arrivals + index, 0};
   return team;
 }
 
-// What any block of the team wrote before, all of them see after.
+// Team barrier: whatever any block of the team wrote before is visible to all of them after.
 static __device__ void meet(const Team& team) {
   __syncthreads();
   if (team.blocks == 1) return;
   team.due += team.blocks;
   if (threadIdx.x == 0) {
     COUNT_IN(team.arrivals);
-    while ((int)(LOOK(team.arrivals) - team.due) < 0) {}  // also where counts have begun anew
+    while ((int)(LOOK(team.arrivals) - team.due) < 0) {}  // also after the counter has wrapped around
   }
   __syncthreads();
 }
@@ -181,7 +184,7 @@ static __device__ real softplus(real x) {
 struct alignas(4 * sizeof(real)) Four { real v[4]; };
 struct alignas(2 * sizeof(real)) Two { real v[2]; };
 
-// Weights that a thread waits for at once.
+// Number of weights that a thread loads at once.
 #ifndef READS
 #define READS 4
 #endif
@@ -193,18 +196,19 @@ constexpr int READS_AT_ONCE = READS;
 #if TENSOR
 #include "tensor.cuh"
 #else
-// How threads share out the pairs of outputs and eights of lanes of a product. Neighbouring threads have up to four groups of lanes and eight pairs
-// of outputs, so that what they write, whole rows apart, does not all lie in the same banks.
+// Distribution over threads of the pairs of outputs and eights of lanes of a product. Neighbouring threads have up to
+// four groups of lanes and eight pairs of outputs, so that what they write, whole rows apart, does not all fall into
+// the same banks.
 struct Tiles {
   int groups, wide, high;
   __device__ Tiles(int columns, int groups)
       : groups(groups), wide(groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1), high(columns % 8 == 0 ? 8 : 1) {}
-  // The first output, and the first lane.
+  // First output, and first lane.
   __device__ int output(int item) const { return 2 * (item / (wide * high) / (groups / wide) * high + item / wide % high); }
   __device__ int lane(int item) const { return 8 * (item / (wide * high) % (groups / wide) * wide + item % wide); }
 };
 
-// Adds what an input comes to, in eight lanes of it, for two outputs.
+// Adds the contribution of one input, in eight of its lanes, to two outputs.
 static __device__ void add_input(const real* w, const real* x, real* left, real* right) {
   const Two weight = *(const Two*)w;
   const Four* lane = (const Four*)x;
@@ -219,10 +223,11 @@ static __device__ void add_input(const real* w, const real* x, real* left, real*
   }
 }
 
-// W x for x[n_in][lanes] in shared memory, its rows `stride` apart if they are not neighbours, by all threads of the block; lanes are a
-// multiple of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory
-// and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
-// come to. The sum over inputs is in their order.
+// W x for x[n_in][lanes] in shared memory, with rows `stride` apart if not contiguous, by all threads of the block;
+// lanes are a multiple of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in
+// registers: two reads of shared memory and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes the
+// initial values of eight lanes of output o, and `finish(o, lane, sum)` receives their sums. The sum over inputs is in
+// their order.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
@@ -242,7 +247,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
 }
 #endif
 
-// Eight lanes from memory, and to it.
+// Loads eight lanes, and stores them.
 static __device__ void get_eight(const real* from, real* to) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

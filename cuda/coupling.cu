@@ -1,10 +1,10 @@
-// Coupling flows, whole: latent points → layers → internal coordinates → x and log q, and back, in one launch.
+// Complete coupling flows: latent points → layers → internal coordinates → x and log q, and back, in one launch.
 //
-// A block takes TILE configurations through all layers, 8 or 16 so that a weight serves all of them, or a single one that has the block to
-// itself. Their coordinates (f64) and the activations of the networks (REAL) stay in shared memory; only weights are read from memory, by
-// every block the same ones, so they come from the second-level cache. Threads work on items (coordinate, row), neighbouring threads on
-// neighbouring rows. What is summed over coordinates (log-determinants) is first written down and then added in order, so a row's result
-// does not depend on TILE or its batch.
+// A block takes TILE configurations through all layers: 8 or 16, so that a weight serves all of them, or a single one
+// that has the block to itself. Their coordinates (f64) and the activations of the networks (REAL) stay in shared
+// memory; only weights are read from global memory, the same ones by every block, so they come from the L2 cache.
+// Threads work on items (coordinate, row), neighbouring threads on neighbouring rows. Sums over coordinates
+// (log-determinants) are first stored and then added in order, so a row's result does not depend on TILE or its batch.
 //
 // The layers are data: src/models/coupling/cuda.rs packs them into the tables that are read here.
 #if TILE == 1
@@ -12,19 +12,19 @@
 #endif
 #include "common.cuh"
 
-// `weight` is W as [n_in][n_out], `back` its transpose as [n_out][n_in], what comes last being even; `slopes`: where the derivatives of the
-// activation are kept for the way back.
+// `weight` is W as [n_in][n_out], `back` its transpose as [n_out][n_in], the last dimension padded to even; `slopes`:
+// where the derivatives of the activation are kept for the backward pass.
 struct Dense { int n_in, n_out, weight, back, bias, activation, slopes; };
 
-// cos and sin of multiples of periodic coordinates, and plain coordinates; then n_dense layers. Offsets into `tables`; `out`: where the
-// outputs are among those of the layer.
+// cos and sin of multiples of periodic coordinates, and plain coordinates; then n_dense layers. Offsets into `tables`;
+// `out`: position of the outputs among those of the layer.
 struct Network { int periodic, n_periodic, harmonics, plain, n_plain, dense, n_dense, out; };
 
 enum Kind { SPLINE, AFFINE, SHIFT, WRAP, TRUNCATED_NORMAL, UNIFORM, WHITEN };
 enum Ends { FREE, CIRCULAR, LINEAR_ENDS };
 
-// `transformed`: offset of n coordinates in `tables`; `numbers`: offset of the layer's constants; `kept`: where the coordinates as they
-// were given are kept for the way back.
+// `transformed`: offset of n coordinates in `tables`; `numbers`: offset of the layer's constants; `kept`: where the
+// input coordinates are kept for the backward pass.
 struct Layer { int kind, n, transformed, numbers, kept, ends, bins, preserve_volume, n_networks; Network networks[2]; };
 
 // Internal coordinates (src/coordinates/internal.rs): u = [free bonds | angles | torsions]. Offsets into `tables`.
@@ -32,7 +32,7 @@ struct Internal {
   int n_atoms, n_rows, n_free, normalize_angles;
   int frame, rows, cartesian, slot, order, levels, n_levels, stereocentres, n_stereocentres;
   int lengths;  // offset into `numbers`
-  int parts;    // by atom: [n_atoms + 1] places in what follows, 4 · row + which of the row's atoms it is; the frame is the last row
+  int parts;    // by atom: [n_atoms + 1] positions in what follows, 4 · row + index among the row's atoms; the frame is the last row
   int padding;
   double log_volume;
 };
@@ -46,19 +46,19 @@ struct Arguments {
   const double* numbers;
   const real* weights;
   const Layer* layers;
-  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]; for `coupling_back` of z, x and log_det
-  // are cotangents
+  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]; for
+  // `coupling_back` of z, x and log_det are cotangents
   const Stream* streams;
   double* z;
   double* x;
   double* log_det;
   Evaluation* evaluations;
-  double* gradient;  // [n][dimension_x], or of z
+  double* gradient;  // [n][dimension_x], or with respect to z
   double* kept;      // [blocks][n_kept][TILE]
   Internal internal;  // n_atoms = 0: x is u
-  double width, variance, log_volume;  // of the normal prior: its deviation, its square, ln 2 pi its square
+  double width, variance, log_volume;  // of the normal prior: standard deviation, variance, ln 2 pi variance
   int n, dimension, dimension_x, n_layers, draws, hidden, outputs;
-  int n_kept, n_values;  // numbers that are kept of a row; those of them that are coordinates
+  int n_kept, n_values;  // numbers kept per row; those of them that are coordinates
   int of_latent;         // `coupling_back`: from x to z, not from log q to x
 };
 
@@ -93,10 +93,10 @@ static __device__ Shared layout(const Arguments& a, double* memory) {
 
 static __device__ bool is_finite(double v) { return v - v == 0.0; }
 
-// Marks a row; of several reasons in one pass the one of the lowest place `c` counts.
+// Rejects a row; if there are several reasons in one pass, the one with the lowest index `c` counts.
 static __device__ void fail(const Shared& s, int row, int c, int status) { atomicMin(&s.failed[row], 16 * c + status); }
 
-// After a pass over `count` items with terms: adds them to the log-determinant in their order. An earlier status stays.
+// After a pass over `count` items with terms: adds them to the log-determinant in order. An earlier status is kept.
 static __device__ void settle(const Shared& s, int count, double sign) {
   __syncthreads();
   if (threadIdx.x < TILE) {
@@ -113,7 +113,8 @@ static __device__ void settle(const Shared& s, int count, double sign) {
 #include "coupling_layers.cuh"
 #include "internal_coordinates.cuh"
 
-// Numbers of draw i: the position of its random number, and 0 uniform, 1 and 2 the first and second normal of a pair.
+// Table entries of draw i: the position of its random number, and 0 for uniform, 1 and 2 for the first and second
+// normal of a pair.
 static __device__ double latent(const Arguments& a, const Stream& stream, int i) {
   const int position = a.tables[a.draws + 2 * i], kind = a.tables[a.draws + 2 * i + 1];
   return kind == 0 ? uniform_at(stream, position) : a.width * normal_at(stream, position, kind == 2);
@@ -170,7 +171,7 @@ static __device__ void write_rows(double* array, int width, int first, int n, co
   }
 }
 
-// All layers in one direction; where there is room for it, with what the way back needs.
+// All layers in one direction; stores what the backward pass needs, if there is room for it.
 static __device__ void all_layers(const Arguments& a, const Shared& s, double* values, bool generate) {
   for (int i = 0; i < a.n_layers; ++i) {
     const Layer& layer = a.layers[generate ? i : a.n_layers - 1 - i];
@@ -179,7 +180,7 @@ static __device__ void all_layers(const Arguments& a, const Shared& s, double* v
   }
 }
 
-// Rows of latent points to u, and x where that is another.
+// Maps rows of latent points to u, and to x if that differs.
 static __device__ void generate(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   if (a.streams) {
@@ -195,7 +196,7 @@ static __device__ void generate(const Arguments& a, const Shared& s, int first, 
   if (a.internal.n_atoms) to_cartesian(a, s);
 }
 
-// Rows of x to latent points in u.
+// Maps rows of x to latent points in u.
 static __device__ void encode(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   read_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
@@ -215,7 +216,7 @@ static __device__ void encode(const Arguments& a, const Shared& s, int first, do
 #if BACK
 #include "coupling_back.cuh"
 #else
-// Latent points, drawn from `streams` or given in z, to x.
+// Maps latent points, drawn from `streams` or given in z, to x.
 KERNEL(coupling_generate, Arguments) {
   const Shared s = layout(a, of_block());
   const int first = blockIdx.x * TILE;
@@ -224,7 +225,7 @@ KERNEL(coupling_generate, Arguments) {
   finish(a, s, first);
 }
 
-// x to latent points, written to z where that is wanted.
+// Maps x to latent points, which are written to z if wanted.
 KERNEL(coupling_encode, Arguments) {
   const Shared s = layout(a, of_block());
   const int first = blockIdx.x * TILE;

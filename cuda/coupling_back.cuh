@@ -1,14 +1,15 @@
-// The way back of a coupling flow, in one launch with the way there: ∇ₓ log q, by way of x → z, or the cotangents of z from those of x and of
-// ln|∂x/∂z|, by way of z → x.
+// Backward pass of a coupling flow, in one launch with the forward pass: ∇ₓ log q, through x → z, or the cotangents of
+// z from those of x and of ln|∂x/∂z|, through z → x.
 //
-// On the way there a block keeps, in memory of the card, what each layer was given of the coordinates that it changed. With them back in u a
-// layer's network sees what it saw, so it is run again, and leaves the derivatives of its activations for its own way back: activations of one
-// layer are kept at a time. The cotangents of u lie in the place of x, which is read again for the internal coordinates. Those of an atom are
-// written down by each row of the z-matrix that it is in, and added in the order of a table.
+// In the forward pass a block stores in global memory the inputs of each layer among the coordinates that it changes.
+// With these restored in u a layer's network sees the same inputs, so it is run again, and leaves the derivatives of
+// its activations for its backward pass: activations of only one layer are kept at a time. The cotangents of u replace
+// x, which is read again for the internal coordinates. Those of an atom are stored by each row of the z-matrix that
+// contains it, and added in the order of a table.
 //
-// What becomes of a row that is outside is not written. Included by coupling.cu.
+// Results of rows outside the support are not written. Included by coupling.cu.
 
-// A block's part of `kept`. Where there are `parts`, no network's `slopes` are needed.
+// A block's part of `kept`. Where `parts` are used, no network's `slopes` are needed.
 struct Kept { double* values; real* slopes; double* parts; };
 
 static __device__ Kept kept_of(const Arguments& a) {
@@ -19,7 +20,7 @@ static __device__ Kept kept_of(const Arguments& a) {
 }
 
 static __device__ double* cotangents(const Shared& s) { return s.x; }
-// Of ln|∂x/∂z|, by row.
+// Cotangents of ln|∂x/∂z|, by row.
 static __device__ double* log_det_cotangents(const Shared& s) { return s.log_prior; }
 
 // ---------------------------------------------------------------- networks
@@ -42,8 +43,8 @@ static __device__ void dense_back(const Arguments& a, const Dense& layer, const 
   tile_product(a.weights + layer.back, layer.n_out, layer.n_in + layer.n_in % 2, x, zero, scaled);
 }
 
-// Adds to the cotangents of u what those of a network's features come to. A coordinate may be read more than once, so it is the same thread's
-// each time.
+// Adds the contributions of a network's features to the cotangents of u. A coordinate may be read more than once, so
+// the same thread handles it each time.
 static __device__ void features_back(const Arguments& a, const Shared& s, const Network& network, const real* g) {
   const int p = network.n_periodic, row = threadIdx.x % TILE, own = threadIdx.x / TILE;
   double* gu = cotangents(s);
@@ -68,7 +69,8 @@ static __device__ void features_back(const Arguments& a, const Shared& s, const 
   }
 }
 
-// From the cotangents of a network's outputs, in their place, to those of the coordinates that it sees; ends with a barrier.
+// From the cotangents of a network's outputs, in their place, to those of the coordinates that it reads; ends with a
+// barrier.
 static __device__ void conditioner_back(const Arguments& a, const Shared& s, const Network& network, const real* slopes) {
   const Dense* layers = (const Dense*)(a.tables + network.dense);
   const real* from = s.out + network.out * TILE;
@@ -84,12 +86,12 @@ static __device__ void conditioner_back(const Arguments& a, const Shared& s, con
 
 // ---------------------------------------------------------------- layers
 
-// A transformed coordinate becomes what its layer was given, and is returned.
+// Restores a transformed coordinate to the layer's input, and returns it.
 static __device__ double restore(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, int c, int row) {
   return s.u[a.tables[layer.transformed + c] * TILE + row] = kept.values[(layer.kept + c) * TILE + row];
 }
 
-// Cotangents of a bin's numbers and of the argument x, from those of y = f(x) and of ln f′(x) (spline.rs).
+// Cotangents of a bin's parameters and of the argument x, from those of y = f(x) and of ln f′(x) (spline.rs).
 struct BinBack { double argument, x, width, y, height, left, right; };
 
 static __device__ BinBack bin_back(const Bin& bin, double x, double g_y, double g_slope) {
@@ -114,7 +116,7 @@ static __device__ BinBack bin_back(const Bin& bin, double x, double g_y, double 
   return back;
 }
 
-// The same at y, from those of x = f⁻¹(y) and of ln f′(x): dx = (dy − ∂f/∂bin · dbin)/f′.
+// As bin_back at y, from the cotangents of x = f⁻¹(y) and of ln f′(x): dx = (dy − ∂f/∂bin · dbin)/f′.
 static __device__ BinBack root_back(const Bin& bin, double y, double g_x, double g_slope) {
   double slope;
   const double x = root(bin, y, &slope);
@@ -124,7 +126,8 @@ static __device__ BinBack root_back(const Bin& bin, double y, double g_x, double
   return back;
 }
 
-// In the place of a softmax the cotangents of its arguments, from those of knot n, which is the sum of the sizes before it, and of size n.
+// Replaces a softmax by the cotangents of its arguments, from those of knot n, which is the sum of the sizes before it,
+// and of size n.
 static __device__ void softmax_back(real* p, int k, int n, double span, double g_knot, double g_size) {
   const real factor = (real)(span * (1.0 - MIN_BIN * k)), by_knot = (real)g_knot, by_size = (real)g_size;
   real mean = (real)0;
@@ -139,7 +142,7 @@ static __device__ real slope_back(const Layer& layer, const real* slopes, int c,
   return place < 0 ? (real)0 : (real)(g * -expm1(-(double)softplus((real)beta * slopes[place * TILE])));
 }
 
-// In the place of the slopes of coordinate c their cotangents; only the knots n and n + 1 have any.
+// Replaces the slopes of coordinate c by their cotangents; only those at knots n and n + 1 are non-zero.
 static __device__ void slopes_back(const Layer& layer, real* slopes, int c, int n, double beta, double left, double right) {
   const real values[2] = {slope_back(layer, slopes, c, n, beta, left), slope_back(layer, slopes, c, n + 1, beta, right)};
   for (int j = 0; j <= layer.bins; ++j) {
@@ -192,7 +195,7 @@ static __device__ void affine_back(const Arguments& a, const Shared& s, const La
     real* shift = &s.out[c * TILE + row];
     const double factor = exp(generate ? *scale : -*scale);
     const double log_det = log_det_cotangents(s)[row];
-    // fma, since the compiler would use it for some of the values of TILE and not for others
+    // explicit fma, since the compiler would use it for some values of TILE and not for others
     *scale = generate ? fma(*g, s.u[place] - (double)*shift, log_det) : fma(-*g, s.u[place], log_det);
     *shift = (real)(generate ? *g : -*g * factor);
     *g *= factor;
@@ -257,7 +260,7 @@ static __device__ void whiten_back(const Arguments& a, const Shared& s, const La
   __syncthreads();
 }
 
-// From the cotangents of what a layer made to those of what it was given.
+// From the cotangents of a layer's output to those of its input.
 static __device__ void layer_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   conditioners(a, s, layer, kept.slopes);
   switch (layer.kind) {
@@ -271,10 +274,10 @@ static __device__ void layer_back(const Arguments& a, const Shared& s, const Lay
 
 // ---------------------------------------------------------------- internal coordinates, of log q by x
 
-// What an entry of the z-matrix says of its atoms i, j, k, l.
+// Positions or cotangents of the atoms i, j, k, l of a z-matrix entry.
 struct Entry { Vec3 i, j, k, l; };
 
-// Bond number b from j to i, of these atoms' cotangents.
+// Adds the cotangents of atoms i and j from those of bond number b from j to i.
 static __device__ void bond_back(const Arguments& a, const Shared& s, int b, int row, Vec3 bond, Vec3* gi, Vec3* gj) {
   const int slot = a.tables[a.internal.slot + b];
   const double d = norm(bond), g = (slot >= 0 ? s.u[slot * TILE + row] : 0.0) - 2.0 / d;
@@ -283,7 +286,7 @@ static __device__ void bond_back(const Arguments& a, const Shared& s, int b, int
   *gj = *gj - by_bond;
 }
 
-// The angle at j, from the cotangent of it in u and that of ln sin.
+// The angle at j, from its cotangent in u and that of ln sin.
 static __device__ void angle_back(double by_u, Vec3 i, Vec3 j, Vec3 k, Vec3* gi, Vec3* gj, Vec3* gk) {
   const Vec3 r = i - j, q = k - j;
   const double length_r = norm(r), length_q = norm(q);
@@ -329,7 +332,7 @@ static __device__ void components_back(double by_a, double by_n, double by_m, co
   axes_back(axes, by_a * offset, by_n * offset, by_m * offset, at, g);
 }
 
-// Cotangents of the atoms of a row of the z-matrix, or of the frame.
+// Cotangents of the atoms in a row of the z-matrix, or in the frame.
 static __device__ Entry entry_back(const Arguments& a, const Shared& s, int r, int row) {
   const Internal& c = a.internal;
   const double angle_scale = c.normalize_angles ? PI : 1.0, torsion_scale = c.normalize_angles ? 2.0 * PI : 1.0;
@@ -356,7 +359,7 @@ static __device__ Entry entry_back(const Arguments& a, const Shared& s, int r, i
   return g;
 }
 
-// From the cotangents of u to those of x, in their place.
+// From the cotangents of u to those of x, in place.
 static __device__ void internal_back(const Arguments& a, const Shared& s, const Kept& kept, int first) {
   const Internal& c = a.internal;
   FOR_ITEMS(i, row, a.dimension) s.u[i * TILE + row] = cotangents(s)[i * TILE + row];
@@ -382,7 +385,7 @@ static __device__ void internal_back(const Arguments& a, const Shared& s, const 
 
 // ---------------------------------------------------------------- internal coordinates, of x by u
 
-// The cotangent of an atom's place: as given, and what comes from the atoms that were placed by it.
+// The cotangent of an atom's position: as given, plus contributions from the atoms placed relative to it.
 static __device__ Vec3 placed_back(const Arguments& a, const Kept& kept, int i, int first, int row) {
   const int* places = a.tables + a.internal.parts;
   const double* given = a.x + (size_t)(first + row < a.n ? first + row : a.n - 1) * a.dimension_x + 3 * i;
@@ -399,7 +402,7 @@ static __device__ void put_bond_back(const Arguments& a, const Shared& s, int b,
   if (slot >= 0) gu[slot * TILE + row] = by_length + 2.0 * log_det_cotangents(s)[row] / s.u[slot * TILE + row];
 }
 
-// From the cotangent of the atom of row r, and of its bond, angle and torsion, to those of the atoms that placed it.
+// From the cotangents of the atom of row r, and of its bond, angle and torsion, to those of the atoms it was placed by.
 static __device__ void placement_back(const Arguments& a, const Shared& s, int r, int row, Vec3 by_i, double* gu, Entry* g) {
   const Internal& c = a.internal;
   const double angle_scale = c.normalize_angles ? PI : 1.0, torsion_scale = c.normalize_angles ? 2.0 * PI : 1.0;
@@ -443,7 +446,7 @@ static __device__ void frame_back(const Arguments& a, const Shared& s, const Kep
   gu[c.n_free * TILE + row] = by_angle * (c.normalize_angles ? PI : 1.0);
 }
 
-// From the cotangents of x to those of u, in the place of x: the atoms that were placed last are the first.
+// From the cotangents of x to those of u, which replace those of x: in reverse order of placement.
 static __device__ void cartesian_back(const Arguments& a, const Shared& s, const Kept& kept, int first) {
   const Internal& c = a.internal;
   double* gu = s.terms;
@@ -467,14 +470,15 @@ static __device__ void cartesian_back(const Arguments& a, const Shared& s, const
 
 // ---------------------------------------------------------------- all of it
 
-// From x to z, or from log q to x; a block of a single row, whose reading ahead leaves no registers for both, has the latter alone.
+// From x to z, or from log q to x; a block of a single row, whose prefetching leaves no registers for both, has only
+// the latter.
 #if TILE == 1
 #define OF_LATENT false
 #else
 #define OF_LATENT (a.of_latent != 0)
 #endif
 
-// Log q of x, with a cotangent of one: those of latent points and of ln|∂x/∂z|.
+// log q of x, with cotangent one: cotangents of latent points and of ln|∂x/∂z|.
 static __device__ void log_density_back(const Arguments& a, const Shared& s) {
   FOR_ITEMS(i, row, a.dimension) {
     const bool uniform = a.tables[a.draws + 2 * i + 1] == 0;
@@ -484,7 +488,7 @@ static __device__ void log_density_back(const Arguments& a, const Shared& s) {
   __syncthreads();
 }
 
-// The cotangents that are given in x and log_det, to those of u.
+// From the given cotangents in x and log_det to those of u.
 static __device__ void given_back(const Arguments& a, const Shared& s, const Kept& kept, int first) {
   if (threadIdx.x < TILE) {
     const int row = threadIdx.x;
@@ -499,7 +503,7 @@ static __device__ void given_back(const Arguments& a, const Shared& s, const Kep
   }
 }
 
-// log q of x and its gradient, or the cotangents of z; a row that is outside has zeros. A block goes on to the next rows of its own.
+// log q of x and its gradient, or the cotangents of z; zeros for rows outside the support. A block loops over its rows.
 // Derivatives of splines and of geometry need more registers than their values.
 KERNEL_OF(384, coupling_back, Arguments) {
   const Shared s = layout(a, of_block());

@@ -1,8 +1,8 @@
-// The layers of a coupling flow on a block's rows, and the networks that some of them have. Included by coupling.cu.
+// The layers of a coupling flow on a block's rows, and the networks of some of them. Included by coupling.cu.
 
 // ---------------------------------------------------------------- networks
 
-// Rows that a thread has of an output at once.
+// Rows of an output that a thread has at once.
 #define AT_ONCE (TILE == 1 ? 1 : 8)
 
 static __device__ void get_rows(const real* from, real* to) {
@@ -21,7 +21,7 @@ static __device__ void put_rows(real* to, const real* from) {
 }
 
 #if TILE == 1
-// start + W x of one output. It asks for AHEAD weights before it adds the first: what takes time here is to wait for them.
+// start + W x of one output. It loads AHEAD weights before it adds the first: the time is that of waiting for them.
 #define AHEAD 48
 static __device__ __noinline__ real weighted(const real* w, int n_in, int n_out, int o, real start, const real* x) {
   real sum = start;
@@ -41,7 +41,7 @@ static __device__ __noinline__ real weighted(const real* w, int n_in, int n_out,
 }
 #endif
 
-// W x for x[n_in][TILE], as `product` has it. The result of a row does not depend on TILE.
+// W x for x[n_in][TILE], like `product`. The result of a row does not depend on TILE.
 template <class Start, class Finish>
 static __device__ void tile_product(const real* w, int n_in, int n_out, const real* x, const Start& start, const Finish& finish) {
 #if TILE == 1
@@ -56,7 +56,7 @@ static __device__ void tile_product(const real* w, int n_in, int n_out, const re
 #endif
 }
 
-// y = activation(W x + b), and, where there is room for them, the derivatives of the activation.
+// y = activation(W x + b), and the derivatives of the activation if there is room for them.
 static __device__ void dense(const Arguments& a, const Dense& layer, const real* x, real* y, real* slopes) {
   const real* b = a.weights + layer.bias;
   const auto bias = [&](int o, int, real* sum) {
@@ -77,14 +77,14 @@ static __device__ void dense(const Arguments& a, const Dense& layer, const real*
   tile_product(a.weights + layer.weight, layer.n_in, layer.n_out, x, bias, activated);
 }
 
-// Writes the outputs of a network, and for its way back `slopes`; ends with a barrier.
+// Writes the outputs of a network, and `slopes` for its backward pass; ends with a barrier.
 static __device__ void conditioner(const Arguments& a, const Shared& s, const Network& network, real* slopes) {
   const int p = network.n_periodic;
   FOR_ITEMS(c, row, p) {
     const double u = s.u[a.tables[network.periodic + c] * TILE + row];
     double sin_1, cos_1;
     sincospi(2.0 * u, &sin_1, &cos_1);
-    double sin_k = sin_1, cos_k = cos_1;  // of the multiples, by rotation
+    double sin_k = sin_1, cos_k = cos_1;  // of the multiples, by successive rotation
     for (int k = 0; k < network.harmonics; ++k) {
       s.a[(2 * k * p + c) * TILE + row] = (real)cos_k;
       s.a[(2 * k * p + p + c) * TILE + row] = (real)sin_k;
@@ -153,7 +153,7 @@ static __device__ void softmax(real* p, int k) {
   for (int j = 0; j < k; ++j) p[j * TILE] *= inverse;
 }
 
-// Place of the slope of coordinate c at knot j among the network's outputs; negative where it is one by definition.
+// Index of the slope of coordinate c at knot j among the network's outputs; negative if it is one by definition.
 static __device__ int slope_place(const Layer& layer, int c, int j) {
   const int d = layer.n, k = layer.bins;
   if (layer.ends == CIRCULAR) return c * k + j % k;
@@ -168,7 +168,7 @@ static __device__ double slope_at(const Layer& layer, const real* slopes, int c,
   return MIN_SLOPE + (double)softplus((real)beta * slopes[place * TILE]) / beta;
 }
 
-// The bin of coordinate c that holds `value`, on the axis of `searched`.
+// The bin of coordinate c that contains `value`, on the axis of `searched`.
 static __device__ int find(const real* searched, const real* other, int k, double left, double span, double value,
                            double* knot, double* size, double* other_knot, double* other_size) {
   const double scale = 1.0 - MIN_BIN * k;
@@ -224,7 +224,7 @@ static __device__ void subtract_mean(double* terms, int count) {
   __syncthreads();
 }
 
-// Writes s to `terms`, and leaves tanh(network), whose place is returned.
+// Writes s to `terms`, and leaves tanh(network) in place, to which it returns a pointer.
 static __device__ real* scales(const Arguments& a, const Shared& s, const Layer& layer) {
   const int d = layer.n;
   real* tanhs = s.out + (layer.n_networks == 2 ? layer.networks[1].out : d) * TILE;
@@ -268,7 +268,7 @@ static __device__ double normal_quantile(double p) {
   return p < 0.5 ? t : -t;
 }
 
-// The new value of u, its part of the log-determinant, and whether u is in the support.
+// The new value of u, its contribution to the log-determinant, and whether u is in the support.
 static __device__ bool elementwise_step(int kind, const double* numbers, bool generate, double* u, double* log_det) {
   const double value = *u;
   *log_det = 0.0;
@@ -330,7 +330,7 @@ static __device__ void whiten(const Arguments& a, const Shared& s, const Layer& 
     }
   } else {
     FOR_ITEMS(i, row, n) s.terms[i * TILE + row] = s.u[place[i] * TILE + row] - mean[i];
-    // forward substitution by columns: what is known is taken out of all that follow
+    // forward substitution by columns: subtracts each known value from all that follow
     for (int j = 0; j + 1 < n; ++j) {
       __syncthreads();
       FOR_ITEMS(step, row, n - 1 - j) {
@@ -357,7 +357,7 @@ static __device__ void apply(const Arguments& a, const Shared& s, const Layer& l
   }
 }
 
-// The coordinates that a layer is about to change; they are changed by the threads that read them here.
+// Stores the coordinates that a layer is about to change; they are changed by the threads that read them here.
 static __device__ void keep(const Arguments& a, const Shared& s, const Layer& layer, double* values) {
   FOR_ITEMS(c, row, layer.n) values[(layer.kept + c) * TILE + row] = s.u[a.tables[layer.transformed + c] * TILE + row];
 }

@@ -1,24 +1,25 @@
-// The vector field of ECNF (src/models/egnn_flow/mod.rs has the equations), with its exact divergence by forward mode.
+// The vector field of ECNF (equations in src/models/egnn_flow/mod.rs), with its exact divergence by forward mode.
 //
-// The messages to a few atoms are computed for all sources at once: a perceptron's layer is one product over the lanes of pairs. What
-// its first layer makes of an atom's features alone is computed once an atom.
+// The messages to a few atoms are computed for all sources at once: a perceptron's layer is one product over the lanes
+// of pairs. The contribution of an atom's features alone to its first layer is computed once per atom.
 //
-// Along a direction a pair costs one product, in layers between the first and the last. With p and q what the layers of edge_mlp come to, m = silu(q),
-// its gate g and the step c,
+// Along each direction a pair costs one product, in layers between the first and the last. With p and q the outputs of
+// the layers of edge_mlp, m = silu(q), its gate g and the step c,
 //
-//   d(g m) = e + (1 − g) m (w_a·e),   e = g silu′(q) ∘ W₂ (silu′(p) ∘ dp)
-//   dc     = y·e,                     y = (1 − c²) (u + (1 − g) (u·m) w_a),   u = W_cᵀ (w_c ∘ silu′(W_c g m + b_c))
+//     d(g m) = e + (1 − g) m (w_a·e),   e = g silu′(q) ∘ W₂ (silu′(p) ∘ dp)
+//     dc     = y·e,                     y = (1 − c²) (u + (1 − g) (u·m) w_a),   u = W_cᵀ (w_c ∘ silu′(W_c g m + b_c))
 //
 // Sizes are those of one model: HIDDEN, LAYERS.
 
 #define NUMBERS (HIDDEN + 3)  // that messages add to an atom
 
-// Rows of the tape. Of an edge: x_i − x_j, what of a step goes with its derivative and what with dr, silu′(p), g silu′(q), (1 − g) m, and y times what
-// makes a step of c, in units of x_i − x_j. Of an atom: silu′ of what N₁ comes to.
+// Rows of the tape. Of an edge: x_i − x_j, the factors of a step's derivative that multiply its own derivative and dr,
+// silu′(p), g silu′(q), (1 − g) m, and y times the factor from c to a step, in units of x_i − x_j. Of an atom: silu′ of
+// the output of N₁.
 enum { DIFFERENCE = 0, ACROSS = 3, STRETCH = 4, SLOPE = 5, GAIN = SLOPE + HIDDEN, GATED = GAIN + HIDDEN, TOWARDS = GATED + HIDDEN };
 enum { OF_EDGE = TOWARDS + HIDDEN, OF_ATOM = HIDDEN };
 
-// Numbers that a block works on: rows of atoms, and those of pairs.
+// Size of a block's memory: rows of atoms, and of pairs.
 #define OF_STATE (HIDDEN + 2 * EVEN(HIDDEN) + 9)
 #define OF_PAIR (7 + 2 * EVEN(HIDDEN) + (DIRECTIONS ? HIDDEN : 0))
 #define VALUES_MEMORY (LANES * OF_STATE + PAIR_LANES * OF_PAIR)
@@ -26,8 +27,8 @@ enum { OF_EDGE = TOWARDS + HIDDEN, OF_ATOM = HIDDEN };
 
 #include "ode.cuh"
 
-// Places in `weights`; matrices are [in][out], outputs made even. `source`, `destination`, `pair`: the first layer of edge_mlp
-// for h_j, h_i and (r, a); its bias is the destination's. `coordinate_back`: transposed.
+// Offsets in `weights`; matrices are [in][out], outputs padded to even. `source`, `destination`, `pair`: the first
+// layer of edge_mlp for h_j, h_i and (r, a); its bias is the destination's. `coordinate_back`: transposed.
 struct Layer {
   int source, destination, edge_bias, pair, edge, edge_out_bias, attention, attention_bias;
   int coordinate, coordinate_back, coordinate_bias, coordinate_out, node, node_bias, node_out, node_out_bias;
@@ -43,8 +44,8 @@ struct Network {
 
 // ---------------------------------------------------------------- values
 
-// Arrays of [numbers][LANES], those in the last line of [numbers][PAIR_LANES]. `sum` is what a destination's features bring to its messages, until
-// their sum is there; it lies behind h, so that one product takes both.
+// Arrays of [numbers][LANES], those in the last line of [numbers][PAIR_LANES]. `sum` is the contribution of a
+// destination's features to its messages, then replaced by their sum; it follows h, so that one product takes both.
 struct Values {
   real *h, *sum, *x, *start, *next, *of_source;       // numbers: HIDDEN, HIDDEN, 3, 3, 3, HIDDEN
   real *d, *pair, *first, *message, *slope, *gate, *c;  // 3, 2, HIDDEN, HIDDEN, HIDDEN, 1, 1
@@ -68,7 +69,7 @@ static __device__ Values values_layout(real* memory) {
   return m;
 }
 
-// silu of eight numbers, and its slopes.
+// silu of eight numbers, and its derivatives.
 static __device__ void silu(real* x, real* slope) {
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
@@ -78,7 +79,7 @@ static __device__ void silu(real* x, real* slope) {
   }
 }
 
-// Added to h.
+// Adds to h.
 struct ToFeatures {
   real* h;
   int lanes;
@@ -101,7 +102,7 @@ static __device__ real weighted(const Factor& a, const real* rows, int pair) {
   return sum;
 }
 
-// What features alone bring to the messages of their atom and to it.
+// Contributions of features alone to the messages from their atom and to it.
 static __device__ __noinline__ void of_features(const Network& a, real* scratch, const Layer& layer) {
   OWN_VALUES(scratch);
   const real* const w = a.weights;
@@ -110,7 +111,7 @@ static __device__ __noinline__ void of_features(const Network& a, real* scratch,
   __syncthreads();
 }
 
-// The messages to DESTINATIONS atoms, from the `first` on: their sums, and the atoms' steps.
+// The messages to DESTINATIONS atoms, from `first` on: their sums, and the atoms' steps.
 static __device__ __noinline__ void messages(const Network& a, real* scratch, int l, int first, real* tape) {
   OWN_VALUES(scratch);
   const Layer& layer = a.layers[l];
@@ -196,7 +197,7 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
   }
   __syncthreads();
   if (KEPT(tape)) {
-    // back from the step
+    // backwards from the step
     product(w + layer.coordinate_back, HIDDEN, EVEN(HIDDEN), PAIR_LANES, m.slope, Zero{}, Store{m.first, PAIR_LANES});
     __syncthreads();
     FOR_EACH(zero, pair, 1, PAIR_LANES) {
@@ -240,7 +241,7 @@ static __device__ __noinline__ void update(const Network& a, real* scratch, cons
   __syncthreads();
 }
 
-// The field's values.
+// Values of the field.
 static __device__ __noinline__ void values(const Network& a, real* scratch, const Point& p, real* tape) {
   OWN_VALUES(scratch);
   const real t = (real)p.t;
@@ -255,7 +256,7 @@ static __device__ __noinline__ void values(const Network& a, real* scratch, cons
     FOR_ITEMS(axis, atom, 3)
       if (atom < ATOMS) m.x[axis * LANES + atom] = m.next[axis * LANES + atom];
     __syncthreads();
-    // features are for further layers
+    // features are needed only by further layers
     if (l + 1 < LAYERS) update(a, scratch, layer, KEPT(tape) ? atoms_of(tape, l) : (real*)0);
   }
   const auto moved = [&](int axis, int atom) { return m.x[axis * LANES + atom] - m.start[axis * LANES + atom]; };
@@ -271,10 +272,11 @@ static __device__ __noinline__ void values(const Network& a, real* scratch, cons
 // ---------------------------------------------------------------- tangents
 
 #if DIRECTIONS
-// Threads that share out a sum over a message's numbers.
+// Threads that share a sum over a message's numbers.
 #define PARTS_OF_SUM LEAST(TOGETHER(LINES), EVEN(HIDDEN) / 2)
 
-// Arrays of [numbers][ROWS], those of the next line [numbers][PAIR_ROWS], of the last one [numbers][SUM_ROWS]; as Values.
+// Arrays of [numbers][ROWS], those of the next line [numbers][PAIR_ROWS], of the last one [numbers][SUM_ROWS]; like
+// Values.
 struct Tangents {
   real *h, *sum, *x, *start, *next, *of_source;
   real *pair, *first, *gate;  // numbers: 2, HIDDEN, 1
@@ -304,7 +306,8 @@ static __device__ __noinline__ void tangents_of_features(const Network& a, real*
   __syncthreads();
 }
 
-// Adds the tangents of messages to BESIDE atoms, from all sources; or FROM them, to all that the share does not move. Of the last layer only steps.
+// Adds the tangents of messages to BESIDE atoms, from all sources; or FROM them, to all that the share does not move.
+// For the last layer only steps.
 template <bool FROM>
 static __device__ __noinline__ void message_tangents(const Network& a, real* scratch, const Share share, const Lanes<FROM> lanes, int l,
                                                      const real* tape) {
@@ -337,7 +340,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
   __syncthreads();
   product(w + layer.edge, HIDDEN, EVEN(HIDDEN), PAIR_ROWS, m.first, Zero{}, scaled(kept, GAIN, HIDDEN, m.message, SUM_ROWS));
   __syncthreads();
-  // w_a·e and y·e, in parts first
+  // w_a·e and y·e, first in parts
   FOR_EACH(part, lane, PARTS_OF_SUM, LINES) {
     Along gate = nothing(), towards = nothing();
 #pragma unroll READS_AT_ONCE
@@ -366,7 +369,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
   }
   __syncthreads();
   const int places = lanes.places(), first_number = l + 1 == LAYERS ? HIDDEN : 0, numbers = NUMBERS - first_number;
-  // what does not count is zero on the tape
+  // pairs that do not count have zeros on the tape
   if (FROM) {
     FOR_ITEMS(row, atom, numbers) {
       if (atom >= ATOMS || share.moves(atom)) continue;
@@ -400,7 +403,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
   __syncthreads();
 }
 
-// `slopes`: as those of `update`.
+// `slopes`: as for `update`.
 static __device__ __noinline__ void update_tangents(const Network& a, real* scratch, const Layer& layer, const real* slopes) {
   OWN_TANGENTS(scratch);
   const auto kept = [&](int atom) { return slopes + atom; };

@@ -1,6 +1,7 @@
-// The score of a Graphormer: the way back through its layers, by the chain rule. Included by graphormer_ebm.cu.
+// The score of a Graphormer: backward pass through its layers. Included by graphormer_ebm.cu.
 
-// From the cotangent m.g_a of a norm's output to that of `rows`, added to m.g_rows. m.mean and m.inverse are of `rows`.
+// From the cotangent m.g_a of a norm's output to that of `rows`, added to m.g_rows. m.mean and m.inverse are those of
+// `rows`.
 static __device__ __noinline__ void normalise_back(const real* w, const Place place, const Norm norm, const real* rows) {
   const State m = layout(place);
   const auto normal = [&](int d, int atom) { return (rows[d * LANES + atom] - m.mean[atom]) * m.inverse[atom]; };
@@ -25,7 +26,7 @@ static __device__ real g_score(const State& m, int head, int i, int j, real p) {
   return p * (along - m.delta[head * LANES + i]);
 }
 
-// N channels from `first` on of the cotangents of q_i, from g(j).
+// N channels, from `first` on, of the cotangents of q_i, from g(j).
 template <int N, class G>
 static __device__ void back_to_query(const State& m, int head, int i, int first, real* to, const G& g) {
   const real scale = (real)1 / sqrt((real)HEAD_WIDTH);
@@ -38,7 +39,7 @@ static __device__ void back_to_query(const State& m, int head, int i, int first,
   for (int c = 0; c < N; ++c) to[(head * HEAD_ROWS + first + c) * LANES + i] = g_q[c];
 }
 
-// The same of k_j and v_j, from p(i) and g(i, p).
+// The same for k_j and v_j, from p(i) and g(i, p).
 template <int N, class P, class G>
 static __device__ void back_to_source(const State& m, int head, int j, int first, real* to, const P& p, const G& g) {
   const real scale = (real)1 / sqrt((real)HEAD_WIDTH);
@@ -57,8 +58,8 @@ static __device__ void back_to_source(const State& m, int head, int j, int first
   }
 }
 
-// From the cotangent m.g_a of what the block's heads come to, which is in m.a, to those of q, k and v, to an array that begins with its first
-// head, and of the biases, which are added to. Ends with a barrier.
+// From the cotangent m.g_a of the output of the block's heads, which is in m.a, to those of q, k and v, in an array
+// that begins with its first head, and of the biases, which are added to. Ends with a barrier.
 static __device__ void attention_back(const State& m, real* to) {
   const int heads = heads_here(m);
   FOR_ITEMS(head, i, heads) {
@@ -126,7 +127,7 @@ static __device__ void pairs_back(const Arguments& a, const State& m, int i) {
   __syncthreads();
 }
 
-// Cotangents of x from those of its differences, of all atoms' pairs. Begins after a barrier.
+// Cotangents of x from those of the differences in all atoms' pairs. Begins after a barrier.
 static __device__ void write_score(const Arguments& a, const State& m, int row) {
   FOR_ITEMS(axis, atom, 3) {
     real total = (real)0;

@@ -1,16 +1,16 @@
-// BoltzNCE's energy-based model, a transformer over atoms (src/models/graphormer_ebm/mod.rs has the equations): energies, and
-// with SCORE their gradients by the chain rule backwards.
+// BoltzNCE's energy-based model, a transformer over atoms (equations in src/models/graphormer_ebm/mod.rs): energies,
+// and with SCORE their gradients by reverse mode.
 //
-// A team of TEAM blocks takes one configuration through the network, an atom a lane. In a batch a team is one block. For few configurations
-// its blocks share out heads, outputs of products and atoms of pairs; what others need goes through memory of the card, and they meet. What is
-// cheap each of them does for itself. Sums are in the same order in either, so the bits of a configuration do not depend on its batch.
+// A team of TEAM blocks takes one configuration through the network, one atom per lane. In a batch a team is one block.
+// For few configurations its blocks share heads, outputs of products and atoms of pairs; what others need goes through
+// global memory, and they meet. Cheap work is done redundantly by each block. Sums are in the same order in either
+// case, so the bits of a configuration do not depend on its batch.
 //
-// What a block works on is near, in shared memory where that is large enough. With the score the rows that enter each half of a layer are
-// kept far away, and the rest is computed again on the way back.
+// What a block works on is near: in shared memory, if that is large enough. With the score the rows that enter each
+// half of a layer are kept far, in global memory, and the rest is recomputed in the backward pass.
 //
-// Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the time
-// network), BOLTZNCE (the reference's distances and self-neighbours).
-// All weights come from the L2 cache.
+// Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the
+// time network), BOLTZNCE (the reference's distances and self-neighbours). All weights come from the L2 cache.
 #define RESIDENT 384
 #define READS (sizeof(REAL) > 4 ? 4 : 16)
 #include "networks.cuh"
@@ -28,10 +28,10 @@
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
 
-// Of n things that a team shares out, those of a block.
+// A block's share of n things divided among the team.
 #define EACH(n) (((n) + TEAM - 1) / TEAM)
 #define EACH_EVEN(n) EVEN(EACH(n))
-// Inputs whose products are added up before they are added to others.
+// Inputs whose products are summed before they are added to others.
 #define CHUNK 32
 #define CHUNKS(inputs) (((inputs) + CHUNK - 1) / CHUNK)
 
@@ -40,10 +40,10 @@ struct Layer { Norm attention_norm, forward_norm; Linear qkv, out, first, second
 struct Arguments {
   Batch batch;  // f: energies[n]; df: scores[n][ATOMS][3]
   const real* weights;
-  const Layer* layers;  // outputs of `qkv` and inputs of `out` are those of a head after the other
+  const Layer* layers;  // outputs of `qkv` and inputs of `out` are ordered head by head
   Linear time_first, time_second, bias_first, bias_second, edge, energy_first, energy_second;
   Norm final_norm;
-  int atoms;                  // [ATOMS][WIDTH], the types' rows
+  int atoms;                  // [ATOMS][WIDTH], the rows of their types
   int means, inverse_widths;  // [KERNELS]
   int factor, shift;          // [ATOMS][ATOMS]
 };
@@ -55,7 +55,7 @@ struct Arguments {
 // From `first` to before `last`.
 struct Range { int first, last; };
 
-// Those of n things that are the block's, `each` a block.
+// The block's share of n things, `each` per block.
 static __device__ Range own(const State& m, int n, int each) {
   const Range range = {LEAST(m.place.rank * each, n), LEAST((m.place.rank + 1) * each, n)};
   return range;
@@ -67,7 +67,7 @@ static __device__ Range own_heads(const State& m, int rows) {
 }
 
 #if !TENSOR
-// Adds what inputs from k to before `end` come to, in eight lanes of x, for outputs o and o + 1.
+// Adds the contributions of inputs from k to before `end`, in eight lanes of x, to outputs o and o + 1.
 static __device__ void add_inputs(const real* w, int n_out, int o, const real* x, int k, int end, real* left, real* right) {
   w = IN_GLOBAL(w);
 #pragma unroll READS_AT_ONCE
@@ -76,7 +76,8 @@ static __device__ void add_inputs(const real* w, int n_out, int o, const real* x
 #endif
 
 #if TEAM > 1
-// Sums over the inputs of each chunk, to m.sums; one function for all products, so that its code stays in the instruction cache.
+// Sums over the inputs of each chunk, to m.sums; one function for all products, so that its code stays in the
+// instruction cache.
 static __device__ __noinline__ void sums_of_chunks(const Place place, Range range, const real* w, int n_in, int n_out, int at) {
   real* const sums = layout(place).sums;
   const real* const x = near_of(place) + at;
@@ -93,8 +94,9 @@ static __device__ __noinline__ void sums_of_chunks(const Place place, Range rang
 }
 #endif
 
-// W x for a range of outputs that begins and ends with an even one, as `product` of common.cuh. The sum over inputs is one of sums over CHUNK of
-// them, so that threads of a team, which have few outputs each, share out the inputs and the bits are the same.
+// W x for a range of outputs that begins and ends with an even one, like `product` of common.cuh. The sum over inputs
+// is one of sums over chunks of CHUNK inputs, so that threads of a team, which have few outputs each, can share the
+// inputs with the same bits.
 template <class Start, class Finish>
 static __device__ void outputs(const State& m, Range range, const real* w, int n_in, int n_out, const real* x,
                                const Start& start, const Finish& finish) {
@@ -147,7 +149,8 @@ static __device__ real silu_slope(real x) {
   return s * ((real)1 + x * ((real)1 - s));
 }
 
-// What products do with eight lanes besides Store: store to an array that begins with output `first`; silu; add to what is there.
+// What products do with eight lanes besides Store: store to an array that begins with output `first`; apply silu; add
+// to the old value.
 struct StoreFrom {
   real* to;
   int first;
@@ -170,7 +173,7 @@ struct Residual {
     for (int r = 0; r < 8; ++r) sum[r] = rows[o * LANES + lane + r] + bias[o];
   }
 };
-// Times silu′ of what was stored before.
+// Multiplies by silu′ of what was stored before.
 struct ThroughSilu {
   const real* before;
   real* to;
@@ -201,7 +204,7 @@ static __device__ void mean_of(const State& m, real* to, const Term& term) {
   __syncthreads();
 }
 
-// Layer normalisation of `rows` to m.a; m.mean and m.inverse stay for the way back.
+// Layer normalisation of `rows` to m.a; leaves m.mean and m.inverse for the backward pass.
 static __device__ __noinline__ void normalise(const real* w, const Place place, const Norm norm, const real* rows) {
   const State m = layout(place);
   mean_of(m, m.mean, [&](int d, int atom) { return rows[d * LANES + atom]; });
@@ -266,7 +269,7 @@ static __device__ void edges(const Arguments& a, const State& m, int i) {
 
 // ---------------------------------------------------------------- attention
 
-// Heads are counted among those of the block, whose numbers lie side by side in m.work.
+// Heads are indexed among those of the block, whose numbers are side by side in m.work.
 static __device__ int heads_here(const State& m) {
   const Range heads = own(m, HEADS, EACH(HEADS));
   return heads.last - heads.first;
@@ -286,7 +289,8 @@ static __device__ real score_of(const State& m, int head, int i, int j) {
   return sum / sqrt((real)HEAD_WIDTH) + m.bias[pair_at(j, head, i, HEADS_APART)];
 }
 
-// N channels from `first` on of Σ_j softmax_j(score(j)) v_j to `to`; the softmax is rescaled whenever a larger score comes.
+// N channels, from `first` on, of Σ_j softmax_j(score(j)) v_j to `to`; the softmax is rescaled whenever a larger score
+// comes.
 template <int N, class Score>
 static __device__ void mix(const State& m, int head, int i, int first, real* to, const Score& score) {
   real largest = score(0), total = (real)0, out[N];
@@ -304,8 +308,8 @@ static __device__ void mix(const State& m, int head, int i, int first, real* to,
 #endif
 }
 
-// What the block's heads make of their q, k and v, to an array that begins with the first of them. Ends with a barrier. Where a team has few
-// heads a block, threads have a score each, and then a channel.
+// Attention output of the block's heads from their q, k and v, to an array that begins with the first of them. Ends
+// with a barrier. If a team has few heads per block, threads have a score each, and then a channel.
 static __device__ void attention(const State& m, real* to) {
 #if TEAM > 1
   FOR_ITEMS(pair, i, ATOMS * heads_here(m)) {
@@ -331,7 +335,7 @@ static __device__ void attention(const State& m, real* to) {
   __syncthreads();
 }
 
-// The block's heads of the attention among m.a, to `to`.
+// The block's heads of the attention on m.a, to `to`.
 static __device__ __noinline__ void attend(const real* w, const Place place, const Linear qkv, real* to) {
   const State m = layout(place);
   const Range heads = own_heads(m, HEAD_ROWS);

@@ -1,12 +1,12 @@
-// What a block of a Graphormer works on, and where it lies: near, in shared memory where there is room, and far, where others find it. Included by
-// graphormer_ebm.cu.
+// State of a block of a Graphormer, and its location: near, in shared memory if there is room, and far, where other
+// blocks find it. Included by graphormer_ebm.cu.
 
 #define PARTIALS (THREADS / PADDED > 1 ? THREADS / PADDED : 1)
-// Rows that are normalised, what attention comes to, or the sum of Gaussians.
+// Rows to be normalised, the attention output, or the sum of Gaussians.
 #define A MOST(MOST(D, MIXED), K)
 // q, k and v of a block's heads; the hidden numbers of a layer; those of pairs.
 #define WORK MOST(MOST(EACH(HEADS) * HEAD_ROWS, MOST(D, F)), 3 * K + H)
-// Of a block's heads: biases and, on the way back, what is made of them.
+// Of a block's heads: biases and, in the backward pass, their cotangents.
 #define OWN_PAIRS (ATOMS * EACH(HEADS))
 #define IN_TEAM(rows) (TEAM > 1 ? (rows) : 0)
 #define IN_SCORE(rows) (SCORE ? (rows) : 0)
@@ -17,16 +17,16 @@
   (10 + PARTIALS + A + WORK + IN_TEAM(SUMS + OWN_PAIRS * (SCORE ? 4 : 2)) +                                  \
    (SCORE ? 2 * EACH(HEADS) + D + A + QKV : D))
 #define NEAR (NEAR_ROWS * LANES + (TIMES + 3) / 4 * 4)
-// Where energies have all near that fits a block, they have these there too.
+// If a block's whole state for energies fits near, these are near, too.
 #define FAR_ROWS                                                                                       \
   (ATOMS * H * (SCORE ? 2 : 1) + IN_SCORE((2 * LAYERS + 1) * D + 3 * ATOMS) +                            \
    IN_TEAM(MIXED + MOST(D, F) + K + (SCORE ? A + QKV : D)))
 #define ALL_NEAR (TEAM == 1 && !SCORE)
-// A block's share of its team's memory of the card.
+// A block's share of its team's global memory.
 #define FAR (ALL_NEAR ? 0 : EACH(FAR_ROWS) * LANES)
 #define OF_BLOCK (FAR + (SCRATCH ? NEAR + (ALL_NEAR ? FAR_ROWS * LANES : 0) : 0))
 
-// Where a block's state is, and its number in its team. What is near has an address where it is not in shared memory.
+// Location of a block's state, and its number in its team. What is near has an address if it is not in shared memory.
 struct Place {
   real *near, *far;
   int rank;
@@ -41,8 +41,8 @@ static __device__ real* near_of(const Place& place) {
 #endif
 }
 
-// Arrays of [numbers][LANES] unless said otherwise. `near` ones are of the block; of `far` ones its team has one each, which are the near
-// ones where the block is a team of its own.
+// Arrays of [numbers][LANES] unless said otherwise. `near` ones belong to the block; of `far` ones there is one per
+// team, identical to the near ones if the block is a team of its own.
 struct State {
   Place place;
   real *x, *a, *work, *rows, *y, *r, *d, *mean, *inverse, *partial, *time;
@@ -54,7 +54,7 @@ struct State {
   real* far_g_d;                // [ATOMS][3][LANES]
 };
 
-// All at fixed distances from the two addresses, so that functions that are not inlined have it from those.
+// All at fixed offsets from the two addresses, so that functions that are not inlined can derive it from those.
 static __device__ State layout(const Place& place) {
   real *near = near_of(place), *far = place.far;
   State m;
@@ -73,7 +73,7 @@ static __device__ State layout(const Place& place) {
   m.delta = take(near, EACH(HEADS));
   m.g_rows = take(near, D);
   m.g_a = take(near, A);
-  m.rows = m.g_qkv = take(near, QKV);  // rows are done with before the first layer on the way back
+  m.rows = m.g_qkv = take(near, QKV);  // rows are no longer needed before the first layer of the backward pass
 #else
   m.rows = take(near, D);
 #endif
@@ -87,7 +87,7 @@ static __device__ State layout(const Place& place) {
 #endif
 #endif
   m.time = near;
-  near += (TIMES + 3) / 4 * 4;  // of a block, too, a number of Fours
+  near += (TIMES + 3) / 4 * 4;  // of a block, too, a multiple of Fours
   if (ALL_NEAR) far = near;
   m.far_bias = take(far, ATOMS * H);
 #if SCORE
@@ -120,10 +120,10 @@ static __device__ State layout(const Place& place) {
   return m;
 }
 
-// The rows that enter a half of a layer, as all of the team have them.
+// The rows that enter a half of a layer, shared by the team.
 static __device__ real* far_rows(const State& m, int half) { return m.far_rows + (SCORE ? half * D * LANES : 0); }
 
-// What the blocks of the team wrote to `far`, to `near`. Begins and ends with a barrier.
+// Copies what the blocks of the team wrote to `far`, to `near`. Begins and ends with a barrier.
 static __device__ void bring(const Team& team, const real* far, real* near, int numbers) {
   meet(team);
   if (far == near) return;

@@ -1,29 +1,31 @@
-// Geometric vector perceptrons on the complete graph of a molecule's atoms (src/models/gvp_flow/mod.rs has the equations): what the field of
-// `gvp_flow` and the energy of `gvp_ebm` share. Here are the values, and the tape of what their derivatives need (gvp_tangents.cuh).
+// Geometric vector perceptrons on the complete graph of a molecule's atoms (equations in src/models/gvp_flow/mod.rs):
+// the part common to the field of `gvp_flow` and the energy of `gvp_ebm`. This file has the values, and the tape for
+// their derivatives (gvp_tangents.cuh).
 //
-// Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS. There are tapes in programs for derivatives, along DIRECTIONS at once.
+// Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS. Programs for derivatives, along DIRECTIONS at once,
+// have tapes.
 #ifndef MODEJUMP_GVP
 #define MODEJUMP_GVP
 
 #define HIDDEN (VECTORS + 1)
-#define NUMBERS (SCALARS + 3 * VECTORS)  // of an atom
+#define NUMBERS (SCALARS + 3 * VECTORS)  // per atom
 
 // Rows of the tape. Of a perceptron: ds′/da, ∂n/∂Vh, σ(g), σ′(g) Vu. Of an edge: u, ∂d/∂x_j over u, 1/d, W of the
-// radial functions' derivatives, its perceptron; the lanes are its sources. Of a normalisation: (s − mean)/sd, weight/sd, V′, the gradient
-// of V's factor over it, the factor. Of an atom in a layer: both normalisations, the perceptron between, the Jacobian of what comes
-// after: a step of its coordinates or, in the last layer, the output.
+// radial functions' derivatives, its perceptron; the lanes are its sources. Of a normalisation: (s − mean)/sd,
+// weight/sd, V′, the gradient of V's factor over the factor, the factor. Of an atom in a layer: both normalisations,
+// the perceptron between them, the Jacobian of what follows: a coordinate step or, in the last layer, the output.
 enum { SLOPE = 0, OF_HIDDEN = SLOPE + SCALARS, GATE = OF_HIDDEN + 3 * HIDDEN, GATED = GATE + VECTORS, OF_PERCEPTRON = GATED + 3 * VECTORS };
 enum { DIRECTION = 0, STRETCH = 3, INVERSE = 4, OF_RADIAL = 5, MESSAGE = OF_RADIAL + SCALARS, OF_EDGE = MESSAGE + OF_PERCEPTRON };
 enum { NORMAL = 0, SCALE = SCALARS, DIVIDED = 2 * SCALARS, GRADIENT = DIVIDED + 3 * VECTORS, FACTOR = GRADIENT + 3 * VECTORS, OF_NORM };
 enum { MESSAGE_NORM = 0, UPDATE = OF_NORM, UPDATE_NORM = UPDATE + OF_PERCEPTRON, JACOBIAN = UPDATE_NORM + OF_NORM };
 enum { OF_ATOM = JACOBIAN + 3 * NUMBERS };
 
-// Numbers that a block works on: of values, rows of LANES, and of PAIR_LANES those of pairs.
+// Size of a block's memory for values: rows of LANES, and of PAIR_LANES for pairs.
 #define OF_STATE (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS))
 #define OF_JACOBIAN (DIRECTIONS ? OF_PERCEPTRON + EVEN(SCALARS) + EVEN(HIDDEN) + 3 * EVEN(VECTORS) : 0)
 #define OF_PAIR (4 + RADIAL + EVEN(HIDDEN) + (DIRECTIONS ? RADIAL : 0) + EVEN(SCALARS) + EVEN(VECTORS))
 #define VALUES_MEMORY (LANES * (OF_STATE + OF_JACOBIAN + DESTINATIONS * OF_PAIR))
-// Of tangents; vectors that come out are summed up over sources as well.
+// The same for tangents; output vectors are summed over sources as well.
 #define OUT_ROWS (ROWS + 4)
 #define TANGENTS_MEMORY                                                                               \
   (ROWS * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN)) + OUT_ROWS * 3 * EVEN(VECTORS) +   \
@@ -36,9 +38,9 @@ enum { OF_ATOM = JACOBIAN + 3 * NUMBERS };
 #define EPSILON (real)1e-5
 #define ADDED_DISTANCE (real)1e-8
 
-// Places in `weights` of one geometric vector perceptron; matrices are [in][out], outputs made even. `inputs`: of radial
-// functions and norms; `outputs` = Wh Wu; `direction_*`: of an edge's direction, the first vector of a message; `*_back`: transposed, of
-// perceptrons with one vector that comes out.
+// Offsets in `weights` of one geometric vector perceptron; matrices are [in][out], outputs padded to even. `inputs`: of
+// radial functions and norms; `outputs` = Wh Wu; `direction_*`: of an edge's direction, the first vector of a message;
+// `*_back`: transposed, for perceptrons with a single output vector.
 struct Gvp {
   int n_hidden, n_out;
   int scalars, bias, inputs, hidden, outputs, gates, gate_bias, direction_hidden, direction_outputs, beta;
@@ -58,7 +60,7 @@ struct Trunk {
 
 // ---------------------------------------------------------------- memory of a block
 
-// The Jacobian that no step of coordinates needs.
+// The Jacobian of a coordinate step that is never used.
 template <class Number>
 static __device__ Number* last_jacobian(Number* tape) {
   return atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED;
@@ -106,7 +108,8 @@ static __device__ __noinline__ void linear_parts(const real* w, real* scratch, c
   __syncthreads();
 }
 
-// Norms of hidden vectors, as inputs from `first` on; on an edge its direction adds to the vectors. WIDTH lanes, of atoms or of pairs.
+// Norms of hidden vectors, as inputs from `first` on; on an edge its direction adds to the vectors. WIDTH lanes, of
+// atoms or of pairs.
 template <int WIDTH>
 static __device__ void norms(const Values& m, const Gvp& gvp, const real* direction, int first, const Record& record) {
   FOR_EACH(q, lane, gvp.n_hidden, WIDTH) {
@@ -125,7 +128,7 @@ static __device__ void norms(const Values& m, const Gvp& gvp, const real* direct
   }
 }
 
-// s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`.
+// s′ = a σ(βa), left in m.a, and the gates g, from the inputs; σ(g) if `open`.
 template <int WIDTH>
 static __device__ void scalars_and_gates(const real* w, const Values& m, const Gvp& gvp, int n_inputs, bool open, const Record& record) {
   const real beta = w[gvp.beta];
@@ -158,7 +161,7 @@ static __device__ void scalars_and_gates(const real* w, const Values& m, const G
   __syncthreads();
 }
 
-// Keeps σ(g) and σ′(g) Vu. `direction` of an edge, as for its norms.
+// Records σ(g) and σ′(g) Vu. `direction` of an edge, as for its norms.
 template <int WIDTH>
 static __device__ void keep_gates(const Values& m, const real* direction, const Record& record) {
   FOR_EACH(u, lane, VECTORS, WIDTH) {
@@ -174,7 +177,8 @@ static __device__ void keep_gates(const Values& m, const real* direction, const 
   }
 }
 
-// The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v. `tape`: its rows, or null.
+// The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v. `tape`: its rows, or
+// null.
 static __device__ __noinline__ void on_atoms(const real* w, real* scratch, const Gvp& gvp, bool open, real* tape) {
   OWN_VALUES(scratch);
   const Record record = of_atoms(tape);
@@ -185,10 +189,10 @@ static __device__ __noinline__ void on_atoms(const real* w, real* scratch, const
   if (KEPT(tape) && open) keep_gates<LANES>(m, (const real*)0, record);
 }
 
-// ---------------------------------------------------------------- one vector that comes out
+// ---------------------------------------------------------------- a single output vector
 
-// act(g) Vu/n(Vu) of every atom added to x, and its Jacobian [3][NUMBERS][PADDED], unless null; act is range · tanh, or nothing where the range
-// is zero. Begins after and ends with a barrier.
+// Adds act(g) Vu/n(Vu) of every atom to x, and writes its Jacobian [3][NUMBERS][PADDED], unless null; act is range ·
+// tanh, or the identity if the range is zero. Begins after and ends with a barrier.
 static __device__ __noinline__ void single_output(const real* w, real* scratch, const Gvp& gvp, real range, real* jacobian) {
   OWN_VALUES(scratch);
   on_atoms(w, scratch, gvp, false, KEPT(jacobian) ? m.perceptron : (real*)0);
@@ -214,7 +218,7 @@ static __device__ __noinline__ void single_output(const real* w, real* scratch, 
     __syncthreads();
     return;
   }
-  // the gradient of g, by s and by V, back through the perceptron
+  // the gradient of g with respect to s and V, back through the perceptron
   real *const by_a = m.perceptron + SLOPE * LANES, *const by_hidden = m.perceptron + OF_HIDDEN * LANES;
   FOR_ITEMS(f, atom, SCALARS) by_a[f * LANES + atom] *= w[gvp.gates + f * 2];
   __syncthreads();
@@ -240,7 +244,7 @@ static __device__ __noinline__ void single_output(const real* w, real* scratch, 
 
 // ---------------------------------------------------------------- layers
 
-// Adds the messages to DESTINATIONS atoms, from the `first` on.
+// Adds the messages to DESTINATIONS atoms, from `first` on.
 static __device__ __noinline__ void messages(const Trunk& a, real* scratch, const Gvp& gvp, int layer, int first, real* tape) {
   OWN_VALUES(scratch);
   const real* const w = a.weights;
@@ -373,7 +377,7 @@ static __device__ void layer(const Trunk& a, real* scratch, int l, real* tape) {
   normalise(w, scratch, layer.update_norm, row(UPDATE_NORM));
 }
 
-// All layers at a point: s and V as the last one leaves them. `tape`: null for none.
+// All layers at a point: leaves s and V of the last one. `tape`: null for none.
 static __device__ void layers(const Trunk& a, real* scratch, const Point& p, real* tape) {
   OWN_VALUES(scratch);
   read_positions(p.x, m.x);

@@ -1,21 +1,21 @@
-// The energy on geometric vector perceptrons (src/models/gvp_ebm/mod.rs has the equations), with its score by forward mode: blocks share
-// out the directions, as they do those of a divergence.
+// The energy on geometric vector perceptrons (equations in src/models/gvp_ebm/mod.rs), with its score by forward mode:
+// blocks share the directions, as for a divergence.
 #include "gvp_tangents.cuh"
 
 struct Arguments {
   Batch batch;           // f[n] is the energy, df[n][ATOMS][3] the score
   Trunk trunk;
-  Linear first, second;  // of the mean over atoms
+  Linear first, second;  // on the mean over atoms
 };
 
-// Blocks that a configuration is shared out over.
+// Number of blocks among which a configuration is divided.
 #define SHARES (DIRECTIONS == 0 ? 1 : (3 * ATOMS + DIRECTIONS - 1) / (DIRECTIONS == 0 ? 1 : DIRECTIONS))
 
-// A single number, with zeros behind it: the lanes of a product.
+// A single number followed by zeros: the lanes of a product.
 #define SINGLE 8
 
-// E = e₂ silu(e₁ mean_i s_i + ..) + .. to where it goes, unless null, and its gradient by the mean to `by_mean`, unless null. Begins after and
-// ends with a barrier.
+// E = e₂ silu(e₁ mean_i s_i + ..) + .. to its destination, unless null, and its gradient with respect to the mean to
+// `by_mean`, unless null. Begins after and ends with a barrier.
 static __device__ void read_out(const Arguments& a, real* scratch, double* energy, real* by_mean) {
   OWN_VALUES(scratch);
   const real* const w = a.trunk.weights;
@@ -76,7 +76,7 @@ KERNEL(gvp_energy, Arguments) {
     const size_t first = (size_t)row * 3 * ATOMS;
     double *const energy = share == 0 ? a.batch.f + row : (double*)0, *const score = DIRECTIONS ? a.batch.df + first : (double*)0;
     const Point p = {a.batch.t[row], a.batch.x + first, (const double*)0, share, again, energy, score, (double*)0};
-    // the last layer takes no step, so there is room for the gradient where the tape has those of the others
+    // the last layer takes no step, so the tape's place for its Jacobian is free for the gradient
     real* const by_mean = DIRECTIONS ? last_jacobian(tape) : (real*)0;
     if (!again) {
       layers(a.trunk, scratch, p, DIRECTIONS ? tape : (real*)0);

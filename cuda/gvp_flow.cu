@@ -1,10 +1,10 @@
-// The vector field of BoltzNCE (src/models/gvp_flow/mod.rs has the equations), with its exact divergence by forward mode.
+// The vector field of BoltzNCE (equations in src/models/gvp_flow/mod.rs), with its exact divergence by forward mode.
 #include "gvp_tangents.cuh"
 #include "ode.cuh"
 
 struct Network { Trunk trunk; const Gvp* output; };
 
-// The field's values; the Jacobian of the output where there is a tape.
+// Values of the field, and the Jacobian of the output if there is a tape.
 static __device__ __noinline__ void values(const Network& a, real* scratch, const Point& p, real* tape) {
   OWN_VALUES(scratch);
   layers(a.trunk, scratch, p, tape);

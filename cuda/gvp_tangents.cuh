@@ -1,10 +1,11 @@
-// Derivatives of geometric vector perceptrons along DIRECTIONS at once (tangents.cuh), from the tape of their values (gvp.cuh).
+// Derivatives of geometric vector perceptrons along DIRECTIONS at once (tangents.cuh), from the tape of their values
+// (gvp.cuh).
 #ifndef MODEJUMP_GVP_TANGENTS
 #define MODEJUMP_GVP_TANGENTS
 #include "gvp.cuh"
 
 #if DIRECTIONS
-// Threads that share out a sum over an atom's numbers.
+// Threads that share a sum over an atom's numbers.
 #define PARTS_OF_SUM LEAST(TOGETHER(PADDED), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
 
 struct Tangents {
@@ -39,9 +40,9 @@ static __device__ __noinline__ void linear_tangents(const real* w, real* scratch
   __syncthreads();
 }
 
-// A perceptron's derivatives from those of its linear parts, in WIDTH lanes. `kept(lane)`: its rows of the tape; of_s(o, row, eight): what ds′
-// starts from; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g; with_scalars() is called when ds′ is there, and has the threads that dg
-// leaves idle. Begins after a barrier and ends with one.
+// A perceptron's derivatives from those of its linear parts, in WIDTH lanes. `kept(lane)`: its rows of the tape;
+// of_s(o, row, eight): initial value of ds′; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g; with_scalars()
+// is called once ds′ is available, and uses the threads that dg leaves idle. Begins after a barrier and ends with one.
 template <int WIDTH, class Kept, class OfS, class Hidden, class WithScalars>
 static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& gvp, int n_radial, const Kept& kept, const OfS& of_s,
                                   const Hidden& hidden, const WithScalars& with_scalars) {
@@ -61,8 +62,8 @@ static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& g
   __syncthreads();
 }
 
-// Adds the messages' tangents of BESIDE of the atoms, from the `first` on: to them, from all sources; or FROM them, to all that the share does
-// not move. A lane is a pair of one of them and of any atom.
+// Adds the messages' tangents of BESIDE of the atoms, from `first` on: to them, from all sources; or FROM them, to all
+// that the share does not move. A lane is a pair of one of them and any atom.
 template <bool FROM>
 static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share,
                                                      const Lanes<FROM> lanes, const real* tape, int layer) {
@@ -125,7 +126,7 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
       add(vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS, atom, sum);
     }
   } else {
-    // what does not count is zero on the tape
+    // pairs that do not count have zeros on the tape
     const auto sum_scalars = [&] {
       for (int item = THREADS - 1 - threadIdx.x; item < places * SCALARS; item += THREADS) {
         const int number = item % SCALARS, place = item / SCALARS;
@@ -232,8 +233,8 @@ static __device__ __noinline__ void update_tangents(const real* w, real* scratch
   __syncthreads();
 }
 
-// Along the directions of a point's share all layers' tangents: ds and dV as the last one leaves them. With `trace` only those atoms of the last
-// layer are right that a share of a divergence needs: its own and the last.
+// Tangents of all layers along the directions of a point's share: leaves ds and dV of the last one. With `trace` only
+// those atoms of the last layer are right that a share of a divergence needs: its own and the last.
 static __device__ void tangents(const Trunk& a, real* scratch, const Point& p, bool trace, const real* tape) {
   OWN_TANGENTS(scratch);
   const Share share = {p.part};

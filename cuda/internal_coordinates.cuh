@@ -36,7 +36,7 @@ static __device__ Axes axes_at(Vec3 j, Vec3 k, Vec3 l) {
   axes.a = (1.0 / first) * v1;
   axes.n = (1.0 / length) * w;
   axes.m = cross(axes.a, axes.n);
-  axes.singular = !(length >= SMALLEST_SINE * first * norm(v2));  // also NaN
+  axes.singular = !(length >= SMALLEST_SINE * first * norm(v2));  // also for NaN
   return axes;
 }
 
@@ -48,7 +48,7 @@ static __device__ double torsion_in(const Internal& c, double phi) {
 static __device__ double angle_out(const Internal& c, double u) { return c.normalize_angles ? u : u / PI; }
 static __device__ double torsion_out(const Internal& c, double u) { return c.normalize_angles ? 2.0 * u - 1.0 : u / PI; }
 
-// Stereocentres of the other hand; `place` numbers the failure.
+// Rejects stereocentres of the other hand; `place` is the index of the failure.
 static __device__ void check_hands(const Arguments& a, const Shared& s, int place) {
   FOR_ITEMS(i, row, a.internal.n_stereocentres) {
     const int* centre = a.tables + a.internal.stereocentres + 5 * i;  // centre, three neighbours, sign
@@ -59,7 +59,8 @@ static __device__ void check_hands(const Arguments& a, const Shared& s, int plac
   }
 }
 
-// Bond number b of [0–1, 1–2, rows…] of length d: writes it to u, or checks it; its part of the log-determinant.
+// Bond number b of [0–1, 1–2, rows…], of length d: writes it to u or checks it; returns its contribution to the
+// log-determinant.
 static __device__ double put_bond(const Arguments& a, const Shared& s, int b, int row, double d, int place) {
   const int slot = a.tables[a.internal.slot + b];
   if (slot >= 0) {
@@ -78,7 +79,7 @@ static __device__ double put_angle(const Arguments& a, const Shared& s, int i, i
   return log(sine);
 }
 
-// x → u, and ln|∂x/∂u|. A row that is not inside keeps whatever numbers; they are finite for the layers' sake.
+// x → u, and ln|∂x/∂u|. A rejected row keeps arbitrary but finite numbers, for the sake of the layers.
 static __device__ void to_internal(const Arguments& a, const Shared& s) {
   const Internal& c = a.internal;
   const int* frame = a.tables + c.frame;
@@ -153,7 +154,7 @@ static __device__ void to_cartesian(const Arguments& a, const Shared& s) {
         if (!(theta > 0.0 && theta < 1.0)) fail(s, row, 2, OUT_OF_SUPPORT);
         else if (sine < SMALLEST_SINE) fail(s, row, 3, SINGULAR_COORDINATES);
         term = log(sine);
-        // a torsion beyond its turn would come back as another one
+        // a torsion beyond a full turn would come back as another one
         if (number >= 0 && !(fabs(torsion_out(c, s.u[(c.n_free + c.n_rows + 1 + number) * TILE + row])) <= 1.0))
           fail(s, row, 2, OUT_OF_SUPPORT);
       }
@@ -172,7 +173,7 @@ static __device__ void to_cartesian(const Arguments& a, const Shared& s) {
     set_atom(s.x, frame[1], row, d0 * axis);
     set_atom(s.x, frame[2], row, d0 * axis + d1 * (sine * side - cosine * axis));
   }
-  // atoms whose three references are placed, all at once
+  // all atoms whose three references are placed, at once
   for (int level = 0; level < c.n_levels; ++level) {
     __syncthreads();
     const int first = a.tables[c.levels + level], count = a.tables[c.levels + level + 1] - first;

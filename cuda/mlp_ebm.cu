@@ -1,11 +1,12 @@
-// Energies that end in a residual network, of coordinates as they are (src/models/mlp_ebm) or, with INVARIANT, of whitened distances and
-// volumes of a molecule (src/models/invariant_ebm/mod.rs has the equations); with SCORE their gradients by the chain rule backwards.
+// Energies ending in a residual network, of plain coordinates (src/models/mlp_ebm) or, with INVARIANT, of whitened
+// distances and volumes of a molecule (equations in src/models/invariant_ebm/mod.rs); with SCORE their gradients by
+// reverse mode.
 //
-// A block takes eight configurations through the network, a configuration a lane, so that a weight that is read serves all of them. What
-// a lane comes to does not depend on the others. The score keeps what enters each layer's activation.
+// A block takes eight configurations through the network, one per lane, so that each weight read serves all of them.
+// The result of a lane does not depend on the others. The score keeps the inputs of each layer's activation.
 //
-// Sizes are those of one model: INPUTS (of the network, without those of the time), TIMES, WIDTH, LAYERS; with INVARIANT also ATOMS,
-// VOLUMES, SWAPS and TRIGONOMETRIC (the noise is sin πt/2, else t).
+// Sizes are those of one model: INPUTS (of the network, without those of the time), TIMES, WIDTH, LAYERS; with
+// INVARIANT also ATOMS, VOLUMES, SWAPS and TRIGONOMETRIC (the noise is sin πt/2, else t).
 #define PADDED 8
 // All weights come from the L2 cache.
 #define RESIDENT 512
@@ -33,7 +34,7 @@
 #define MEMORY (LANES * (INVARIANT_MEMORY + INPUTS + TIMES + W + MOST(KEPT * W, BY_VECTORS) + PARTIALS))
 
 struct Layer { Linear linear; int beta; };
-// Of a volume: three vectors, each from one atom to another.
+// A volume: three vectors, each from one atom to another.
 struct Volume { int ends[3][2]; };
 struct Swap { int alike[2]; Volume volume; int positive; };
 // An end of a vector: 3 · volume + vector; 1 where it ends, −1 where it begins.
@@ -46,7 +47,7 @@ struct Arguments {
   const Volume* volumes;
   const Swap* swaps;
   const End* ends;     // of the volumes' vectors, by atom
-  const int* by_atom;  // [ATOMS + 1] places in `ends`
+  const int* by_atom;  // [ATOMS + 1] offsets in `ends`
   Linear whitening, gate, input, output;
   int variance;  // [2][INPUTS]: λ, κ
   int padding;
@@ -54,11 +55,11 @@ struct Arguments {
 
 // Arrays of [numbers][LANES].
 struct State {
-  real *x, *order, *r, *wrong;  // as given; the atom at each atom's place; in that order; [SWAPS]
-  real *f;                      // invariants, then a_k(τ), at last the cotangents of the invariants
+  real *x, *order, *r, *wrong;  // as given; the atom at each position; in that order; [SWAPS]
+  real *f;                      // invariants, then a_k(τ), finally the cotangents of the invariants
   real *scale;
   real *y, *h;  // y and τ; the trunk's rows, and their cotangents
-  real *a;      // what enters the activations, and its cotangents; at last those of the volumes' vectors
+  real *a;      // inputs of the activations, and their cotangents; finally those of the volumes' vectors
   real *partial;
 };
 
@@ -79,7 +80,7 @@ static __device__ State layout(real* memory) {
   return m;
 }
 
-// A lane's row of the batch; those after the last are as the last.
+// A lane's row of the batch; lanes beyond the last row repeat it.
 static __device__ int row_of(const Arguments& a, int first, int lane) {
   return first + lane < a.batch.n ? first + lane : a.batch.n - 1;
 }
@@ -115,8 +116,8 @@ static __device__ int distance_of(int i, int j) {
   return low * (2 * ATOMS - low - 1) / 2 + high - low - 1;
 }
 
-// Alike atoms change places where their centre has the wrong hand, as x has it, in the order of the swaps; r is x in that order. Ends
-// with a barrier.
+// Swaps like atoms whose centre has the wrong hand in x, in the order of the swaps; r is x in that order. Ends with a
+// barrier.
 static __device__ void reorder(const Arguments& a, const State& m) {
   FOR_ITEMS(s, lane, SWAPS) {
     const Swap& swap = a.swaps[s];
@@ -157,7 +158,7 @@ static __device__ void invariants(const Arguments& a, const State& m) {
 }
 
 #if SCORE
-// From the cotangents of the invariants in f to the scores.
+// From the cotangents of the invariants, in f, to the scores.
 static __device__ void invariants_back(const Arguments& a, const State& m, int first) {
   FOR_ITEMS(k, lane, VOLUMES) {
     const Volume& volume = a.volumes[k];
@@ -241,7 +242,7 @@ static __device__ void read_inputs(const Arguments& a, const State& m, int first
 
 static __device__ real* kept_of(const State& m, int l) { return m.a + (SCORE ? l : 0) * W * LANES; }
 
-// E = e·h + c + Σ_k a_k y_k²; sums of every PARTIALS-th term are added up in their order.
+// E = e·h + c + Σ_k a_k y_k²; partial sums of every PARTIALS-th term are added in order.
 static __device__ void write_energies(const Arguments& a, const State& m, int first) {
   const real* w = a.weights;
   FOR_ITEMS(part, lane, PARTIALS) {
@@ -304,7 +305,7 @@ static __device__ void backward(const Arguments& a, const State& m, int first) {
     __syncthreads();
   }
 #if INVARIANT
-  // through the whitening, also of a_k y_k²
+  // through the whitening, including a_k y_k²
   const auto whitened = [&](int o, int lane, real* sum) {
     if (o >= INPUTS) return;
     real *y = m.y + o * LANES + lane, *gate = m.f + o * LANES + lane, *scale = m.scale + o * LANES + lane;

@@ -1,14 +1,15 @@
-// Networks on configurations: what the kernels of fields and energies share.
+// Networks on configurations: the part common to kernels of fields and energies.
 //
-// Arrays are [numbers][LANES], a lane being an atom of a configuration that a block has to itself, or a configuration of several. PADDED (lanes, a
-// multiple of 8) and SCRATCH (whether a block's state is too large for shared memory) are given when a kernel is compiled.
+// Arrays are [numbers][LANES], a lane being an atom of a configuration that has the block to itself, or one of several
+// configurations. PADDED (lanes, a multiple of 8) and SCRATCH (whether a block's state is too large for shared memory)
+// are defined at compilation.
 #ifndef MODEJUMP_NETWORKS
 #define MODEJUMP_NETWORKS
-// Their state in shared memory lets fewer blocks run at once than registers do.
+// Their state in shared memory limits the resident blocks more than registers do.
 #ifndef RESIDENT
 #define RESIDENT 256
 #endif
-// With three warps a scheduler the work on eight weights of each is longer than the way to the L2 cache.
+// With three warps per scheduler the work on eight weights each takes longer than the latency of the L2 cache.
 #ifndef READS
 #define READS (sizeof(REAL) > 4 ? 4 : 8)
 #endif
@@ -16,7 +17,7 @@
 
 #define LANES PADDED
 
-// `memory`, the state of a block: shared, or the block's own part of `scratch`.
+// `memory`, the state of a block: in shared memory, or the block's own part of `scratch`.
 #if SCRATCH
 #define BLOCK_MEMORY(scratch) real* const memory = (scratch)
 #else
@@ -35,7 +36,7 @@
 
 // ---------------------------------------------------------------- lanes of products
 
-// Eight lanes of a product that starts at a bias, and of one that starts at zero.
+// Eight lanes of a product, with the sums initialised to a bias, or to zero.
 struct Bias {
   const real* bias;
   __device__ void operator()(int o, int, real* sum) const {
@@ -55,7 +56,8 @@ struct Store {
   __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + o * lanes + lane, sum); }
 };
 
-// Places in the weights of a layer normalisation's parameters, and of a linear layer's: [in][out], the transpose [out][in], bias.
+// Offsets in the weights of a layer normalisation's parameters, and of a linear layer's: [in][out], the transpose
+// [out][in], bias.
 struct Norm { int weight, bias; };
 struct Linear { int forward, back, bias; };
 
@@ -68,18 +70,18 @@ static __device__ real* take(real*& memory, int numbers) {
 
 // ---------------------------------------------------------------- a batch
 
-// x with its centroid at the origin to [3][LANES].
+// Reads x, with its centroid moved to the origin, to [3][LANES].
 static __device__ void read_positions(const double* x, real* to) {
   FOR_ITEMS(axis, atom, 3) {
     double centre = 0.0;
     for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis];
     centre *= 1.0 / ATOMS;
-    // padding far away from everything, so that it divides by nothing small
+    // padding is far away from everything, so that no distance is small
     to[axis * LANES + atom] = (real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1));
   }
 }
 
-// x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n] of the divergence.
+// x[n][ATOMS][3] and t[n]; dx like x, for derivatives along a direction; f and df like x; parts[n] of the divergence.
 struct Batch {
   const double* t;
   const double* x;
@@ -87,12 +89,13 @@ struct Batch {
   double* f;
   double* df;
   double* parts;
-  real* scratch;  // with SCRATCH a block's state after the other
-  u32* arrivals;  // of teams, zero
+  real* scratch;  // with SCRATCH the blocks' states, one after another
+  u32* arrivals;  // per team, initially zero
   int n, padding;
 };
 
-// work(row, part, again) for a block's parts of all rows, which are neighbours; `again` if its last one was of this row.
+// Calls work(row, part, again) for a block's contiguous share of the parts of all rows; `again` if its previous part
+// was of the same row.
 template <class Work>
 static __device__ void share_out(int rows, int parts, const Work& work) {
   const u64 all = (u64)rows * parts;

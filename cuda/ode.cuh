@@ -1,9 +1,9 @@
-// The ODE of a continuous flow from end to end in one launch: the solver of src/ode.rs, with the velocity that
-// src/models/continuous/mod.rs makes of a field.
+// The ODE of a continuous flow from start to end in one launch: the solver of src/ode.rs, with the velocity that
+// src/models/continuous/mod.rs derives from a field.
 //
-// A team of blocks takes one sample after the other. Its blocks share out the parts of the divergence; all else each of them does
-// for itself, from the same numbers and in the same order, so that they agree on every step. They meet once an evaluation. A
-// sample's numbers depend neither on its team nor on the other samples.
+// A team of blocks processes one sample after another. Its blocks share the parts of the divergence; each of them does
+// everything else redundantly, from the same numbers and in the same order, so that they agree on every step. They meet
+// once per evaluation. A sample's result depends neither on its team nor on the other samples.
 #ifndef MODEJUMP_ODE
 #define MODEJUMP_ODE
 #include "tangents.cuh"
@@ -13,23 +13,23 @@
 
 enum Method { EULER, RK4, DORMAND_PRINCE };
 enum Parametrisation { VELOCITY, LINEAR_ENDPOINT, TRIGONOMETRIC_ENDPOINT };
-// As those of src/ode.rs.
+// As in src/ode.rs.
 enum End { DONE, STEP_BUDGET, STEP_UNDERFLOW, NEVER_FINITE };
 struct Report { int evaluations, accepted, rejected, end; };
 
 struct Ode {
   double* x;             // [n][DIMENSION], carried from `start` to `end`
-  double* integral;      // [n], to which that of the divergence is added; null: not wanted
+  double* integral;      // [n], to which the integral of the divergence is added; null: not wanted
   Report* reports;       // [n]
   const double* probes;  // [n][n_probes][DIMENSION] for an estimate of the divergence; null: exact
   double* blocks;        // [blocks][PATH]
   double* teams;         // [teams][2][DIMENSION + parts of a divergence]
   u32* arrivals;         // [teams], zero
-  real* scratch;         // with SCRATCH a block's state of the field after the other
+  real* scratch;         // with SCRATCH the blocks' states of the field, one after another
   double start, end;
-  double absolute, relative, tolerance;  // the last of the integral
-  int n, team, n_probes;                 // team: its blocks
-  int method, steps, nodes;              // steps: at most, or equal ones; nodes: of the quadrature, 0 for none
+  double absolute, relative, tolerance;  // `tolerance` is that of the integral
+  int n, team, n_probes;                 // team: number of its blocks
+  int method, steps, nodes;              // steps: largest number, or number of equal steps; nodes: of the quadrature, 0 for none
   int mean_free, parametrisation, from_data;  // from_data: network time counts from the data
   int padding;
 };
@@ -58,7 +58,7 @@ static __device__ const double EXTENSION[7] = {
     -12715105075.0 / 11282082432.0, 0.0, 87487479700.0 / 32700410799.0, -10690763975.0 / 1880347072.0,
     701980252875.0 / 199316789632.0, -1453857185.0 / 822651844.0, 69997945.0 / 29380423.0};
 
-// Points of a quadrature on [0, 1] and their weights, by the number of points.
+// Nodes of Gauss-Legendre quadrature on [0, 1] and their weights, by number of nodes.
 static __device__ const double GAUSS_LEGENDRE[4][3][2] = {
     {{0.0, 0.0}},
     {{0.5, 1.0}},
@@ -83,8 +83,8 @@ static __device__ ByEndpoint by_endpoint(const Ode& o, double t) {
   return r;
 }
 
-// Numbers that a block keeps of its sample, a row being x and the integral: the point, the one that is tried, seven slopes, and the
-// terms of a sum.
+// Numbers that a block keeps for its sample, a row being x and the integral: the point, the trial point, seven slopes,
+// and the terms of a sum.
 #define ROW (DIMENSION + 1)
 #define PATH (10 * ROW)
 
@@ -97,16 +97,16 @@ struct Path {
   double* const y;
   int turn;  // which of the team's two places the next evaluation writes: nobody reads there any more
   int row;
-  // the time, the step that is tried, the one after it if it is accepted, and where it ends: t + h, or the end to the last bit
+  // the time, the trial step, the step after it if it is accepted, and its end: t + h, or exactly the end of the span
   double t, h, then, next;
-  double sum;  // that the quadrature finds
+  double sum;  // of the quadrature
   bool was_rejected, was_infinite;
   Report report;
 
   __device__ Path(const Ode& ode, const Field& of_point, const Team& of_blocks)
       : o(ode), field(of_point), team(of_blocks), y(ode.blocks + (size_t)blockIdx.x * PATH), turn(0) {}
 
-  // Rows at fixed distances from y, which take no registers.
+  // Rows at fixed offsets from y, which take no registers.
   __device__ double* trial() const { return y + ROW; }
   __device__ double* k(int stage) const { return y + (2 + stage) * ROW; }
   __device__ double* terms() const { return y + 9 * ROW; }
@@ -124,12 +124,12 @@ struct Path {
     FOR_NUMBERS(i, width()) y[i] = trial()[i] = i < DIMENSION ? o.x[(size_t)row * DIMENSION + i] : sum;
   }
 
-  // Parts of a divergence.
+  // Number of parts of a divergence.
   __device__ int shares() const { return o.probes ? o.n_probes : PARTS; }
 
   __device__ double at(double c) const { return c == 1.0 ? next : t + c * h; }
 
-  // dx/dt at the point that is tried, and behind it the integrand where that is wanted. Begins and ends with a barrier. Out of line, so that
+  // dx/dt at the trial point, followed by the integrand if wanted. Begins and ends with a barrier. Not inlined, so that
   // the path is in memory and not in registers meanwhile.
   __device__ __noinline__ void evaluate(double time, double* slope, bool with_rate) {
     __syncthreads();
@@ -168,7 +168,7 @@ struct Path {
     return total;
   }
 
-  // The stages of one step from `first` on.
+  // Stages of one step, from `first` on.
   __device__ void stages(const Tableau& tableau, int first) {
 #pragma unroll 1
     for (int stage = first; stage < tableau.stages; ++stage) {
@@ -193,8 +193,8 @@ struct Path {
       if (!is_finite(y[i])) report.end = NEVER_FINITE;
   }
 
-  // Size of a vector in units of the tolerance: root mean square of x, magnitude of the integral, whichever is larger; not finite
-  // if any element is not.
+  // Norm of a vector in units of the tolerance: root mean square of x or magnitude of the integral, whichever is
+  // larger; not finite if any element is not.
   template <class Vector>
   __device__ double norm(const Vector& vector) {
     FOR_NUMBERS(i, width()) {
@@ -210,7 +210,7 @@ struct Path {
     return size;
   }
 
-  // The first derivative, and a first step by the estimates of Hairer et al., II.4.
+  // First slope, and initial step size by the estimates of Hairer et al., II.4.
   __device__ void first_step() {
     const double span = o.end - o.start;
     evaluate(o.start, k(0), width() > DIMENSION);
@@ -224,15 +224,15 @@ struct Path {
     const double steepest = fmax(slope, curvature);
     double guess = steepest <= 1e-15 ? fmax(1e-3 * fabs(h), 1e-6) : pow(0.01 / steepest, 0.2);
     guess = fmin(fmin(guess, 100.0 * fabs(h)), fabs(span));
-    // a first guess that is lost in infinities starts over from a short step
+    // if the estimate is not finite, start with a short step
     h = copysign(is_finite(slope) && is_finite(curvature) && guess > 0.0 ? guess : 1e-6 * fabs(span), span);
   }
 
-  // Sets the step that is tried next; false if the sample is given up.
+  // Sets the next trial step; false if the sample is given up.
   __device__ bool plan() {
     if (report.accepted + report.rejected >= o.steps) report.end = STEP_BUDGET;
     else if (t + 0.1 * h == t || h != h) report.end = was_infinite ? NEVER_FINITE : STEP_UNDERFLOW;
-    // a step that would leave a sliver behind takes it along
+    // a step that would leave a tiny remainder is extended to the end
     if (fabs(1.01 * h) >= fabs(o.end - t)) {
       h = o.end - t;
       next = o.end;
@@ -259,7 +259,7 @@ struct Path {
     return !rejected;
   }
 
-  // Element i at t + theta h of a step whose stages are all there, and whose end is put aside in `terms`.
+  // Dense output: element i at t + theta h of a step whose stages are all computed, and whose end is kept in `terms`.
   __device__ double extension(int i, double theta) const {
     const double shift = terms()[i] - y[i], other = 1.0 - theta;
     const double first = h * k(0)[i] - shift, last = shift - h * k(6)[i], rest = h * combined(EXTENSION, 7, i);

@@ -1,36 +1,37 @@
-// Networks on messages between all atoms of a molecule, with derivatives by forward mode: what vector fields with their exact divergences and
-// energies with their scores share.
+// Message-passing networks between all atoms of a molecule, with derivatives by forward mode: common to vector fields
+// with their exact divergences and energies with their scores.
 //
-// A block has the values of a configuration first, and leaves on a tape what their derivatives are multiplied by. Along DIRECTIONS of them at once all
-// it does from there on is linear: products with the network's weights, and with numbers of the tape, which serve every direction. Shares of a
-// divergence or of a score, the coordinates of a few atoms each, go to different blocks, or use one tape one after the other. Moving all atoms
-// together changes nothing, so a field's derivatives along the last atom are minus the sum of the others.
+// A block first computes the values of a configuration, and records on a tape the factors that their derivatives need.
+// After that, everything is linear and done along DIRECTIONS at once: products with the network's weights, and with
+// numbers of the tape, which serve every direction. Shares of a divergence or of a score, the coordinates of a few
+// atoms each, go to different blocks, or use one tape in turn. By translation invariance a field's derivatives along
+// the last atom are minus the sum of the others.
 //
-// Messages are computed for several atoms at once, so that there is work for all threads between two barriers: values of those to DESTINATIONS,
-// tangents of those of BESIDE. Lanes are their pairs with all atoms.
+// Messages are computed for several atoms at once, so that there is work for all threads between two barriers: values
+// of those to DESTINATIONS atoms, tangents of those of BESIDE atoms. Lanes are their pairs with all atoms.
 //
-// ATOMS, DIRECTIONS (none in programs for values alone), DESTINATIONS and BESIDE are given when a kernel is compiled. Before it includes this a model
-// says how many rows its tape has for an edge and for an atom in each of LAYERS, OF_EDGE and OF_ATOM, and how many numbers a block works on,
-// VALUES_MEMORY and TANGENTS_MEMORY.
+// ATOMS, DIRECTIONS (0 in programs for values alone), DESTINATIONS and BESIDE are defined at compilation. Before
+// including this file a model defines the number of tape rows for an edge and for an atom in each of LAYERS, OF_EDGE
+// and OF_ATOM, and the sizes of a block's memory, VALUES_MEMORY and TANGENTS_MEMORY.
 #ifndef MODEJUMP_TANGENTS
 #define MODEJUMP_TANGENTS
 #include "networks.cuh"
 
 #define PAIR_LANES (DESTINATIONS * PADDED)
-// Threads that a lane's numbers are shared out over, where there are so many lanes.
+// Threads that share a lane's numbers, given the number of lanes.
 #define TOGETHER(lanes) MOST(THREADS / (lanes), 1)
 
 static __device__ real sigmoid(real x) { return (real)1 / ((real)1 + exp(-x)); }
 
 // ---------------------------------------------------------------- the tape
 
-// Rows of PADDED lanes, a block's own; those of an edge have its sources as lanes.
+// Rows of PADDED lanes, one tape per block; the lanes of an edge's rows are its sources.
 #define OF_LAYER ((size_t)(ATOMS * OF_EDGE + OF_ATOM) * PADDED)
 #define TAPE (DIRECTIONS ? LAYERS * OF_LAYER : 0)
-// Whether anything is to be kept on a tape.
+// Whether to record on a tape.
 #define KEPT(tape) (DIRECTIONS && (tape))
 
-// Rows of edges to an atom, and of all atoms, in a layer.
+// Rows of the edges to an atom, and of all atoms, in a layer.
 template <class Number>
 static __device__ Number* edges_to(Number* tape, int layer, int atom) {
   return IN_GLOBAL(tape) + layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
@@ -40,16 +41,17 @@ static __device__ Number* atoms_of(Number* tape, int layer) {
   return edges_to(tape, layer, ATOMS);
 }
 
-// Where lanes keep theirs: those of atoms, or of edges to `places` atoms from `target` on, `stride` apart; nowhere without `base`.
+// Where lanes record: for atoms, or for edges to `places` atoms from `target` on, `stride` apart; nowhere without
+// `base`.
 struct Record {
   real* base;
   int places, target, stride;
-  // The first row at a lane.
+  // First row at a lane.
   __device__ real* at(int lane) const {
     const int place = lane / PADDED;
     return base && place < places ? base + (size_t)place * stride + lane % PADDED : (real*)0;
   }
-  // What an atom or padding would tell an atom counts for nothing.
+  // Whether a lane is a real message: not from an atom to itself nor from padding.
   __device__ bool counts(int lane) const {
     return target < 0 || (lane % PADDED != target + lane / PADDED && lane % PADDED < ATOMS);
   }
@@ -65,8 +67,8 @@ static __device__ Record of_edges(real* base, int first) {
 
 // ---------------------------------------------------------------- memory of a block
 
-// Lanes of pairs, and rows of tangents: of atoms, of pairs, and of what is summed up over sources, which begin in banks of their own, as neighbouring
-// threads sum up neighbouring numbers.
+// Lanes of pairs, and rows of tangents: of atoms, of pairs, and of what is summed over sources; the latter start in
+// different banks, as neighbouring threads sum neighbouring numbers.
 #define LINES (BESIDE * PADDED)
 #define ROWS (PADDED * DIRECTIONS)
 #define PAIR_ROWS (BESIDE * ROWS)
@@ -76,15 +78,15 @@ static __device__ Record of_edges(real* base, int first) {
 
 static __device__ real* block_tape(real* scratch) { return scratch + (size_t)blockIdx.x * (TAPE + (SCRATCH ? MEMORY : 0)); }
 
-// What a block works on; every function that is not inlined finds it itself, so that the compiler knows where it is.
+// A block's memory; every function that is not inlined derives it anew, so that the compiler knows its address space.
 #define OWN_MEMORY(scratch) BLOCK_MEMORY(block_tape(scratch) + TAPE)
 #define OWN_VALUES(scratch) OWN_MEMORY(scratch); const Values m = values_layout(memory)
 #define OWN_TANGENTS(scratch) OWN_MEMORY(scratch); const Tangents m = tangents_layout(memory)
 
 // ---------------------------------------------------------------- values
 
-// Σ term(j) over the sources j of messages to atom i. `number` says which source comes first, so that neighbouring threads, which sum up rows of
-// other numbers, read from other banks.
+// Σ term(j) over the sources j of messages to atom i. `number` determines which source comes first, so that
+// neighbouring threads, which sum rows of other numbers, read from other banks.
 template <class Term>
 static __device__ real sum_over_sources(int i, int number, const Term& term) {
   real sum = (real)0;
@@ -101,12 +103,12 @@ static __device__ real sum_over_sources(int i, int number, const Term& term) {
 
 #define PARTS (DIRECTIONS == 0 ? 1 : (3 * (ATOMS - 1) + DIRECTIONS - 1) / (DIRECTIONS == 0 ? 1 : DIRECTIONS))
 
-// One evaluation by one block: the field at (t, x), with derivatives along `dx` or, without it, along the coordinates of the
-// part-th share of the divergence; and where it goes, unless null. `divergence`: the share, or the derivative's product with dx.
-// `again`: the block was at this point when it was called last, for another part.
+// One evaluation by one block: the field at (t, x), with derivatives along `dx` or, without it, along the coordinates
+// of share number `part` of the divergence; and where the results go, unless null. `divergence`: the share, or the
+// product of the derivative with dx. `again`: the block's previous call was at the same point, for another part.
 struct Point {
   double t;
-  const double *x, *dx;  // [ATOMS][3], as f and df
+  const double *x, *dx;  // [ATOMS][3], as are f and df
   int part;
   bool again;
   double *f, *df, *divergence;
@@ -119,13 +121,13 @@ static __device__ Point point_of(const Batch& a, int row, int part, bool again) 
   return p;
 }
 
-// A field, `of_point`, of all rows of a batch, and of all parts of their divergences.
+// Evaluates a field, `of_point`, for all rows of a batch, and all parts of their divergences.
 template <class Field>
 static __device__ void evaluate_rows(const Batch& a, const Field& of_point) {
   share_out(a.n, a.parts ? PARTS : 1, [&](int row, int part, bool again) { of_point(point_of(a, row, part, again)); });
 }
 
-// The field at one point, by its values(network, scratch, point, tape) and, from their tape, its derivatives(..).
+// The field at one point, from its values(network, scratch, point, tape) and, from their tape, its derivatives(..).
 template <class Network>
 static __device__ void field(const Network& a, real* scratch, const Point& p) {
   const bool with_derivatives = p.df || p.divergence;
@@ -139,7 +141,7 @@ static __device__ void field(const Network& a, real* scratch, const Point& p) {
 
 #if DIRECTIONS
 
-// Derivatives of a number, which a thread has together; arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms or pairs.
+// Derivatives of a number, held by one thread; arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms or pairs.
 struct alignas(DIRECTIONS * sizeof(real)) Along { real v[DIRECTIONS]; };
 
 static __device__ Along along(const real* rows, int lane) { return *(const Along*)(rows + lane * DIRECTIONS); }
@@ -164,14 +166,15 @@ static __device__ Along operator*(real s, Along a) {
   return a;
 }
 
-// The next `numbers` rows of so many numbers.
+// The next `numbers` rows of `row` numbers.
 static __device__ real* take(real*& memory, int numbers, int row) {
   real* const start = memory;
   memory += numbers * row;
   return start;
 }
 
-// What a product's rows come to, each times a number of the tape: that of output o among the `count` that kept(lane) has from `first` on.
+// Stores a product's rows, each multiplied by a number of the tape: for output o the o-th of the `count` that
+// kept(lane) has from `first` on.
 template <class Kept>
 static __device__ auto scaled(const Kept& kept, int first, int count, real* to, int stride) {
   return [=](int o, int row, real* sum) {
@@ -186,7 +189,7 @@ static __device__ auto scaled(const Kept& kept, int first, int count, real* to, 
   };
 }
 
-// The coordinates that the directions of a share move, first to last, and their atoms.
+// Coordinates of the directions of a share, first to last, and their atoms.
 struct Share {
   int part;
   __device__ int first_atom() const { return part * DIRECTIONS / 3; }
@@ -195,16 +198,17 @@ struct Share {
   __device__ bool moves(int atom) const { return first_atom() <= atom && atom <= last_atom(); }
 };
 
-// Atoms with all their pairs: `count` from the `first` on, and the last of all if `number` is one more.
+// Atoms with all their pairs: `count` from `first` on, plus the last of all if `number` is one more.
 struct Atoms {
   int first, count, number;
   __device__ int at(int index) const { return index < count ? first + index : ATOMS - 1; }
 };
 
-// Whether the pairs of a share's own atoms are all that change: in the first layer, where nothing but x depends on x.
+// Whether only the pairs of a share's own atoms change: in the first layer, where only x depends on x.
 static __device__ bool is_sparse(const Point& p, int layer) { return layer == 0 && !p.dx; }
 
-// Whose messages are asked for in a layer: with `trace`, which is for a divergence, of the last one those to the share's atoms and to the last.
+// Atoms whose messages are needed in a layer: with `trace`, for a divergence, in the last layer only the share's atoms
+// and the last atom.
 static __device__ Atoms destinations_of(const Point& p, int layer, bool trace) {
   const Share share = {p.part};
   const bool sparse = is_sparse(p, layer), few = sparse || (layer + 1 == LAYERS && trace && !p.dx);
@@ -213,7 +217,7 @@ static __device__ Atoms destinations_of(const Point& p, int layer, bool trace) {
   return atoms;
 }
 
-// The lanes of messages to BESIDE of the atoms, from the `first` on, from all sources; or FROM them, to all.
+// Lanes of the messages to BESIDE of the atoms, from `first` on, from all sources; or FROM them, to all.
 template <bool FROM>
 struct Lanes {
   Atoms atoms;
@@ -229,7 +233,7 @@ struct Lanes {
   }
 };
 
-// Derivatives of x to [3][ROWS].
+// Reads derivatives of x to [3][ROWS].
 static __device__ void read_directions(const Point& p, real* to) {
   FOR_EACH(axis, row, 3, ROWS) {
     const int atom = row / DIRECTIONS, direction = p.part * DIRECTIONS + row % DIRECTIONS;
@@ -238,7 +242,7 @@ static __device__ void read_directions(const Point& p, real* to) {
   }
 }
 
-// The field's derivatives [3][ROWS] to where they go.
+// Writes the field's derivatives [3][ROWS] to their destination.
 static __device__ void write_derivatives(const Point& p, const real* field) {
   const auto change = [&](int d, int i) { return (double)field[i % 3 * ROWS + i / 3 * DIRECTIONS + d]; };
   if (p.df)

@@ -1,20 +1,23 @@
-// TarFlow and its transferable kin (src/models/tarflow/mod.rs and transferable.rs have the equations): from the data to the prior, and
-// back token after token with the keys and values of the tokens before kept.
+// TarFlow and its transferable relatives (equations in src/models/tarflow/mod.rs and transferable.rs): from the data to
+// the prior, and back token by token with a key/value cache.
 //
-// A team of blocks takes LANES rows through the network: on the way to the data one token of so many samples, on the way to
-// the prior so many tokens of one sample. Both are the same work, since a row needs of others only the keys and values of the
-// tokens up to its own. Where there are rows enough to fill the card a team is one block. Otherwise its blocks share out the
-// outputs of each product and wait for each other, so that the whole card reads the weights for a single sample.
+// A team of blocks takes LANES rows through the network: from the prior to the data one token of LANES samples, from
+// the data to the prior LANES tokens of one sample. Both are the same work, since a row needs of others only the keys
+// and values of the tokens up to its own. If there are enough rows to fill the card, a team is one block. Otherwise its
+// blocks share the outputs of each product and wait for each other, so that the whole card reads the weights for a
+// single sample.
 //
-// A product reads each weight once for all lanes, from the L2 cache, which the weights of one block of the flow fit into. Its input is
-// staged in shared memory; outputs, keys and values lie in memory of the team's own, which is as near.
+// A product reads each weight once for all lanes, from the L2 cache, which is large enough for the weights of one block
+// of the flow. Its input is staged in shared memory; outputs, keys and values are in the team's own global memory,
+// which is cached there, too.
 //
-// Three variants: 16 lanes and PAIRS 16, for a card that is full; 8 lanes and PAIRS 8, for teams; one lane, for a team with a single
-// sample, which has nothing to do but wait: for the other blocks, and for memory. There what does not depend on the other blocks is read
-// before they are waited for, into shared memory: the weights of the next product, and kept keys and values.
+// Three variants: 16 lanes and PAIRS 16, for a full card; 8 lanes and PAIRS 8, for teams; one lane, for a team with a
+// single sample, whose time is that of waiting: for the other blocks, and for memory. In that variant everything
+// independent of the other blocks is read into shared memory before waiting for them: the weights of the next product,
+// and cached keys and values.
 //
-// A sum over inputs is of SLICES parts, four of which make a group, in an order that is the same in all variants, so a row's bits depend
-// on neither variant nor team.
+// A sum over inputs consists of SLICES parts, four of which make a group, in an order that is the same in all variants,
+// so a row's bits depend on neither variant nor team.
 #define ALONE (LANES == 1)
 #if ALONE
 #define RESIDENT 256
@@ -25,20 +28,20 @@
 
 #define SLICES 32
 #define GROUP 4
-// Lanes of a thread in a product, and of what is read at once.
+// Lanes per thread in a product, and lanes read at once.
 #define WIDE LEAST(LANES, 8)
 #define PIECE LEAST(LANES, 4)
 #define WIDES (LANES / WIDE)
-// Reads of weights that a thread waits for at once, as there are registers: a team has little else to do meanwhile.
+// Weights loaded by a thread at once, as registers permit: a team has little else to do meanwhile.
 constexpr int DEPTH = LANES > 8 || CHANNELS > 256 ? 4 : 8;
-// Pairs of weights that a thread asks for ahead, as there is room.
+// Pairs of weights prefetched by a thread, as memory permits.
 constexpr int ASKED = ALONE ? 128 / sizeof(real) : 0;
-// Parts of sums in attention: a block that has a row and head to itself shares them out among its threads, a warp that has one takes
-// one after the other.
+// Parts of sums in attention: a block that has a row and head to itself divides them among its threads, a warp computes
+// one after another.
 #define QUARTERS 4
 #define QUARTER ((WIDTH + QUARTERS - 1) / QUARTERS)
 #define BY_BLOCK (LANES <= 8)
-// A function that would want registers of what calls it.
+// A function that would otherwise take registers from its caller.
 #if BY_BLOCK
 #define APART __noinline__
 #else
@@ -46,9 +49,9 @@ constexpr int ASKED = ALONE ? 128 / sizeof(real) : 0;
 #endif
 // Slices of a thread: those of a group, or one.
 #define OWN (SLICES * PAIRS * WIDES / THREADS)
-// Parts of a sum over the channels of a lane.
+// Number of partial sums over the channels of a lane.
 #define PARTS 16
-// Inputs of a slice.
+// Number of inputs of a slice.
 #define OF_SLICE(inputs) (((inputs) + SLICES - 1) / SLICES)
 
 constexpr int MOST_ASKED = LEAST(ASKED, OF_SLICE(CHANNELS > HIDDEN ? CHANNELS : HIDDEN));
@@ -60,13 +63,13 @@ struct Arguments {
   const Stage* stages;
   const Layer* layers;  // [stages][LAYERS]
   const int* orders;    // [stages][tokens]
-  double* x;            // [n][tokens][SIZE], replaced by what comes out
-  double* log_det;      // [n], of the direction that is gone
-  real* scratch;        // a team's state after the other
-  u32* arrivals;        // [teams], zero
+  double* x;            // [n][tokens][SIZE], replaced by the result
+  double* log_det;      // [n], of the direction computed
+  real* scratch;        // the teams' states, one after another
+  u32* arrivals;        // [teams], initially zero
   int n, tokens, n_stages;
   int encode;  // else decode
-  int blocks;  // of a team
+  int blocks;  // per team
   int padding;
 };
 
@@ -75,8 +78,8 @@ struct Arguments {
 // Numbers of a thread in a product, two outputs of its lanes; odd, so that neighbours' are in different banks.
 #define VALUES (2 * WIDE + 1)
 
-// An address and a place in shared memory, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES]
-// unless said otherwise.
+// An address and an offset in shared memory, with arrays at fixed offsets from them, which take no registers. Arrays
+// are [numbers][LANES] unless said otherwise.
 struct State {
   real* of_team;
   int shift;
@@ -85,30 +88,31 @@ struct State {
   __device__ real* qkv() const { return inner() + CHANNELS * LANES; }
   __device__ real* mixed() const { return qkv() + 3 * CHANNELS * LANES; }
   __device__ real* hidden() const { return mixed() + CHANNELS * LANES; }
-  // Keys [LAYERS][samples][HEADS][WIDTH][tokens], and after those of each head its values [tokens][WIDTH].
+  // Keys [LAYERS][samples][HEADS][WIDTH][tokens], those of each head followed by its values [tokens][WIDTH].
   __device__ real* kept() const { return hidden() + EVEN(HIDDEN) * LANES; }
 
   // [2][PARTS][LANES]
   __device__ real* sums() const { return (real*)of_block() + shift; }
   __device__ real* output() const { return sums() + 2 * PARTS * LANES; }
   __device__ real* partial() const { return output() + 2 * SIZE * LANES; }  // [THREADS][VALUES]
-  // What is staged, and in its place what attention needs, [WARPS][WIDTH + tokens].
+  // Staged input or, in the same place, scratch for attention, [WARPS][WIDTH + tokens].
   __device__ real* x() const { return partial() + THREADS * VALUES; }
-  // Where there is one lane, before all others: keys and values of the head that this block mixes, as they are kept, and before them pairs
-  // of weights, [OF_SLICE][THREADS].
+  // With a single lane, before all others: cached keys and values of the head that this block processes, and before
+  // them prefetched pairs of weights, [OF_SLICE][THREADS].
   __device__ real* near(const Arguments& a) const { return sums() - 2 * WIDTH * a.tokens; }
   __device__ Two* asked(const Arguments& a) const { return (Two*)near(a) - MOST_ASKED * THREADS + threadIdx.x; }
 };
 
 static __device__ int samples_of(const Arguments& a) { return a.encode ? 1 : LANES; }
 
-// Numbers of a team's state.
+// Numbers in a team's state.
 static __device__ size_t size_of(const Arguments& a) {
   const size_t kept = (size_t)LAYERS * samples_of(a) * 2 * CHANNELS * a.tokens;
   return (size_t)(6 * CHANNELS + EVEN(HIDDEN)) * LANES + (kept + 7) / 8 * 8;
 }
 
-// The rows at hand: tile and step, and what a lane is in them. A lane that is not live has zeros, and is nobody's.
+// The current rows: tile and step, and the meaning of a lane in them. A lane that is not live has zeros and belongs to
+// no row.
 struct At { int tile, step; };
 struct Row { int sample, token; bool live; };
 
@@ -122,7 +126,7 @@ static __device__ Row row_of(const Arguments& a, const At& at, int lane) {
 
 // ---------------------------------------------------------------- products
 
-// [numbers][LANES] of the team to shared memory.
+// Copies the team's [numbers][LANES] to shared memory.
 static __device__ void stage(const State& m, const real* from, int numbers) {
   for (int item = threadIdx.x; item < numbers * LANES / PIECE; item += THREADS) ((Piece*)m.x())[item] = ((const Piece*)from)[item];
 }
@@ -131,8 +135,8 @@ static __device__ const Two* weights_at(const Arguments& a, const Linear& layer,
   return (const Two*)(a.weights + layer.weight + (size_t)k * EVEN(n_out) + o);
 }
 
-// The first weights of a thread in the pass of a product that begins at output `first`, so that they are on their way while the team is
-// waited for.
+// Prefetches the first weights of a thread in the pass of a product that begins at output `first`, while waiting for
+// the team.
 template <int INPUTS>
 static __device__ void ask(const Arguments& a, const State& m, const Linear& layer, int n_out, int first) {
   const int o = first + 2 * (threadIdx.x % PAIRS), slice = threadIdx.x / (PAIRS * WIDES);
@@ -145,7 +149,7 @@ static __device__ void ask(const Arguments& a, const State& m, const Linear& lay
 
 static __device__ int first_of(const Team& team) { return 2 * PAIRS * team.rank; }
 
-// What a thread reads of an output before it waits for the sum: nothing, or what the output is added to.
+// What a thread reads for an output before it waits for the sum: nothing, or the value that the output is added to.
 struct Nothing { __device__ real operator()(int, int) const { return (real)0; } };
 struct Old {
   const real* rows;
@@ -154,9 +158,9 @@ struct Old {
 
 struct Result { real value, old; };
 
-// W x + b of what is staged, the team's blocks sharing out the passes of 2 PAIRS outputs; finish(o, lane, left, right) takes outputs o
-// and o + 1, o even, each a Result. A thread has two outputs of WIDE lanes, and its part of the slices. The weights of its first pass were asked for.
-// Begins and ends with a barrier of the block.
+// W x + b of the staged input, with the passes of 2 PAIRS outputs divided among the team's blocks; finish(o, lane,
+// left, right) takes outputs o and o + 1, o even, each a Result. A thread has two outputs of WIDE lanes, and its share
+// of the slices. The weights of its first pass must have been prefetched. Begins and ends with a barrier of the block.
 template <int INPUTS, class Before, class Finish>
 static __device__ void product(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
                                const Before& before, const Finish& finish) {
@@ -167,7 +171,7 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
   for (int first = first_of(team); first < n_out; first += 2 * PAIRS * team.blocks) {
     const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
     const bool finishes = column < PAIRS && mine < n_out;
-    // before it is needed, as long as there are registers for it, so that nobody waits for it
+    // early, as registers permit, so that nobody waits for it
     Two bias, old = {{(real)0, (real)0}};
     const auto read = [&]() {
       bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));
@@ -211,7 +215,7 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
       real left = (real)0, right = (real)0;
 #pragma unroll
       for (int slice = 0; slice < SLICES; slice += GROUP) {
-        // what a thread has is a group, or one slice of it
+        // a thread has the sum of a group, or of one slice of it
         real of_left = (real)0, of_right = (real)0;
 #pragma unroll
         for (int s = slice; s < slice + GROUP; s += OWN) {
@@ -227,7 +231,7 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
   }
 }
 
-// The same with finish(o, lane, result) for each output.
+// As `product`, with finish(o, lane, result) for each output.
 template <int INPUTS, class Before, class Finish>
 static __device__ void linear(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
                               const Before& before, const Finish& finish) {
@@ -239,11 +243,11 @@ static __device__ void linear(const Arguments& a, const State& m, const Team& te
 
 // ---------------------------------------------------------------- normalisation
 
-// (x − mean) / √(variance + ε) over the channels of each lane of what is staged; change(d, lane, value) says what it becomes. Begins
-// with a barrier of the block.
+// (x − mean) / √(variance + ε) over the channels of each lane of the staged input; change(d, lane, value) gives the new
+// value. Begins with a barrier of the block.
 template <class Change>
 static __device__ void normalise(const State& m, const Change& change) {
-  // THREADS is a multiple of LANES, so all that a thread touches is of one lane
+  // THREADS is a multiple of LANES, so all items of a thread are in one lane
   const int lane = threadIdx.x % LANES, part = threadIdx.x / LANES;
   real moments[2];
   for (int moment = 0; moment < 2; ++moment) {
@@ -261,7 +265,7 @@ static __device__ void normalise(const State& m, const Change& change) {
     moments[moment] = total / CHANNELS;
   }
   const real scale = (real)1 / sqrt(moments[1] + EPSILON);
-  // unrolled, so that a thread waits once for what four changes read
+  // unrolled, so that a thread waits only once for the reads of four changes
 #pragma unroll 4
   for (int first = 0; first < CHANNELS * LANES; first += THREADS) {
     const int item = first + threadIdx.x;
@@ -274,7 +278,7 @@ static __device__ void layer_norm(const Arguments& a, const State& m, const Norm
   normalise(m, [&](int d, int, real x) { return x * weight[d] + bias[d]; });
 }
 
-// What a block of the flow is given for a row: a number of [tokens][CHANNELS].
+// Conditioning of a row in a block of the flow: a number of [tokens][CHANNELS].
 static __device__ real given(const Arguments& a, int place, const Row& row, int d) {
   return a.weights[place + row.token * CHANNELS + d];
 }
@@ -286,9 +290,10 @@ static __device__ void adaptive_norm(const Arguments& a, const State& m, const A
   });
 }
 
-// ---------------------------------------------------------------- attention, a warp for each lane and head
+// ---------------------------------------------------------------- attention, one warp per lane and head
 
-// Queries or keys of a lane, [CHANNELS] at a stride of LANES, normalised over all heads where the model does so: number d.
+// Number d of the queries or keys of a lane, [CHANNELS] at a stride of LANES, normalised over all heads if the model
+// does so.
 struct Normed {
   const real* of;
   const real *weight, *bias;
@@ -310,13 +315,13 @@ static __device__ Normed normed(const Arguments& a, const real* of, const Norm& 
   return all;
 }
 
-// Where keys of a head of a sample begin; values follow them.
+// Start of the keys of a head of a sample; values follow them.
 static __device__ real* kept_of(const Arguments& a, const State& m, int l, int lane, int head) {
   const int samples = samples_of(a), sample = a.encode ? 0 : lane;
   return m.kept() + (((size_t)l * samples + sample) * HEADS + head) * 2 * WIDTH * a.tokens;
 }
 
-// Key and value of a token to those of its sample, and to the copy that is near, if there is one.
+// Writes key and value of a token to the sample's cache, and to the near copy, if there is one.
 static __device__ void keep(const Arguments& a, const State& m, const Layer& layer, real* kept, real* near, int lane, int head, int token) {
   const int values = WIDTH * a.tokens;
   const Normed key = normed(a, m.qkv() + CHANNELS * LANES + lane, layer.key_norm);
@@ -331,7 +336,7 @@ static __device__ void keep(const Arguments& a, const State& m, const Layer& lay
   }
 }
 
-// Of the scores of `seen` tokens, by a warp: their exponentials, the largest being one, in their place, and the sum of these.
+// Replaces the scores of `seen` tokens, by a warp, with their exponentials relative to the largest; returns the sum.
 static __device__ real soften(real* scores, int seen) {
   real top = (real)-3e38, total = (real)0;
   for (int j = threadIdx.x % 32; j < seen; j += 32) top = scores[j] > top ? scores[j] : top;
@@ -361,8 +366,8 @@ static __device__ real of_tokens(const real* scores, const real* values, int qua
   return sum;
 }
 
-// Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one, by a warp, a thread of which has every 32nd token and then every 32nd
-// number of the values.
+// Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one, by a warp, each thread of which has every 32nd
+// token and then every 32nd number of the values.
 static __device__ void mix(const Arguments& a, const State& m, const Layer& layer, const real* keys, int lane, int head, int token) {
   const int thread = threadIdx.x % 32, seen = token + 1;
   const real* const values = keys + WIDTH * a.tokens;
@@ -372,7 +377,7 @@ static __device__ void mix(const Arguments& a, const State& m, const Layer& laye
   const real factor = (real)1 / sqrt((real)WIDTH);
   for (int c = thread; c < WIDTH; c += 32) q[c] = query(head * WIDTH + c);
   __syncwarp();
-  // four scores a thread at once
+  // four scores per thread at once
   for (int first = thread; first < seen; first += 128) {
     real dots[4] = {(real)0, (real)0, (real)0, (real)0};
     for (int quarter = 0; quarter < QUARTERS; ++quarter) {
@@ -402,8 +407,8 @@ static __device__ void mix(const Arguments& a, const State& m, const Layer& laye
   __syncwarp();
 }
 
-// The same sums in the same order by a block, for a card that has more blocks than rows and heads: what it reads is as far away as the L2
-// cache, so it reads all at once. Begins and ends with a barrier of the block.
+// As `mix`, with the same sums in the same order, by a block, for a card that has more blocks than rows and heads: its
+// reads have the latency of the L2 cache, so it issues them all at once. Begins and ends with a barrier of the block.
 static __device__ void mix_by_block(const Arguments& a, const State& m, const Layer& layer, const real* keys, int lane, int head,
                                     int token) {
   const int seen = token + 1, most = a.tokens > WIDTH ? a.tokens : WIDTH;
@@ -442,20 +447,23 @@ static __device__ void no_mix(const State& m, int lane, int head) {
   for (int c = threadIdx.x % 32; c < WIDTH; c += 32) m.mixed()[(head * WIDTH + c) * LANES + lane] = (real)0;
 }
 
-// Who shares out rows and heads: blocks, or warps. The last blocks come first, as products keep the first ones busy.
+// Workers that share rows and heads: blocks, or warps. The last blocks come first, as products keep the first ones
+// busy.
 static __device__ int workers_of(const Team& team) { return BY_BLOCK ? team.blocks : team.blocks * WARPS; }
 static __device__ int worker_of(const Team& team) {
   return BY_BLOCK ? team.blocks - 1 - team.rank : team.rank * WARPS + threadIdx.x / 32;
 }
 
-// Keys and values of the tokens before, and room for this one's, to shared memory: those of a block's first head.
+// Copies the cached keys and values, with room for those of this token, to shared memory: those of a block's first
+// head.
 static __device__ void fetch(const Arguments& a, const State& m, const Team& team, int l) {
   if (!ALONE || worker_of(team) >= HEADS) return;
   const Two* const kept = (const Two*)kept_of(a, m, l, 0, worker_of(team));
   for (int i = threadIdx.x; i < WIDTH * a.tokens; i += THREADS) COPY_LATER((Two*)m.near(a) + i, kept + i);
 }
 
-// The keys and values of a row are kept by the one who mixes them in decoding; in encoding rows of other tokens wait for them.
+// In decoding the keys and values of a row are stored by the worker that uses them; in encoding rows of other tokens
+// wait for them.
 static __device__ __noinline__ void attention(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer, int l) {
   const int workers = workers_of(team), worker = worker_of(team);
   const auto near = [&](int item) { return ALONE && item == worker ? m.near(a) : (real*)0; };
@@ -484,8 +492,8 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
 
 // ---------------------------------------------------------------- the network
 
-// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)), or with w = A(y) in the place of y, and y += w times the gate. `next` is the linear
-// layer after them, with so many outputs.
+// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)), or with w = A(y) in place of y, and y += w times the gate. `next` is
+// the linear layer that follows, with `n_next` outputs.
 static __device__ void attend(const Arguments& a, const State& m, const Team& team, const At& at, const Stage& flow,
                               const Layer& layer, int l, const Linear& next, int n_next) {
   real* const rows = ADAPTIVE ? m.inner() : m.y();
@@ -518,7 +526,7 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
     const real w = r.old + r.value;
     real* const y = m.y() + o * LANES + lane;
     if (ADAPTIVE) *y += given(a, layer.attention.gate, row, o) * w;
-    else if (CONDITIONS && l + 1 < LAYERS) *y = w + given(a, flow.condition, row, o);  // the layer behind begins with it
+    else if (CONDITIONS && l + 1 < LAYERS) *y = w + given(a, flow.condition, row, o);  // the next layer begins with it
     else *y = w;
   });
   ask<CHANNELS>(a, m, next, n_next, first_of(team));
@@ -543,7 +551,7 @@ static __device__ APART void transition(const Arguments& a, const State& m, cons
   meet(team);
 }
 
-// Rows at the start of the layers, by one block: W u and what the tokens are given.
+// Rows at the start of the layers, by one block: W u plus the tokens' conditioning.
 static __device__ void enter(const Arguments& a, const State& m, const At& at, const Stage& flow) {
   for (int item = threadIdx.x; item < CHANNELS * LANES; item += THREADS) {
     const int d = item % CHANNELS, lane = item / CHANNELS, columns = (CHANNELS + 1) / 2 * 2;
@@ -559,7 +567,7 @@ static __device__ void enter(const Arguments& a, const State& m, const At& at, c
   }
 }
 
-// The tokens after those of the rows, by what the network says of them, [a, b]: v = (u − b) e^{−a}, or u = v e^a + b.
+// The tokens after those of the rows, from the network's [a, b]: v = (u − b) e^{−a}, or u = v e^a + b.
 static __device__ void follow(const Arguments& a, const State& m, const At& at, const Stage& flow) {
   for (int item = threadIdx.x; item < SIZE * LANES; item += THREADS) {
     const int k = item / LANES, lane = item % LANES;
@@ -570,7 +578,7 @@ static __device__ void follow(const Arguments& a, const State& m, const At& at, 
     const double scale = (double)m.output()[k * LANES + lane], shift = (double)m.output()[(SIZE + k) * LANES + lane];
     *x = a.encode ? (*x - shift) * exp(-scale) : *x * exp(scale) + shift;
   }
-  // of a sample by one thread, in the order of its tokens
+  // per sample by one thread, in the order of its tokens
   if (threadIdx.x < (unsigned)samples_of(a)) {
     const int first = threadIdx.x, last = a.encode ? LANES : first + 1;
     for (int lane = first; lane < last; ++lane) {
@@ -586,7 +594,7 @@ static __device__ void follow(const Arguments& a, const State& m, const At& at, 
 static __device__ void run_stage(const Arguments& a, const State& m, const Team& team, int tile, int index) {
   const Stage& flow = a.stages[index];
   const Layer* const layers = a.layers + index * LAYERS;
-  // the last token is not needed for any other
+  // no other token needs the last one
   const int steps = a.encode ? (a.tokens - 1 + LANES - 1) / LANES : a.tokens - 1;
   At at = {tile, 0};
   if (team.rank == 0) enter(a, m, at, flow);
@@ -606,7 +614,8 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
       stage(m, m.y(), CHANNELS);
       linear<CHANNELS>(a, m, alone, flow.out, 2 * SIZE, Nothing{}, [&](int o, int lane, Result r) { m.output()[o * LANES + lane] = r.value; });
       ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, 0);
-      // the next rows are u, so before some are replaced in encoding, and after they are found in decoding
+      // the next rows are u, so they are read before some are replaced in encoding, and after they are found in
+      // decoding
       const At next = {tile, at.step + 1};
       if (a.encode) enter(a, m, next, flow);
       __syncthreads();
@@ -616,7 +625,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
     }
     meet(team);
   }
-  if (ALONE) ARRIVED();  // what the last step asked for, before its places are the next stage's, or nobody's
+  if (ALONE) ARRIVED();  // what the last step prefetched, before the next stage, or nobody, uses its places
 }
 
 KERNEL(tarflow, Arguments) {

@@ -1,7 +1,7 @@
-// What kernels of TarFlows share: how the tables of a network are read, and functions of one number.
+// Common to kernels of TarFlows: the layout of a network's tables, and functions of one number.
 //
-// Sizes are those of one model: SIZE (numbers of a token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, a `Stage` here);
-// QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION say what a transferable one has beside.
+// Sizes are those of one model: SIZE (numbers per token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, here
+// a `Stage`); QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION are the additional features of a transferable one.
 #ifndef MODEJUMP_TARFLOW
 #define MODEJUMP_TARFLOW
 #include "common.cuh"
@@ -12,8 +12,8 @@
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define EVEN(n) (((n) + 1) / 2 * 2)
 
-// Places in `weights`: a linear layer, [in][out] with out even, and its bias; a layer normalisation; an adaptive one and its gate,
-// [tokens][CHANNELS] each.
+// Offsets in `weights`: a linear layer, [in][out] with out even, and its bias; a layer normalisation; an adaptive one
+// and its gate, [tokens][CHANNELS] each.
 struct Linear { int weight, bias; };
 struct Norm { int weight, bias; };
 struct Modulation { int gamma, beta, gate; };

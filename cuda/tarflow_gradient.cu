@@ -1,30 +1,34 @@
-// ∇ₓ log q of TarFlow and its transferable kin (src/models/tarflow/mod.rs and transferable.rs have the equations): from the data to the
-// prior, and by the chain rule back.
+// ∇ₓ log q of TarFlow and its transferable relatives (equations in src/models/tarflow/mod.rs and transferable.rs): from
+// the data to the prior, and back by reverse mode.
 //
-// A team of blocks takes one sample through the network, all its tokens at once. Where there are samples enough to fill the card a team is one
-// block. Otherwise its blocks share out the tiles of products, the lanes of normalisations and the sums of attention, and wait for each other.
+// A team of blocks takes one sample through the network, all its tokens at once. If there are enough samples to fill
+// the card, a team is one block. Otherwise its blocks share the tiles of products, the lanes of normalisations and the
+// sums of attention, and wait for each other.
 //
-// The rows of a layer that the way back needs are kept in memory of the card, [numbers][lanes], a token a lane, so nothing but
-// normalisations is computed twice. Tokens are seen by later ones alone, so lanes that fill up a group of four, behind the last token that
-// others need, are tokens like all: nothing depends on them, and on the way back they have zeros.
+// The rows of a layer that the backward pass needs are kept in global memory, [numbers][lanes], one token per lane, so
+// only normalisations are computed twice. Tokens are seen only by later ones, so the lanes that fill up a group of
+// four, after the last token that others need, are treated as tokens: nothing depends on them, and in the backward pass
+// they have zeros.
 //
-// A product goes through tiles of outputs and lanes; weights and rows come to shared memory DEPTH inputs at a time, the next ones while the last
-// ones are worked on. Weights are read as they are on the way back, too. A sum over inputs is in their order, in teams of any size and for any
-// HIGH (outputs of a thread: few, so that a team has tiles enough, or many, for a card that is full), so a row's bits depend on neither.
+// A product is computed in tiles of outputs and lanes; weights and rows are copied to shared memory DEPTH inputs at a
+// time, the next ones while the previous ones are in use. The backward pass reads the same weights. A sum over inputs
+// is in their order, in teams of any size and for any HIGH (outputs per thread: few, so that a team has enough tiles,
+// or many, for a full card), so a row's bits depend on neither.
 #include "tarflow.cuh"
 
-// Lanes of a thread, and of what is read at once.
+// Lanes per thread, and lanes read at once.
 #define GROUP 4
-// Numbers of a warp's lane that neighbouring threads have.
+// Distance between numbers of neighbouring threads in a warp's lane.
 #define APART (32 / GROUP)
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
-// Inputs of a product that are in shared memory at once, and the threads that bring one of them.
+// Inputs of a product that are in shared memory at once, and the threads that copy one of them.
 #define DEPTH (64 / (int)sizeof(real))
 #define BRINGING (THREADS / DEPTH)
-// Of a tile: columns of threads, and groups of lanes.
+// Largest tile: columns of threads, and groups of lanes.
 #define MOST_COLUMNS 64
 #define MOST_ACROSS 8
-// Rows in shared memory. Four words more than there are outputs, so that what comes transposed does not all go to the same banks.
+// Row lengths in shared memory. Four words more than there are outputs, so that transposed writes do not all fall into
+// the same banks.
 #define NEAR_OUTPUTS (HIGH * MOST_COLUMNS + 4)
 #define NEAR_LANES (GROUP * MOST_ACROSS)
 #define NEAR (DEPTH * (NEAR_OUTPUTS + NEAR_LANES))
@@ -35,15 +39,15 @@ struct Arguments {
   const Layer* layers;  // [stages][LAYERS]
   const int* orders;    // [stages][tokens]
   double* x;            // [n][tokens][SIZE], replaced by z
-  double* gradient;     // of log q by x
+  double* gradient;     // of log q with respect to x
   double* log_det;      // [n]
-  double* path;         // a team's x before each stage, [stages][tokens][SIZE], after the other
-  real* scratch;        // a team's state after the other
-  u32* arrivals;        // [teams], zero
+  double* path;         // a team's x before each stage, [stages][tokens][SIZE], one team after another
+  real* scratch;        // the teams' states, one after another
+  u32* arrivals;        // [teams], initially zero
   int n, tokens, n_stages;
-  int blocks;  // of a team
-  int lanes;   // tokens that others need, and what fills up a group
-  int across;  // groups of a tile
+  int blocks;  // per team
+  int lanes;   // tokens that others need, rounded up to whole groups
+  int across;  // groups of lanes in a tile
 };
 
 // ---------------------------------------------------------------- state
@@ -51,20 +55,21 @@ struct Arguments {
 #define KEPT_ROWS ((5 + ADAPTIVE + 2 * QK_NORMS + TRANSITION) * CHANNELS + (1 + 2 * TRANSITION) * HIDDEN)
 #define WIDEST MOST(3 * CHANNELS, (1 + TRANSITION) * HIDDEN)
 
-// Rows of a layer: y that enters it, A(y), queries, keys and values, the first two normalised, what the perceptron begins with, its hidden numbers
-// before gelu, what the transition begins with, its values and gates in turn; and p_ij of attention, [HEADS][tokens j][lanes i].
+// Rows of a layer: its input y, A(y), queries, keys and values, the first two normalised, the input of the perceptron,
+// its hidden numbers before gelu, the input of the transition, its values and gates in turn; and p_ij of attention,
+// [HEADS][tokens j][lanes i].
 struct Kept { real *y, *inner, *qkv, *normed, *after, *hidden, *middle, *into, *p; };
 
-// Arrays of [numbers][lanes] at fixed distances from the address of the team's memory.
+// Arrays of [numbers][lanes] at fixed offsets from the address of the team's memory.
 struct State {
   real* of_team;
   int lanes;
   __device__ real* row(size_t rows) const { return of_team + rows * lanes; }
-  __device__ real* flow() const { return row(0); }                       // y behind the last layer; cotangents of y
+  __device__ real* flow() const { return row(0); }                       // y after the last layer; cotangents of y
   __device__ real* branch() const { return row(CHANNELS); }              // cotangents of w
-  __device__ real* normal() const { return row(2 * CHANNELS); }          // what a product begins with, or comes to on the way back
-  __device__ real* mixed() const { return row(3 * CHANNELS); }           // of attention
-  __device__ real* wide() const { return row(4 * CHANNELS); }            // hidden numbers, and all cotangents that are as many
+  __device__ real* normal() const { return row(2 * CHANNELS); }          // input of a product, or its result in the backward pass
+  __device__ real* mixed() const { return row(3 * CHANNELS); }           // output of attention
+  __device__ real* wide() const { return row(4 * CHANNELS); }            // hidden numbers, and all cotangents of the same size
   __device__ real* g_output() const { return row(4 * CHANNELS + WIDEST); }
   __device__ real* g_p() const { return row(4 * CHANNELS + WIDEST + 2 * SIZE); }
   __device__ size_t shared_rows() const { return 4 * CHANNELS + WIDEST + 2 * SIZE + (size_t)HEADS * lanes; }
@@ -86,21 +91,21 @@ struct State {
   }
 };
 
-// What all functions take: the tables, the memory of the team, and the team.
+// Arguments of all functions: the tables, the team's memory, and the team.
 struct Work {
   const Arguments& a;
   const State& m;
   const Team& team;
 };
 
-// Items that the team's threads share out.
+// Loops over items divided among the team's threads.
 #define FOR_TEAM(item, count) \
   for (int item = w.team.rank * THREADS + threadIdx.x; item < (count); item += w.team.blocks * THREADS)
 
 static __device__ Four four_of(const real* rows) { return *(const Four*)rows; }
 static __device__ void put(real* rows, Four value) { *(Four*)rows = value; }
 
-// What a block of the flow is given for a token: a number of [tokens][CHANNELS].
+// Conditioning of a token in a block of the flow: a number of [tokens][CHANNELS].
 static __device__ real given(const Arguments& a, int place, int lane, int d) {
   return a.weights[place + LEAST(lane, a.tokens - 1) * CHANNELS + d];
 }
@@ -111,13 +116,13 @@ static __device__ int columns_of(const Arguments& a) { return LEAST(THREADS / a.
 
 struct alignas(HIGH * sizeof(real)) High { real v[HIGH]; };
 
-// Of a product that begins with so many numbers and comes to so many others: W x, or Wᵀ x on the way back.
+// A product with given numbers of inputs and outputs: W x, or Wᵀ x in the backward pass.
 struct Product {
   Linear layer;
   int inputs, outputs;
 };
 
-// Asks for inputs from k on: their weights for outputs from `first` on, their rows in lanes from `start` on.
+// Prefetches inputs from k on: their weights for outputs from `first` on, their rows in lanes from `start` on.
 template <bool BACK>
 static __device__ void ask(const Work& w, const Product& of, const real* x, real* near, int k, int first, int start) {
   const int outputs = LEAST(HIGH * columns_of(w.a), of.outputs - first), lanes = LEAST(GROUP * w.a.across, w.m.lanes - start);
@@ -130,13 +135,13 @@ static __device__ void ask(const Work& w, const Product& of, const real* x, real
     const real* const from = weights + (size_t)(k + row) * EVEN(of.outputs) + first;
     for (int o = 2 * place; !BACK && o < outputs; o += 2 * BRINGING) COPY_LATER((Two*)(near + row * NEAR_OUTPUTS + o), (const Two*)(from + o));
   }
-  // neighbours in the matrix are inputs here
+  // here neighbours in the matrix are inputs
   const int input = threadIdx.x % DEPTH;
   for (int o = threadIdx.x / DEPTH; BACK && k + input < of.inputs && o < outputs; o += BRINGING)
     COPY_LATER(near + input * NEAR_OUTPUTS + o, weights + (size_t)(first + o) * EVEN(of.inputs) + k + input);
 }
 
-// What is in shared memory in this turn.
+// The shared memory in use in this turn.
 static __device__ real* near(int turn) { return (real*)of_block() + turn * NEAR; }
 
 static __device__ void add(Four* sum, const real* near, int inputs, int o, int lane) {
@@ -151,7 +156,7 @@ static __device__ void add(Four* sum, const real* near, int inputs, int o, int l
   }
 }
 
-// finish(o, lane, sum) takes what an output comes to in four lanes, without a bias.
+// finish(o, lane, sum) takes the sums of an output in four lanes, without a bias.
 template <bool BACK, class Finish>
 static __device__ void product(const Work& w, const Product& of, const real* x, const Finish& finish) {
   const int columns = columns_of(w.a), outputs = HIGH * columns, wide = GROUP * w.a.across;
@@ -176,7 +181,7 @@ static __device__ void product(const Work& w, const Product& of, const real* x, 
   }
 }
 
-// W x + b; finish(o, lane, r, value) takes one lane, `lane` being that of the group and r the number in it.
+// W x + b; finish(o, lane, r, value) takes one lane, `lane` being that of the group and r the index within it.
 template <class Finish>
 static __device__ void forward(const Work& w, const Product& of, const real* x, real* to, const Finish& finish) {
   product<false>(w, of, x, [&](int o, int lane, Four sum) {
@@ -202,9 +207,9 @@ static __device__ void backward(const Work& w, const Product& of, const real* x,
 
 struct AsItIs { __device__ real operator()(int, int, real sum) const { return sum; } };
 
-// ---------------------------------------------------------------- normalisation, a warp for four lanes
+// ---------------------------------------------------------------- normalisation, one warp per four lanes
 
-// work(lane) by the threads of each lane, which share out its channels.
+// Calls work(lane) by the threads of each lane, which share its channels.
 template <class Each>
 static __device__ void for_lanes(const Work& w, const Each& each) {
   const int worker = w.team.rank * WARPS + threadIdx.x / 32, workers = w.team.blocks * WARPS;
@@ -245,7 +250,8 @@ static __device__ void normalise(const Work& w, const Modulation& by, const real
   FOR_CHANNELS(d) to[d * w.m.lanes + lane] = x(d) * given(w.a, by.gamma, lane, d) + given(w.a, by.beta, lane, d);
 }
 
-// The way back: g(d) are cotangents of what is normalised times its factor, put(d, value) takes those of rows.
+// Backward pass: g(d) are the cotangents of the normalised values times their factor, put(d, value) takes those of
+// rows.
 template <class Cotangent, class Put>
 static __device__ void through(const Work& w, const real* rows, int lane, const Cotangent& g, const Put& put) {
   const Standard x(w, rows, lane);
@@ -261,7 +267,7 @@ static __device__ void add_through(const Work& w, const Modulation& by, const re
           [&](int d, real value) { to[d * w.m.lanes + lane] += value; });
 }
 
-// The cotangents of w, in y += w times the gate.
+// The cotangents of w in y += w times the gate.
 static __device__ void gate(const Work& w, const Modulation& by, real* to) {
   const real* const g = w.m.flow();
   for_lanes(w, [&](int lane) { FOR_CHANNELS(d) to[d * w.m.lanes + lane] = g[d * w.m.lanes + lane] * given(w.a, by.gate, lane, d); });
@@ -269,7 +275,7 @@ static __device__ void gate(const Work& w, const Modulation& by, real* to) {
 
 // ---------------------------------------------------------------- attention
 
-// Numbers of [HEADS][tokens j][lanes i]: where those of four lanes i are.
+// Index of four lanes i in [HEADS][tokens j][lanes i].
 static __device__ size_t pair_at(const Work& w, int head, int j, int lane) { return ((size_t)head * w.m.lanes + j) * w.m.lanes + lane; }
 
 // factor Σ_c x_ci y_cj of each head, for tokens j up to the last of each four i.
@@ -295,7 +301,7 @@ static __device__ void compare(const Work& w, const real* x, const real* y, real
   meet(w.team);
 }
 
-// to_ci = Σ_j s_ij y_cj; s is zero where j is after i, as far as the four of i go.
+// to_ci = Σ_j s_ij y_cj; s is zero where j is after i, within the group of four of i.
 static __device__ void mix(const Work& w, const real* s, const real* y, real* to) {
   s = IN_GLOBAL(s);
   y = IN_GLOBAL(y);
@@ -336,7 +342,7 @@ static __device__ void mix_back(const Work& w, const real* s, const real* x, rea
   }
 }
 
-// Scores become their exponentials over the sum of these, for a token i of a head; zero for tokens j after it.
+// Softmax of the scores of a token i in a head; zero for tokens j after it.
 static __device__ void soften(const Work& w, real* p) {
   const int lanes = w.m.lanes;
   FOR_TEAM(item, HEADS * lanes) {
@@ -357,7 +363,7 @@ static __device__ void soften(const Work& w, real* p) {
   meet(w.team);
 }
 
-// Cotangents g_ij of p_ij become those of scores, times the factor: p_ij (g_ij − Σ_k p_ik g_ik).
+// Replaces cotangents g_ij of p_ij by those of the scores, times the factor: p_ij (g_ij − Σ_k p_ik g_ik).
 static __device__ void soften_back(const Work& w, const real* p, real factor, real* g) {
   const int lanes = w.m.lanes;
   FOR_TEAM(item, HEADS * lanes) {
@@ -420,7 +426,7 @@ static __device__ real silu_slope(real x) {
   return s * ((real)1 + x * ((real)1 - s));
 }
 
-// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)) to `next`, or with w = A(y) in the place of y, and y + w times the gate.
+// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)) to `next`, or with w = A(y) in place of y, and y + w times the gate.
 static __device__ __noinline__ void attend(const Work& w, const Kept& k, const Stage& flow, const Layer& layer, int l, real* next) {
   const int lanes = w.m.lanes;
   real* const rows = ADAPTIVE ? k.inner : k.y;
@@ -440,11 +446,11 @@ static __device__ __noinline__ void attend(const Work& w, const Kept& k, const S
   forward(w, Product{layer.second, HIDDEN, CHANNELS}, w.m.wide(), next, [&](int o, int lane, real value) {
     const real sum = k.after[o * lanes + lane] + value;
     if (ADAPTIVE) return k.y[o * lanes + lane] + given(w.a, layer.attention.gate, lane, o) * sum;
-    return CONDITIONS && l + 1 < LAYERS ? sum + given(w.a, flow.condition, lane, o) : sum;  // the layer behind begins with it
+    return CONDITIONS && l + 1 < LAYERS ? sum + given(w.a, flow.condition, lane, o) : sum;  // the next layer begins with it
   });
 }
 
-// Cotangents of what a layer came to, in `flow`, become those of its y.
+// Replaces the cotangents of a layer's output, in `flow`, by those of its input y.
 static __device__ __noinline__ void attend_back(const Work& w, const Kept& k, const Layer& layer) {
   const int lanes = w.m.lanes;
   real* const g = ADAPTIVE ? w.m.branch() : w.m.flow();
@@ -499,13 +505,13 @@ static __device__ __noinline__ void transition_back(const Work& w, const Kept& k
 
 // ---------------------------------------------------------------- the flow
 
-// The numbers of a sample: x on its way to z and log q's gradient on its way back, by place; x before each stage.
+// Data of a sample: x on its way to z, and the gradient of log q on its way back, by position; x before each stage.
 struct Sample { double *x, *gradient, *log_det, *path; };
 
-// The number k of the i-th token that a stage sees.
+// Number k of the i-th token that a stage sees.
 static __device__ int place_of(const Arguments& a, const Stage& flow, int i, int k) { return a.orders[flow.order + i] * SIZE + k; }
 
-// W u, and what the tokens are given.
+// W u plus the tokens' conditioning.
 static __device__ void enter(const Work& w, const Stage& flow, const double* x, real* y) {
   const int lanes = w.m.lanes;
   FOR_TEAM(item, CHANNELS * lanes) {
@@ -539,7 +545,7 @@ static __device__ void follow(const Work& w, const Stage& flow, const real* outp
   meet(w.team);
 }
 
-// From cotangents of v to those of u as it is there, and of [a, b]: ln|∂v/∂u| = −Σ a.
+// From cotangents of v to those of u, where it appears explicitly, and of [a, b]: ln|∂v/∂u| = −Σ a.
 static __device__ void follow_back(const Work& w, const Stage& flow, const real* output, const Sample& s, const double* path) {
   const int lanes = w.m.lanes;
   real* const g = w.m.g_output();
@@ -601,7 +607,7 @@ KERNEL(tarflow_gradient, Arguments) {
     const Sample s = {a.x + row * size, a.gradient + row * size, a.log_det + row, a.path + team.index * a.n_stages * size};
     if (team.rank == 0 && threadIdx.x == 0) *s.log_det = 0.0;
     for (int stage = 0; stage < a.n_stages; ++stage) to_prior(w, stage, s);
-    // of the prior
+    // from the prior
     for (int item = threadIdx.x; team.rank == 0 && item < (int)size; item += THREADS) s.gradient[item] = -s.x[item];
     __syncthreads();
     for (int stage = a.n_stages - 1; stage >= 0; --stage) to_data(w, stage, s);

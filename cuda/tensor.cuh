@@ -1,11 +1,11 @@
-// W x by tensor cores, where networks are f32: each number is the sum of two of TF32 (eleven bits), and of their four products the three
-// that count are added up in f32 (3xTF32), so that a product keeps 21 bits. For cards from sm_80 on.
+// W x on tensor cores, for f32 networks: each number is the sum of two in TF32 (eleven bits), and the three significant
+// of their four products are accumulated in f32 (3xTF32), so that a product keeps 21 bits. For cards from sm_80 on.
 //
-// The instruction cuts off what does not fit into f32 where an addition rounds, always towards zero (Fasi et al., PeerJ CS 7:e330, 2021), so pieces
-// of eight inputs begin at zero and are added up by the thread (Ootomo and Yokota, IJHPCA 36:475, 2022).
+// Accumulation in the instruction truncates towards zero instead of rounding (Fasi et al., PeerJ CS 7:e330, 2021), so
+// pieces of eight inputs start from zero and are added up by the thread (Ootomo and Yokota, IJHPCA 36:475, 2022).
 //
-// A warp multiplies 16 outputs by up to 32 lanes in pieces of 16 × 8 × 8 (mma.m16n8k8); its 32 threads are eight groups of four. What the
-// instruction calls rows g and g + 8 are outputs 2g and 2g + 1, so that both come from memory at once.
+// A warp multiplies 16 outputs by up to 32 lanes in pieces of 16 × 8 × 8 (mma.m16n8k8); its 32 threads are eight groups
+// of four. The instruction's rows g and g + 8 are outputs 2g and 2g + 1, so that both come from memory at once.
 #ifndef MODEJUMP_TENSOR
 #define MODEJUMP_TENSOR
 
@@ -15,8 +15,8 @@ static __device__ float to_tf32(float x) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return __uint_as_float(bits);
 }
-// c += a b: of a thread a[4] at (output parity, k) = (0, t), (1, t), (0, t + 4), (1, t + 4), b[2] at k = t, t + 4 of lane g, c[4] at
-// (parity, lane) = (0, 2t), (0, 2t + 1), (1, 2t), (1, 2t + 1).
+// c += a b. Per thread: a[4] at (output parity, k) = (0, t), (1, t), (0, t + 4), (1, t + 4), b[2] at k = t, t + 4 of
+// lane g, c[4] at (parity, lane) = (0, 2t), (0, 2t + 1), (1, 2t), (1, 2t + 1).
 static __device__ void mma(float* c, const float* a, const float* b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -30,7 +30,7 @@ static __device__ void mma(float* c, const float* a, const float* b) {
 // Eights of lanes that a warp takes at once.
 #define MOST_EIGHTS 4
 
-// N numbers as sums of two.
+// N numbers, each as a sum of two.
 template <int N>
 struct Split {
   float large[N], small[N];
@@ -43,13 +43,13 @@ struct Split {
   }
 };
 
-// Of the four threads of a group each has two lanes of both outputs for two eights of lanes. Thread t gets all lanes of output t % 2 for the
-// (t / 2)-th of them.
+// Each of the four threads of a group has two lanes of both outputs for two eights of lanes. Thread t receives all
+// lanes of output t % 2 for the (t / 2)-th of them.
 static __device__ void gather_eight(const float* first, const float* second, int t, float* eight) {
-  float pairs[4][2];  // of thread t ^ d
+  float pairs[4][2];  // from thread t ^ d
 #pragma unroll
   for (int d = 0; d < 4; ++d) {
-    // what that thread wants
+    // what that thread needs
     const int wanted = t ^ d;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -67,7 +67,7 @@ static __device__ void gather_eight(const float* first, const float* second, int
   }
 }
 
-// As the product of common.cuh; the sum over inputs comes first, and what `start` gives is added to it.
+// As the product of common.cuh, but the sum over inputs comes first, and the value from `start` is added to it.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
@@ -81,7 +81,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
     float sum[MOST_EIGHTS][4];
 #pragma unroll
     for (int e = 0; e < MOST_EIGHTS; ++e) sum[e][0] = sum[e][1] = sum[e][2] = sum[e][3] = 0.0f;
-    __syncwarp();  // the instruction is for threads that come to it together
+    __syncwarp();  // the instruction requires that the threads have converged
 #pragma unroll 2
     for (int k = 0; k < n_in; k += 8) {
       const bool here = o < n_out && k + t < n_in, there = o < n_out && k + t + 4 < n_in;

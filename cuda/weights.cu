@@ -1,14 +1,15 @@
-// Importance weights that are on the card (src/weights.rs has the formulas), in f64.
+// Importance weights on the card, in f64 (formulas in src/weights.rs).
 //
-// Numbers come in pieces of PIECE. A block takes one piece after the other, and sums a piece in an order that depends on nothing
-// else; what pieces come to, the host puts together in their order. So no result depends on the number of blocks.
+// Numbers are divided into pieces of PIECE. A block processes one piece after another, and sums each in an order that
+// depends on nothing else; the host combines the pieces' results in order. So no result depends on the number of
+// blocks.
 #include "common.cuh"
 
 #define ITEMS 8
 #define PIECE (ITEMS * THREADS)
 
-// Of one piece: the largest log-weight, the sums of e^(w - largest) and of its square, the first place of a NaN or +infinity (or
-// n), and the last place of a weight above zero (or -1).
+// Per piece: the largest log-weight, the sums of e^(w - largest) and of its square, the first index of a NaN or
+// +infinity (or n), and the last index of a weight above zero (or -1).
 struct Piece { double largest, sum, sum_of_squares; int unusable, last; };
 
 enum Resampling { SYSTEMATIC, STRATIFIED, MULTINOMIAL };
@@ -16,8 +17,8 @@ enum Resampling { SYSTEMATIC, STRATIFIED, MULTINOMIAL };
 struct Arguments {
   double* log_weights;     // [n]
   Piece* pieces;           // [pieces]
-  double* weights;         // [n]: normalised, or what they come to within a piece
-  double* totals;          // [pieces + 1]: what pieces come to, or what they begin at
+  double* weights;         // [n]: normalised, or cumulative within a piece
+  double* totals;          // [pieces + 1]: sums of pieces, or their offsets
   const double* target;    // [n], reduced potentials at the two ends of a path
   const double* source;
   int* rows;               // [draws]
@@ -29,7 +30,7 @@ struct Arguments {
 
 static __device__ bool is_zero(double log_weight) { return log_weight < 0.0 && log_weight - log_weight != 0.0; }
 
-// Combines the numbers of all threads, two at a time; all threads get the result. Begins and ends with a barrier.
+// Reduces the numbers of all threads pairwise; all threads get the result. Begins and ends with a barrier.
 template <class T, class Combine>
 static __device__ T over_threads(T* memory, T value, const Combine& combine) {
   __syncthreads();
@@ -78,7 +79,7 @@ KERNEL(normalise, Arguments) {
     a.weights[i] = exp(a.log_weights[i] - a.log_sum);
 }
 
-// What the normalised weights come to within each piece, and pieces as a whole.
+// Cumulative sums of the normalised weights within each piece, and sums of whole pieces.
 KERNEL(cumulate, Arguments) {
   double* const memory = of_block();
   FOR_PIECES(piece) {
@@ -106,12 +107,12 @@ KERNEL(cumulate, Arguments) {
   }
 }
 
-// The row in whose share of the weights each draw falls; `totals` are what pieces begin at.
+// The row into whose share of the weights each draw falls; `totals` are the offsets of the pieces.
 KERNEL(draw, Arguments) {
   for (int draw = blockIdx.x * THREADS + threadIdx.x; draw < a.draws; draw += gridDim.x * THREADS) {
     const double uniform = uniform_at(a.stream, a.method == SYSTEMATIC ? 0 : draw);
     const double point = a.method == MULTINOMIAL ? uniform : (draw + uniform) / a.draws;
-    // the first row that the point lies before, or the last with a weight
+    // the first row whose share ends after the point, or the last row with a weight
     int low = 0, high = a.last;
     while (low < high) {
       const int middle = low + (high - low) / 2;
@@ -122,7 +123,7 @@ KERNEL(draw, Arguments) {
   }
 }
 
-// log w -= dt (u - source), the work of a step of a path.
+// log w -= dt (u - source), the work of one step of a path.
 KERNEL(add_work, Arguments) {
   for (int i = blockIdx.x * THREADS + threadIdx.x; i < a.n; i += gridDim.x * THREADS)
     a.log_weights[i] -= a.dt * (a.target[i] - a.source[i]);

@@ -1,5 +1,4 @@
-//! Kernels compiled for a card that is elsewhere: a machine that compiles what it is asked for, and does nothing with
-//! it.
+//! Kernels compiled for a card in another machine: a driver that compiles what it is asked for but runs nothing.
 
 use super::{compile, Driver, KernelId, Program};
 use crate::density::{Evaluation, Status};
@@ -10,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of shared memory that a block can have, by architecture (CUDA C++ Programming Guide, table of compute
+/// Largest shared memory per block in bytes, by architecture (CUDA C++ Programming Guide, table of compute
 /// capabilities).
 const SHARED_MEMORY: [(&str, usize); 11] = [
     ("sm_75", 64 << 10),
@@ -26,15 +25,15 @@ const SHARED_MEMORY: [(&str, usize); 11] = [
     ("sm_121", 99 << 10),
 ];
 
-/// Multiprocessors, few enough that small batches fill them, and as many as the largest team has blocks.
+/// Number of multiprocessors: few enough that small batches fill them, and as many as the largest team has blocks.
 pub const MULTIPROCESSORS: usize = 32;
-/// Rows that bring a model to every variant of its kernels: one, fewer than fill the machine, as many, and many more.
+/// Batch sizes that use every variant of a model's kernels: one, fewer than fill the machine, as many, and many more.
 pub const BATCHES: [usize; 4] = [1, 64, 128, 1000];
 
-/// Compiles a program for an architecture, and tells the file where that is.
+/// Compiles a program for an architecture, and returns the file.
 type Keep = fn(&Program, &str) -> Result<PathBuf>;
 
-/// A machine of one architecture. What comes out of its kernels are zeros.
+/// A device of one architecture. Its kernels return zeros.
 pub struct AheadOfTime {
     architecture: String,
     shared_memory: usize,
@@ -44,14 +43,14 @@ pub struct AheadOfTime {
 }
 
 impl AheadOfTime {
-    /// For an architecture such as `sm_90`. Errors: one that kernels are not made for; no NVRTC.
+    /// For an architecture such as `sm_90`. Errors: an unsupported architecture; no NVRTC.
     pub fn new(architecture: &str) -> Result<AheadOfTime> {
         let machine = AheadOfTime::with(architecture, MULTIPROCESSORS, compile::keep_cubin)?;
         compile::guard_library()?;
         Ok(machine)
     }
 
-    /// With so many multiprocessors, and another compiler. Errors: an architecture that kernels are not made for.
+    /// With this number of multiprocessors, and another compiler. Errors: an unsupported architecture.
     pub fn with(architecture: &str, multiprocessors: usize, keep: Keep) -> Result<AheadOfTime> {
         let Some((_, shared_memory)) = SHARED_MEMORY.iter().find(|(name, _)| *name == architecture) else {
             let names = SHARED_MEMORY.map(|(name, _)| name).join(", ");
@@ -65,7 +64,7 @@ impl AheadOfTime {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The files in which the kernels lie that were asked for.
+    /// Files of the kernels that were requested.
     pub fn files(&self) -> Vec<PathBuf> {
         self.lock().iter().cloned().collect()
     }
@@ -122,7 +121,8 @@ impl Driver for AheadOfTime {
     }
 }
 
-/// Asks a model for all that it has kernels for, with so many rows; what it says is of no interest.
+/// Calls everything in a model that has kernels, with this number of rows; the results are ignored. Errors: the
+/// model's.
 pub fn exercise(model: &dyn Model, rows: usize) -> Result<()> {
     let streams = |row: usize| Stream::new(1, StreamId::Sample, 0, row as u32);
     let d = model.dimension();
@@ -143,7 +143,7 @@ pub fn exercise(model: &dyn Model, rows: usize) -> Result<()> {
     }
     model.sample(&streams, &mut x, &mut log_q)?;
     model.sample_only(&streams, &mut x, &mut status)?;
-    // a coupling flow's, and a TarFlow's
+    // gradients of a coupling flow, and of a TarFlow
     if model.field().is_none() {
         model.log_density_gradient(&x, &mut log_q, &mut vec![0.0; rows * d])?;
     }

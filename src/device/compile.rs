@@ -1,8 +1,8 @@
-//! Kernels from source at run time, by NVRTC: specialised for one model's sizes and one card, kept in files.
+//! Run-time compilation of kernels by NVRTC, specialised for one model's sizes and one card, with a cache of files.
 //!
-//! The files lie in `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each is named after a
-//! hash of everything that made it and after the compiler. A folder that cannot be written to costs only time. Where
-//! there is no NVRTC, what another machine has put there is used, whatever its compiler was (`ahead.rs`).
+//! The cache is `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each file name has a hash
+//! of everything that determines the code, and the compiler's version. A folder that cannot be written to costs only
+//! time. Without NVRTC, files that another machine has put there are used, whatever its compiler (`ahead.rs`).
 
 use super::Program;
 use crate::error::{Error, Result};
@@ -10,8 +10,9 @@ use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-/// What `load` makes of the machine code of a program for an architecture such as `sm_90`. A file that it refuses, as a
-/// damaged one, is written anew; where nothing compiles here, all that fit are tried.
+/// Passes the machine code of a program for an architecture such as `sm_90` to `load`. A cached file that it refuses
+/// (damaged, say) is written anew; if nothing compiles here, all matching files are tried. Errors: those of compilation
+/// and of `load`.
 pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let name = name(program, architecture);
     if let Err(no_library) = guard_library() {
@@ -29,14 +30,14 @@ pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Re
     let code = compile(program, architecture)?;
     let loaded = load(&code)?;
     if let Some(file) = file {
-        // failure only means that the next run compiles again
+        // if this fails, the next run just compiles again
         let _ = keep(&file, &code);
     }
     Ok(loaded)
 }
 
-/// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that
-/// cannot be written to.
+/// Path of the file with the machine code of a program, which is compiled if absent. Errors: no cache folder, or one
+/// that cannot be written to; those of compilation.
 pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
     let Some(file) = file(&name(program, architecture))? else {
         return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));
@@ -47,18 +48,18 @@ pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// What the name of a program's file begins with.
+/// Start of the name of a program's file.
 fn name(program: &Program, architecture: &str) -> String {
     format!("{}-{}-", program.name, program.hash(architecture))
 }
 
-/// Where the compiler that is here keeps what begins with `name`.
+/// Cache file of the local compiler for names starting with `name`.
 fn file(name: &str) -> Result<Option<PathBuf>> {
     let (major, minor) = version()?;
     Ok(cache().map(|folder| folder.join(format!("{name}nvrtc{major}.{minor}.cubin"))))
 }
 
-/// What compilers have kept of it, the last one by name first.
+/// Cached code from any compiler, the last by name first.
 fn kept_by_any(name: &str) -> impl Iterator<Item = Vec<u8>> {
     let entries = cache().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
     let fits = |path: &PathBuf| {
@@ -70,7 +71,7 @@ fn kept_by_any(name: &str) -> impl Iterator<Item = Vec<u8>> {
     files.into_iter().rev().filter_map(|file| kept(&file))
 }
 
-/// Compiles, without a look at what was kept.
+/// Compiles without looking at the cache. Errors: no NVRTC, or the compiler's messages.
 pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     guard_library()?;
     let failed = |what: &str, e: result::NvrtcError| Error::Engine(format!("{what} {}.cu: {e}", program.name));
@@ -94,19 +95,19 @@ pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     code
 }
 
-/// The architecture to compile for, where this compiler may be older than the card: a card runs what was made for an
-/// earlier minor version of its own major one. `known` are numbers such as 90. The card's own where nothing fits, which
-/// the compiler will refuse.
+/// Architecture to compile for, as this compiler may be older than the card: a card runs code made for an earlier minor
+/// version of its own major version. `known` are numbers such as 90. If nothing fits, the card's own, which the
+/// compiler will refuse.
 fn target(architecture: &str, known: &[i32]) -> String {
     let number: i32 = architecture.trim_start_matches("sm_").parse().unwrap_or(0);
     let fits = known.iter().filter(|&&other| other / 10 == number / 10 && other <= number);
     fits.max().map_or(architecture.into(), |best| format!("sm_{best}"))
 }
 
-/// What this compiler compiles for.
+/// Architectures that this compiler supports.
 fn supported() -> Vec<i32> {
     let mut count = 0;
-    // SAFETY: a number to write to, then as many as it says.
+    // SAFETY: writes to a number, then to as many as it says.
     unsafe {
         if sys::nvrtcGetNumSupportedArchs(&mut count).result().is_err() {
             return Vec::new();
@@ -136,16 +137,16 @@ fn log(handle: sys::nvrtcProgram) -> String {
     log.into_iter().map(|c| c as u8 as char).filter(|&c| c != '\0').collect()
 }
 
-/// Major and minor number of the compiler.
+/// Major and minor version of the compiler. Errors: NVRTC's.
 pub(super) fn version() -> Result<(i32, i32)> {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: two numbers to write to.
+    // SAFETY: writes to two numbers.
     let status = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
     status.result().map_err(|e| Error::Engine(format!("NVRTC does not tell its version: {e}")))?;
     Ok((major, minor))
 }
 
-/// cudarc panics where the library is not there, so it is looked for first.
+/// Looks for the library first, as cudarc would panic without it. Errors: it is missing.
 pub(super) fn guard_library() -> Result<()> {
     // SAFETY: opens the library, which has no side effects.
     if unsafe { sys::is_culib_present() } {
@@ -167,13 +168,13 @@ fn cache() -> Option<PathBuf> {
     Some(folder.join("kernels"))
 }
 
-/// The machine code in a file, if there is any.
+/// Machine code in a file, if it is complete.
 fn kept(file: &Path) -> Option<Vec<u8>> {
     std::fs::read(file).ok().filter(|bytes| is_whole(bytes))
 }
 
-/// Whether both tables that an ELF file's header tells of are within it. The driver is not told how long the code is, and
-/// would read on where a file was copied in part.
+/// Whether both tables named in an ELF file's header lie within it. The driver is not told the length of the code, and
+/// would read beyond the end of a partially copied file.
 fn is_whole(file: &[u8]) -> bool {
     let number = |place: usize, bytes: usize| {
         let field = file.get(place..place + bytes)?;
@@ -211,7 +212,7 @@ mod tests {
         let mut code = vec![0_u8; 200];
         code[..4].copy_from_slice(b"\x7fELF");
         assert!(is_whole(&code));
-        // two sections of 64 bytes from 72 on
+        // two sections of 64 bytes, starting at 72
         (code[0x28], code[0x3a], code[0x3c]) = (72, 64, 2);
         assert!(is_whole(&code) && !is_whole(&code[..199]) && !is_whole(&code[..40]) && !is_whole(&[]));
         code[0x2f] = 255;

@@ -1,4 +1,5 @@
-//! What a model keeps of a machine: memory, workspaces, kernels.
+//! Resources that a model holds on a device: memory, workspaces, kernels. All errors here are the driver's (out of
+//! memory, a failed copy or launch, compilation).
 
 use super::Driver;
 use crate::error::Result;
@@ -9,7 +10,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Numbers in a machine's memory.
+/// An array in a device's memory.
 pub struct Buffer<T> {
     driver: Arc<dyn Driver>,
     address: u64,
@@ -18,24 +19,25 @@ pub struct Buffer<T> {
 }
 
 impl<T> Buffer<T> {
-    /// Without memory, until there is need of it.
+    /// A buffer without memory until it is needed.
     pub fn empty(driver: &Arc<dyn Driver>) -> Buffer<T> {
         Buffer { driver: driver.clone(), address: 0, capacity: 0, kind: PhantomData }
     }
 
-    /// 0 where there is none.
+    /// Address; 0 for an empty buffer.
     pub fn address(&self) -> u64 {
         self.address
     }
 }
 
 impl<T: Pod> Buffer<T> {
+    /// A buffer for `capacity` numbers, uninitialised.
     pub fn new(driver: &Arc<dyn Driver>, capacity: usize) -> Result<Buffer<T>> {
         let bytes = capacity.max(1) * std::mem::size_of::<T>();
         Ok(Buffer { driver: driver.clone(), address: driver.allocate(bytes)?, capacity, kind: PhantomData })
     }
 
-    /// Of these values, which are there when this returns.
+    /// A buffer with these values, which have been copied when this returns.
     pub fn of(driver: &Arc<dyn Driver>, values: &[T]) -> Result<Buffer<T>> {
         let mut buffer = Buffer::new(driver, values.len())?;
         buffer.write(values)?;
@@ -43,17 +45,17 @@ impl<T: Pod> Buffer<T> {
         Ok(buffer)
     }
 
-    /// Makes room for `capacity` numbers; what was there is lost if there was less.
+    /// Makes room for `capacity` numbers; if the buffer has to grow, its contents are lost.
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         if capacity > self.capacity {
-            // the old memory first, so that there need not be room for both
+            // free the old memory first, so that both need not fit
             *self = Buffer::empty(&self.driver);
             *self = Buffer::new(&self.driver, capacity)?;
         }
         Ok(())
     }
 
-    /// The caller keeps `values` until the next read, or [`Driver::finish`].
+    /// Copies `values` to the buffer, asynchronously: the caller keeps them until the next read or [`Driver::finish`].
     pub fn write(&mut self, values: &[T]) -> Result<()> {
         self.reserve(values.len())?;
         match values {
@@ -62,7 +64,7 @@ impl<T: Pod> Buffer<T> {
         }
     }
 
-    /// The first numbers, as many as `values` holds.
+    /// Reads the first `values.len()` numbers. Panics if there are fewer.
     pub fn read(&self, values: &mut [T]) -> Result<()> {
         assert!(values.len() <= self.capacity, "a buffer of {} numbers was asked for {}", self.capacity, values.len());
         match values {
@@ -80,8 +82,8 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
-/// What calls need on a machine beside the model: memory that is kept for the next call, and a queue. Calls that run at
-/// the same time have each their own, so that proposals are drawn ahead while densities are asked for.
+/// Per-call resources on a device besides the model: memory reused between calls, and a queue. Concurrent calls each
+/// have their own, so that proposals are drawn ahead while densities are evaluated.
 pub struct Workspaces<W> {
     driver: Arc<dyn Driver>,
     make: fn(&Arc<dyn Driver>) -> W,
@@ -89,12 +91,12 @@ pub struct Workspaces<W> {
 }
 
 impl<W> Workspaces<W> {
-    /// Each made by `make`, for a queue of its own.
+    /// Workspaces made by `make`, each with its own queue.
     pub fn on(driver: &Arc<dyn Driver>, make: fn(&Arc<dyn Driver>) -> W) -> Workspaces<W> {
         Workspaces { driver: driver.clone(), make, idle: Mutex::default() }
     }
 
-    /// One that nobody uses, or a new one.
+    /// Takes an idle workspace, or makes a new one.
     pub fn take(&self) -> Result<Workspace<'_, W>> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let (driver, work) = match idle {
@@ -109,10 +111,10 @@ impl<W> Workspaces<W> {
     }
 }
 
-/// One of [`Workspaces`], which goes back when the call is over, and what is copied to it outlives it.
+/// One of [`Workspaces`], returned to them at the end of the call; data copied to it must outlive it.
 pub struct Workspace<'a, W> {
     workspaces: &'a Workspaces<W>,
-    /// With the queue for launches on this memory.
+    /// Driver with the queue for launches on this memory.
     pub driver: Arc<dyn Driver>,
     work: Option<W>,
 }
@@ -134,7 +136,7 @@ impl<W> DerefMut for Workspace<'_, W> {
 impl<W> Drop for Workspace<'_, W> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
-            // after a failure copies may be under way, from memory that the caller is about to give back
+            // after a failure, copies may still be reading memory that the caller is about to free
             let _ = self.driver.finish();
             let mut idle = self.workspaces.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push((self.driver.clone(), work));
@@ -142,7 +144,7 @@ impl<W> Drop for Workspace<'_, W> {
     }
 }
 
-/// Kernels, or what belongs to them, that are compiled when they are first asked for.
+/// Kernels or related data, compiled on first use.
 pub struct Compiled<K, V>(Mutex<HashMap<K, V>>);
 
 impl<K, V> Default for Compiled<K, V> {
@@ -152,6 +154,7 @@ impl<K, V> Default for Compiled<K, V> {
 }
 
 impl<K: Eq + Hash, V: Copy> Compiled<K, V> {
+    /// The value for `key`, compiled on first use.
     pub fn get(&self, key: K, compile: impl FnOnce() -> Result<V>) -> Result<V> {
         let mut compiled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = compiled.get(&key) {

@@ -1,4 +1,4 @@
-//! NVIDIA's cards, through the driver library, which is looked for at run time: the same binary runs with and without
+//! NVIDIA's cards, through the driver library, which is looked up at run time: the same binary runs with and without
 //! one.
 
 use super::{compile, tensor_cores, Driver, KernelId, Program};
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::{c_void, CString};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-/// The card `ordinal`, opened once for the process and shared.
+/// Opens card `ordinal`, once for the process and shared. Errors: no driver library, no such card.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     static OPEN: Mutex<Vec<(usize, Weak<Queue>)>> = Mutex::new(Vec::new());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -21,12 +21,12 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     Ok(queue)
 }
 
-/// One card of all that are there, for the process of this number among those of a machine.
+/// Opens one of the cards for the process with this local rank. Errors: those of [`open`].
 pub fn open_for(process: usize) -> Result<Arc<dyn Driver>> {
     open(process % guarded(count)?.max(1))
 }
 
-/// A symbol that an old driver lacks is a panic in cudarc.
+/// Turns cudarc's panic about a symbol that an old driver lacks into an error.
 fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
     std::panic::catch_unwind(body).unwrap_or_else(|_| {
         Err(Error::Unsupported(
@@ -35,8 +35,8 @@ fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Resu
     })
 }
 
-/// A context that is current on this thread until this is dropped. The program around may have one of its own there, as
-/// OpenMM has, and finds it again.
+/// Makes a context current on this thread until dropped. The surrounding program may have a context of its own there
+/// (as OpenMM does), which is restored.
 struct Current;
 
 impl Current {
@@ -49,13 +49,12 @@ impl Current {
 impl Drop for Current {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
-        // SAFETY: takes away what `of` put there, on the same thread, since a `Current` stays in the function that made
-        // it.
+        // SAFETY: removes what `of` pushed, on the same thread, since a `Current` stays in the function that made it.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
     }
 }
 
-/// One card, the context on it that kernels run in, and the kernels.
+/// One card, the context that kernels run in on it, and the kernels.
 struct Card {
     name: String,
     device: sys::CUdevice,
@@ -63,16 +62,16 @@ struct Card {
     shared_memory: usize,
     multiprocessors: usize,
     has_watchdog: bool,
-    /// The primary one is made when it is first needed: it takes some hundred MiB of the card.
+    /// The primary context is created on first use: it takes some hundred MiB of the card.
     context: OnceLock<std::result::Result<Context, result::DriverError>>,
     kernels: Mutex<Kernels>,
 }
 
 #[derive(Clone, Copy)]
 enum Context {
-    /// That of the process, which the card holds.
+    /// Primary context of the process, retained by the card.
     Primary(sys::CUcontext),
-    /// One that the program around has made.
+    /// Context created by the surrounding program.
     OfProgram(sys::CUcontext),
 }
 
@@ -82,13 +81,13 @@ struct Kernels {
     functions: Vec<(sys::CUmodule, String, sys::CUfunction)>,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context current, which every call does
+// SAFETY: the driver's handles may be used from any thread that has made the context current, which every call does
 // first.
 unsafe impl Send for Card {}
 // SAFETY: as above; the tables are behind a lock.
 unsafe impl Sync for Card {}
 
-/// The cards that the driver shows.
+/// Number of cards that the driver shows.
 fn count() -> Result<usize> {
     // SAFETY: opens the library, which has no side effects.
     if !unsafe { sys::is_culib_present() } {
@@ -132,10 +131,11 @@ impl Card {
         })
     }
 
-    /// The card of the context that is current on this thread, to work there; none if `only` is another card.
+    /// The card of the context that is current on this thread, for work in that context; None if `only` is another
+    /// card.
     fn in_current_context(only: Option<sys::CUdevice>) -> Result<Option<Card>> {
         let (mut context, mut device) = (std::ptr::null_mut(), 0);
-        // SAFETY: a handle to write to.
+        // SAFETY: writes to a handle.
         let found = unsafe { sys::cuCtxGetCurrent(&mut context) }.result();
         found.map_err(|e| error("the CUDA context of this thread cannot be asked for", e))?;
         if context.is_null() {
@@ -143,7 +143,7 @@ impl Card {
                 "no CUDA context is current on this thread; make the program's one current before the model is loaded",
             ));
         }
-        // SAFETY: a number to write to; the context is current.
+        // SAFETY: writes to a number; the context is current.
         let found = unsafe { sys::cuCtxGetDevice(&mut device) }.result();
         found.map_err(|e| error("the CUDA context of this thread does not name its card", e))?;
         if only.is_some_and(|only| only != device) {
@@ -155,7 +155,7 @@ impl Card {
         Ok(Some(card))
     }
 
-    /// Every call begins so, and ends with what it gives: the calling thread may never have met this context.
+    /// Makes the card's context current for a call; the calling thread may never have used it.
     fn enter(&self) -> Result<Current> {
         let context = self.context.get_or_init(|| {
             // SAFETY: the device was found; the context is released when the card is dropped.
@@ -177,7 +177,7 @@ impl Card {
         self.kernels().functions[kernel.0].2
     }
 
-    /// The kernel `name` of a loaded module, which may have as much shared memory a block as there is. The context is
+    /// Kernel `name` of a loaded module, allowed as much shared memory per block as there is. The context must be
     /// current.
     fn find(&self, module: sys::CUmodule, program: &Program, name: &str) -> Result<sys::CUfunction> {
         use sys::CUfunction_attribute as Attribute;
@@ -205,9 +205,9 @@ struct Queue {
     stream: OnceLock<std::result::Result<sys::CUstream, result::DriverError>>,
 }
 
-// SAFETY: as of a card.
+// SAFETY: as for a card.
 unsafe impl Send for Queue {}
-// SAFETY: as of a card.
+// SAFETY: as for a card.
 unsafe impl Sync for Queue {}
 
 impl Queue {
@@ -215,7 +215,7 @@ impl Queue {
         Queue { card, stream: OnceLock::new() }
     }
 
-    /// As [`Card::enter`], with the stream.
+    /// As [`Card::enter`], and returns the stream.
     fn enter(&self) -> Result<(Current, sys::CUstream)> {
         let current = self.card.enter()?;
         let stream = self.stream.get_or_init(|| result::stream::create(result::stream::StreamKind::NonBlocking));
@@ -358,7 +358,7 @@ impl Driver for Queue {
         let function = self.card.function(kernel);
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
-        // SAFETY: as of `launch`.
+        // SAFETY: as for `launch`.
         unsafe { result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
             .map_err(|e| self.failed("a kernel does not start", e))
     }
@@ -366,10 +366,10 @@ impl Driver for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // there is no stream where nothing ran
+        // without a stream nothing was run
         let Some(Ok(stream)) = self.stream.get() else { return };
         let Ok(_current) = self.card.enter() else { return };
-        // SAFETY: nobody has the stream any more; it is drained first.
+        // SAFETY: nobody uses the stream any more; it is drained first.
         unsafe {
             let _ = result::stream::synchronize(*stream);
             let _ = result::stream::destroy(*stream);
@@ -382,22 +382,22 @@ impl Drop for Card {
         let Some(Ok(context)) = self.context.get().copied() else { return };
         if let Ok(_current) = self.enter() {
             for module in self.kernels().modules.values() {
-                // SAFETY: nobody has its kernels any more.
+                // SAFETY: nobody uses its kernels any more.
                 let _ = unsafe { result::module::unload(*module) };
             }
         }
         if let Context::Primary(_) = context {
-            // SAFETY: retained once, by this.
+            // SAFETY: was retained once, by this card.
             let _ = unsafe { result::primary_ctx::release(self.device) };
         }
     }
 }
 
-/// With advice where the compiler is newer than the driver: one of the same major version makes code that it loads.
+/// Adds advice if the compiler is newer than the driver: one of the same major version makes code that it can load.
 fn not_loaded(program: &Program, e: result::DriverError) -> Error {
     let failed = format!("the driver cannot load {}.cu", program.name);
     let mut driver = 0;
-    // SAFETY: a number to write to.
+    // SAFETY: writes to a number.
     let asked = unsafe { sys::cuDriverGetVersion(&mut driver) }.result();
     let (major, minor) = (driver / 1000, driver % 1000 / 10);
     match (asked, compile::version()) {

@@ -1,6 +1,6 @@
-//! The sources of kernels, embedded, with the sizes that they are compiled for.
+//! Embedded sources of kernels, with the sizes they are compiled for.
 
-/// What sources include, in the order of replacement: each may name those behind it.
+/// Header files, in the order of replacement: each may include those after it.
 const HEADERS: [(&str, &str); 13] = [
     ("#include \"coupling_layers.cuh\"", include_str!("../../cuda/coupling_layers.cuh")),
     ("#include \"internal_coordinates.cuh\"", include_str!("../../cuda/internal_coordinates.cuh")),
@@ -17,7 +17,7 @@ const HEADERS: [(&str, &str); 13] = [
     ("#include \"tensor.cuh\"", include_str!("../../cuda/tensor.cuh")),
 ];
 
-/// The name of a network's type in the kernels.
+/// Name of a network's type in the kernels.
 pub fn real<R>() -> &'static str {
     match std::mem::size_of::<R>() {
         8 => "double",
@@ -25,18 +25,18 @@ pub fn real<R>() -> &'static str {
     }
 }
 
-/// The source of one file of `cuda/`, and the constants it is compiled with.
+/// Source of one file of `cuda/`, and the constants it is compiled with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Program {
-    /// The file's name, for messages.
+    /// Name of the file, for messages.
     pub name: &'static str,
-    /// One text without any `#include`.
+    /// Source with all `#include` lines replaced.
     pub source: String,
     /// (name, value)
     pub constants: Vec<(&'static str, String)>,
 }
 
-/// The programs of all models and of weights, in the variants that are used.
+/// Programs of all models and of weights, in all variants in use.
 pub fn all() -> Vec<Program> {
     use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, mlp_ebm, tarflow};
     use crate::weights::on_device as weights;
@@ -54,6 +54,7 @@ pub fn all() -> Vec<Program> {
 }
 
 impl Program {
+    /// A program from its source, with headers inserted, and its constants (name, value).
     pub fn new(name: &'static str, source: &str, constants: &[(&'static str, &dyn std::fmt::Display)]) -> Program {
         Program {
             name,
@@ -67,7 +68,7 @@ impl Program {
         self.constants.iter().map(|(name, value)| format!("-D{name}={value}"))
     }
 
-    /// Hash (FNV-1a) of source, constants and whatever else decides what the compiler makes of them.
+    /// FNV-1a hash of the source, the constants and everything else that determines the compiler's output.
     pub fn hash(&self, compiler: &str) -> String {
         let parts = [self.source.as_str(), compiler].map(str::to_string).into_iter().chain(self.definitions());
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;

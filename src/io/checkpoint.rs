@@ -1,12 +1,12 @@
-//! Checkpoints: everything that makes a restarted run continue bit for bit.
+//! Checkpoints: everything needed for a restarted run to continue bit for bit.
 //!
-//! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the
-//! generator of random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and
-//! what was counted.
+//! Random numbers are a function of (seed, stream, step, replica), so a step number replaces the state of the random
+//! number generator, and pre-drawn proposals are drawn again. What remains are the replicas' positions and the
+//! counters.
 //!
-//! A file is eight bytes that name the kind, format version (u32), length of the payload (u64), its hash (32
-//! hexadecimal digits), payload; little endian. The payload is bincode 2.0.1, fixed-size integers. bincode is used in
-//! this module only.
+//! A file consists of eight bytes that name the kind, the format version (u32), the length of the payload (u64), its
+//! hash (32 hexadecimal digits), and the payload; little endian. The payload is bincode 2.0.1 with fixed-size integers.
+//! bincode is used in this module only.
 
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// What a checkpoint is of. Its version is counted up by hand, with every change of what its state holds.
+/// Kind of a checkpoint. The version is incremented by hand with every change of the state's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
     /// First bytes of the file.
@@ -26,20 +26,20 @@ pub struct Kind {
     pub version: u32,
 }
 
-/// The state of a training.
+/// State of a training.
 pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 11 };
-/// Adaptive rounds.
+/// State of adaptive rounds.
 pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 13 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
-/// Whether there is a file that begins in another way than those of any kind do.
+/// Whether a file exists whose first bytes are not those of a checkpoint of any kind.
 pub fn is_other_file(path: &Path) -> bool {
     let mut start = [0; 3];
     File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start != *b"MJ-"
 }
 
-/// Writes any state as a checkpoint of its kind, beside the file and then in its place: a kill at any moment leaves the
-/// old checkpoint or the new one.
+/// Writes a state as a checkpoint of its kind, first to a temporary file: killing the process at any moment leaves the
+/// old checkpoint or the new one. Errors: those of writing.
 pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
     let payload = bincode::serde::encode_to_vec(state, configuration())
         .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
@@ -52,13 +52,13 @@ pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
     write_atomically(path, &bytes)
 }
 
-/// Reads what [`save`] wrote. Errors: another kind or version of file, truncated, damaged.
+/// Reads what [`save`] wrote. Errors: a file of another kind or version, truncated, or damaged.
 pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     decode(&bytes, kind).map_err(|reason| Error::file(path, reason))
 }
 
-/// What a run belongs to: its files and options, each under the name that its user knows.
+/// Identity of a run: its files and options, each under the name known to the user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     parts: Vec<Part>,
@@ -71,27 +71,27 @@ struct Part {
     says: Says,
 }
 
-/// What is told of a part that differs.
+/// How a differing part is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Says {
-    /// Its two values.
+    /// By its two values.
     Values,
-    /// That it is another.
+    /// As another one.
     Another,
-    /// The same, unless something else differs, of which it may be a consequence.
+    /// As another one, unless something else differs, of which it may be a consequence.
     AnotherAlone,
 }
 
-/// Of the parts that differ no more than these are named.
+/// Largest number of differing parts that are named.
 const MOST_NAMED: usize = 5;
 
 impl Identity {
-    /// With the value of an option.
+    /// Adds the value of an option.
     pub fn with(self, name: &str, value: impl Display) -> Identity {
         self.and(name, value.to_string(), Says::Values)
     }
 
-    /// With an option that need not be given.
+    /// Adds an optional option.
     pub fn with_some(self, name: &str, value: Option<impl Display>) -> Identity {
         match value {
             Some(value) => self.with(name, value),
@@ -99,17 +99,18 @@ impl Identity {
         }
     }
 
-    /// With something by the hash of what it holds; `name` follows "another", such as `file for --system`.
+    /// Adds content by its hash; `name` follows "another", such as `file for --system`.
     pub fn with_content(self, name: &str, hash: impl Display) -> Identity {
         self.and(name, hash.to_string(), Says::Another)
     }
 
-    /// With what follows from other parts and from what none of these names.
+    /// Adds something derived from other parts and from things without a name of their own.
     pub fn with_consequence(self, name: &str, hash: impl Display) -> Identity {
         self.and(name, hash.to_string(), Says::AnotherAlone)
     }
 
-    /// With all settings of a file for `--config`, or of a section of it, as `section.setting`.
+    /// Adds all settings of a file for `--config`, or of a section of it, as `section.setting`. Errors: settings that
+    /// JSON cannot hold.
     pub fn with_settings<T: Serialize>(mut self, section: &str, settings: &T) -> Result<Identity> {
         let settings = serde_json::to_value(settings).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
         self.add_settings(section, &settings);
@@ -138,7 +139,7 @@ impl Identity {
         self
     }
 
-    /// What differs from another run's, `--seed 2 instead of 1`; none where nothing does.
+    /// Differences from another run, such as `--seed 2 instead of 1`; None if there are none.
     pub fn difference(&self, other: &Identity) -> Option<String> {
         let find = |parts: &[Part], name: &str| parts.iter().find(|part| part.name == name).map(|p| p.value.clone());
         let gone = other.parts.iter().filter(|part| find(&self.parts, &part.name).is_none());
@@ -166,7 +167,7 @@ impl Identity {
         (!named.is_empty()).then(|| named.join(", "))
     }
 
-    /// Errors: another identity than that of this run; what differs.
+    /// Requires the identity of this run. Errors: another one; says how they differ.
     pub fn require(&self, run: &Identity) -> std::result::Result<(), String> {
         match self.difference(run) {
             None => Ok(()),
@@ -177,20 +178,20 @@ impl Identity {
     }
 }
 
-/// The state of a run with what it belongs to.
+/// Saves the state of a run with its identity. Errors: those of [`save`].
 pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &Identity, state: &T) -> Result<()> {
     save(path, kind, &(identity, state))
 }
 
-/// What the run with this identity left at `path`; none where there is no file. Errors: those of [`load`], the state of
-/// another run, with what differs.
+/// State that the run with this identity left at `path`; None if there is no file. Errors: those of [`load`]; the state
+/// of another run, with the differences.
 pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &Identity) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let run = payload(&bytes, kind).and_then(|payload| {
-        // the state of another run may be of another type
+        // the state of another run may have another type
         let (belongs, rest): (Identity, _) = part(payload)?;
         identity.require(&belongs)?;
         whole(rest)
@@ -198,7 +199,7 @@ pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &Identit
     run.map(Some).map_err(|reason| Error::file(path, reason))
 }
 
-/// Behind the header of a file of this kind.
+/// Payload after the header of a file of this kind. Errors: another kind or version, truncated, or damaged.
 fn payload(bytes: &[u8], kind: Kind) -> std::result::Result<&[u8], String> {
     if bytes.get(..8) != Some(&kind.magic[..]) {
         return Err("not a modejump checkpoint of this kind".into());
@@ -221,7 +222,7 @@ fn payload(bytes: &[u8], kind: Kind) -> std::result::Result<&[u8], String> {
     Ok(payload)
 }
 
-/// The next value, and what follows it.
+/// Decodes the next value; returns it with the remaining bytes.
 fn part<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<(T, &[u8]), String> {
     let (state, used) = bincode::serde::decode_from_slice(bytes, configuration())
         .map_err(|e| format!("the data cannot be decoded: {e}"))?;
@@ -240,7 +241,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<
 }
 
 fn configuration() -> impl bincode::config::Config {
-    // without a limit: it would be one of the whole state, and what is decoded has passed its checksum
+    // no limit: it would apply to the whole state, and the decoded bytes have passed their checksum
     bincode::config::standard().with_fixed_int_encoding().with_little_endian()
 }
 

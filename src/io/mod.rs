@@ -12,9 +12,9 @@ pub mod trajectory;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder,
-/// flushed to the disk, then renamed. A link stays one: what it points to is replaced. What is no file, such as
-/// /dev/null, is written to.
+/// Writes a file atomically, so that readers see the old content or the new: a temporary file in the same folder is
+/// flushed to disk and then renamed. A symbolic link is kept and its destination replaced. Special files such as
+/// /dev/null are written to directly. Errors: those of writing.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     if is_special(path) {
@@ -29,13 +29,13 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         std::fs::rename(&temporary, &place)
     };
     write().map_err(|e| {
-        // Nothing can be done about a temporary file that will not go away either.
+        // If the temporary file cannot be removed either, nothing can be done about it.
         let _ = std::fs::remove_file(&temporary);
         Error::io(path, e)
     })
 }
 
-/// A folder for files, with those around it. Errors: what is there, and no folder.
+/// Creates a folder and its parents. Errors: the path exists and is not a folder; those of the system.
 pub fn make_folder(path: &Path) -> Result<()> {
     match path.exists() && !path.is_dir() {
         true => Err(Error::file(path, "is a file; give the name of a folder")),
@@ -43,8 +43,8 @@ pub fn make_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether [`write_atomically`] will have a place to write to, to be asked before long work. Errors: a folder that is
-/// not there, that has no room for a file of ours, or that stands where the file should.
+/// Checks in advance of long work that [`write_atomically`] can write there. Errors: a folder that does not exist or
+/// cannot be written to, or a folder in place of the file.
 pub fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::file(path, "is a folder; give the name of a file"));
@@ -62,12 +62,12 @@ pub fn check_writable(path: &Path) -> Result<()> {
     std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
 }
 
-/// A text without the mark that some editors put before it.
+/// The text without a leading byte-order mark.
 pub fn without_mark(text: &str) -> &str {
     text.trim_start_matches('\u{feff}')
 }
 
-/// The text of a file, [`without_mark`]. Errors: also other things than text.
+/// Text of a file, through [`without_mark`]. Errors: those of reading, and content that is not text.
 pub fn read_text(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::InvalidData => Error::file(path, "text is expected here, and this is none"),
@@ -76,8 +76,8 @@ pub fn read_text(path: &Path) -> Result<String> {
     Ok(without_mark(&text).into())
 }
 
-/// Errors: an output that is one of these other files of a command, by whatever name or link; to be asked before the
-/// output is written.
+/// Checks before an output is written that it is none of the command's other files, under whatever name or link.
+/// Errors: it is one of them.
 pub fn check_apart<'a>(output: &Path, others: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     if is_special(output) {
         return Ok(());
@@ -92,7 +92,7 @@ pub fn check_apart<'a>(output: &Path, others: impl IntoIterator<Item = &'a PathB
     }
 }
 
-/// One path for all names of a file, also of one that is not there yet.
+/// Canonical path of a file, even if it does not exist yet.
 fn place(path: &Path) -> PathBuf {
     let path = behind_links(path);
     let folder = match path.parent() {
@@ -105,15 +105,15 @@ fn place(path: &Path) -> PathBuf {
     }
 }
 
-/// A device, a pipe or a socket.
+/// Whether the path is a device, a pipe or a socket.
 pub fn is_special(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
 }
 
-/// Where a path leads, also to a file that is not there yet.
+/// Destination of a path through symbolic links, even if the file does not exist yet.
 fn behind_links(path: &Path) -> PathBuf {
     let mut place = path.to_path_buf();
-    // as many links as Linux follows; a circle of them ends here as well
+    // as many links as Linux follows; this also ends cycles
     for _ in 0..40 {
         match std::fs::read_link(&place) {
             Ok(target) => place = place.with_file_name("").join(target),
@@ -123,7 +123,7 @@ fn behind_links(path: &Path) -> PathBuf {
     place
 }
 
-/// A temporary file of this call, which no other process has on whatever machine, in the folder of the file, behind
+/// Path of a temporary file unique to this call, among the processes of all machines, in the folder of the file behind
 /// links.
 fn beside(path: &Path) -> Result<PathBuf> {
     let path = &behind_links(path);
@@ -145,14 +145,14 @@ mod tests {
         let [file, link, null] = ["elsewhere/file", "link", "null"].map(|name| folder.join(name));
         std::fs::write(&file, "old").unwrap();
         symlink(&file, &link).unwrap();
-        symlink("/dev/null", &null).unwrap(); // by a link: what is at stake is no device of this machine
+        symlink("/dev/null", &null).unwrap(); // through a link, so that no device of this machine is at risk
         for path in [&link, &null] {
             check_writable(path).unwrap();
             write_atomically(path, b"new").unwrap();
             assert!(std::fs::symlink_metadata(path).unwrap().is_symlink(), "{}", path.display());
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"new");
-        // one file by several names
+        // one file under several names
         let roundabout = folder.join("elsewhere/../elsewhere/file");
         for other in [&link, &file, &roundabout] {
             let message = check_apart(&link, [&null, other]).unwrap_err().to_string();
@@ -162,8 +162,9 @@ mod tests {
             );
         }
         check_apart(&link, [&null, &folder.join("file")]).unwrap();
-        check_apart(&null, [&null]).unwrap(); // what is written there is nowhere
-                                              // a link to what is not there yet
+        // nothing written there is kept
+        check_apart(&null, [&null]).unwrap();
+        // a link to a file that does not exist yet
         std::fs::remove_file(&file).unwrap();
         std::fs::remove_file(&link).unwrap();
         symlink("elsewhere/file", &link).unwrap();

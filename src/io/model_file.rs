@@ -1,7 +1,8 @@
-//! Model file: safetensors, with the model's description as JSON under the metadata key `modejump`.
+//! Model files: safetensors, with the model's card as JSON under the metadata key `modejump`.
 //!
-//! The loader is strict: every tensor that the model needs is there with the right shape and finite numbers, and no
-//! other.
+//! The loader is strict: every tensor that the model needs must be there, with the right shape and finite numbers, and
+//! no other. Errors name the file, and say whether it cannot be read, is not safetensors, or has a wrong or missing
+//! card or tensor.
 
 use crate::error::{Error, Result};
 use crate::models::card::{ModelCard, ModelKind, FORMAT};
@@ -10,23 +11,23 @@ use safetensors::SafeTensorError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// The metadata key of the description.
+/// Metadata key of the card.
 pub const KEY: &str = "modejump";
 
-/// A tensor, row-major, widened to f64 (exact for every type that is read).
+/// A row-major tensor, widened to f64 (exact for every type that is read).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub shape: Vec<usize>,
     pub data: Vec<f64>,
 }
 
-/// By their names.
+/// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
 /// A parsed model file.
 #[derive(Clone, Debug)]
 pub struct ModelFile {
-    /// Path, or what stands for it in messages.
+    /// Path, or its replacement in messages.
     pub name: String,
     pub hash: String,
     pub card: ModelCard,
@@ -34,7 +35,7 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// A tensor of this shape; the error names it.
+    /// Data of a tensor, which must have this shape; the error names it.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&[f64]> {
         let tensor = self.tensors.get(name).ok_or_else(|| self.error(format!("tensor {name} is missing")))?;
         if tensor.shape != shape {
@@ -46,7 +47,7 @@ impl ModelFile {
         Ok(&tensor.data)
     }
 
-    /// An error if the file holds a tensor outside `known`.
+    /// Requires that there are no other tensors than `known`. Errors: there is one (named).
     pub fn only(&self, known: &[String]) -> Result<()> {
         match self.tensors.keys().find(|name| !known.contains(name)) {
             Some(name) => Err(self.error(format!("tensor {name} is not part of the model"))),
@@ -54,7 +55,7 @@ impl ModelFile {
         }
     }
 
-    /// The configuration of a model that must be of this kind.
+    /// Configuration of a model that must be of this kind. Errors: another kind.
     pub fn config<C: ModelKind>(&self) -> Result<&C> {
         let found = self.card.model.kind();
         C::of(&self.card.model).ok_or_else(|| self.error(format!("a model of the kind {found}, not {}", C::NAME)))
@@ -66,17 +67,17 @@ impl ModelFile {
     }
 }
 
-/// The model of a file, as [`read`] reads it.
+/// Reads a model file from disk, as [`read`].
 pub fn open(path: &Path) -> Result<ModelFile> {
     read(&path.display().to_string(), &bytes_of(path)?)
 }
 
-/// All tensors of a file that is no model, as [`read_tensors`] reads them.
+/// Reads all tensors of a safetensors file that need not be a model from disk, as [`read_tensors`].
 pub fn open_tensors(path: &Path) -> Result<(Tensors, HashMap<String, String>)> {
     parse(&bytes_of(path)?, "").map_err(|reason| Error::file(path, reason))
 }
 
-/// What a model file says of itself, as [`read_card`] reads it.
+/// Reads the card of a model file from disk, as [`read_card`].
 pub fn open_card(path: &Path) -> Result<ModelCard> {
     read_card(&path.display().to_string(), &bytes_of(path)?)
 }
@@ -136,7 +137,7 @@ fn widen(view: &TensorView) -> Option<Vec<f64>> {
     })
 }
 
-/// IEEE binary16: sign, 5 bits of exponent, 10 of mantissa.
+/// Decodes an IEEE binary16: sign, 5 exponent bits, 10 mantissa bits.
 pub(super) fn half(bits: u16) -> f64 {
     let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
     let (exponent, mantissa) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
@@ -148,18 +149,18 @@ pub(super) fn half(bits: u16) -> f64 {
     }
 }
 
-/// The upper half of a single-precision number.
+/// Decodes a bfloat16, the upper half of a single-precision number.
 pub(super) fn bfloat16(bits: u16) -> f64 {
     f64::from(f32::from_bits(u32::from(bits) << 16))
 }
 
-/// Parses a model file and checks its description.
+/// Parses a model file and checks its card.
 pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
     let (tensors, metadata) = read_tensors(name, bytes)?;
     Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card: card_in(name, &metadata)?, tensors })
 }
 
-/// The description in a model file alone, without its tensors.
+/// Parses only the card of a model file, without its tensors.
 pub fn read_card(name: &str, bytes: &[u8]) -> Result<ModelCard> {
     let (_, header) = SafeTensors::read_metadata(bytes)
         .map_err(|e| Error::model(name, format!("not a readable safetensors file: {e}")))?;
@@ -181,7 +182,7 @@ fn card_in(name: &str, metadata: &HashMap<String, String>) -> Result<ModelCard> 
     Ok(card)
 }
 
-/// FNV-1a of 128 bits, hexadecimal: tells files apart; no defence against forgery.
+/// 128-bit FNV-1a hash, hexadecimal: distinguishes files, but is no defence against forgery.
 pub fn hash(bytes: &[u8]) -> String {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let start = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
@@ -209,14 +210,14 @@ pub fn write_tensors(
     safetensors::serialize(views, Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
 }
 
-/// Numbers to be written.
+/// Tensor data to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
     F32(Vec<f32>),
     F64(Vec<f64>),
 }
 
-/// The bytes of the same file with another description; tensors stay as they are, to the last bit.
+/// Bytes of the same file with another card; tensors are unchanged to the last bit.
 pub fn with_card(name: &str, bytes: &[u8], card: &ModelCard) -> Result<Vec<u8>> {
     let malformed = |e: safetensors::SafeTensorError| Error::model(name, e.to_string());
     let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(malformed)?;
@@ -227,7 +228,7 @@ pub fn with_card(name: &str, bytes: &[u8], card: &ModelCard) -> Result<Vec<u8>> 
     safetensors::serialize(file.iter(), Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
 }
 
-/// The bytes of a model file.
+/// Bytes of a model file.
 pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
     let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
     write_tensors(tensors, HashMap::from([(KEY.to_string(), json)]))

@@ -1,4 +1,4 @@
-//! What a model file says of the model: the JSON under its metadata key `modejump`.
+//! Description of a model in its file: the JSON under the metadata key `modejump`.
 
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// Version of the file format.
 pub const FORMAT: u32 = 1;
 
-/// A model's description, the JSON in its file: what it is, of which atoms, at which temperature, and what made it.
+/// A model's description, the JSON in its file: its kind, atoms, temperature and provenance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelCard {
@@ -38,18 +38,18 @@ pub struct ModelCard {
     pub provenance: BTreeMap<String, String>,
 }
 
-/// A model that can be taken to other temperatures than that of its training ([`crate::models::Steering`]).
+/// A model that can be evaluated at other temperatures than that of its training ([`crate::models::Steering`]).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SteeringConfig {
-    /// How many of the coordinates, the last ones, are auxiliary: v beside x, whose target is the normal density of
+    /// Number of auxiliary coordinates v, the last of the model's coordinates; their target is the normal density of
     /// variance τ.
     pub auxiliary: usize,
 }
 
-/// A kind of model, known by the configuration that its files have.
+/// A kind of model, identified by the configuration in its files.
 pub trait ModelKind: Clone + Into<ModelConfig> {
-    /// As in model files and on the command line.
+    /// Name in model files and on the command line.
     const NAME: &'static str;
 
     /// The configuration, if the model is of this kind.
@@ -109,7 +109,7 @@ kinds! {
 }
 
 impl ModelConfig {
-    /// How its energy is read, if it is an energy-based model.
+    /// The energy's settings, if it is an energy-based model.
     pub fn energy_mut(&mut self) -> Option<&mut EnergyConfig> {
         match self {
             ModelConfig::GraphormerEbm(config) => Some(&mut config.energy),
@@ -125,7 +125,7 @@ impl ModelConfig {
         }
     }
 
-    /// How it runs, if it is a continuous flow.
+    /// The flow's settings, if it is a continuous flow.
     pub fn flow(&self) -> Option<&ContinuousConfig> {
         match self {
             ModelConfig::EgnnFlow(config) => Some(&config.flow),
@@ -134,7 +134,7 @@ impl ModelConfig {
         }
     }
 
-    /// What its log q is, as far as the configuration decides.
+    /// The exactness of log q, as far as the configuration determines it.
     fn exactness(&self) -> Exactness {
         match self {
             ModelConfig::GraphormerEbm(_)
@@ -151,7 +151,7 @@ impl ModelConfig {
     }
 }
 
-/// The potential that a model was trained for.
+/// The potential that a model was trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetInfo {
@@ -162,7 +162,7 @@ pub struct TargetInfo {
 }
 
 impl ModelCard {
-    /// What is wrong with the parts that do not depend on the kind of model.
+    /// Checks the parts that do not depend on the kind of model. Errors: what is wrong, in words.
     pub fn check(&self) -> std::result::Result<(), String> {
         if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
             return Err(format!("the temperature is {t} K: a positive number is needed"));
@@ -176,24 +176,25 @@ impl ModelCard {
         }
     }
 
-    /// The card of a coupling flow; temperature, target, topology and provenance are still to be said.
+    /// The card of a coupling flow; temperature, target, topology and provenance are left unset.
     pub fn of_coupling(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
         ModelCard::new(config.into(), coordinates)
     }
 
-    /// The same of a model of `dimension` Cartesian coordinates.
+    /// The card of a model of `dimension` Cartesian coordinates; the rest is left unset as in
+    /// [`ModelCard::of_coupling`].
     pub fn of_cartesian(model: impl Into<ModelConfig>, dimension: usize) -> ModelCard {
         ModelCard::new(model.into(), CoordinatesConfig::Cartesian { dimension })
     }
 
-    /// The same transferable model for another peptide, of any hand.
+    /// The card of the same transferable model for another peptide, of either hand.
     pub fn of_peptide(&self, topology: Topology) -> ModelCard {
         let coordinates = CoordinatesConfig::Cartesian { dimension: 3 * topology.n_atoms() };
         let mut model = self.model.clone();
         if let ModelConfig::TransferableTarflow(config) = &mut model {
             config.stereocentres.clear();
         }
-        // the target was the other peptide's
+        // the target was that of the other peptide
         ModelCard { model, coordinates, topology: Some(topology), target: None, ..self.clone() }
     }
 
@@ -212,7 +213,7 @@ impl ModelCard {
         }
     }
 
-    /// Bonds that every sample has at exactly this length: (i, j, nm).
+    /// Bonds that have exactly this length in every sample: (i, j, nm).
     pub fn kept_bonds(&self) -> &[(usize, usize, f64)] {
         match &self.coordinates {
             CoordinatesConfig::Internal { constraints, .. } => constraints,
@@ -220,7 +221,7 @@ impl ModelCard {
         }
     }
 
-    /// Centres whose hand the model keeps.
+    /// Centres whose chirality the model preserves.
     pub fn stereocentres(&self) -> &[Stereocentre] {
         match (&self.coordinates, &self.model) {
             (CoordinatesConfig::Internal { stereocentres, .. }, _) => stereocentres,
@@ -230,7 +231,8 @@ impl ModelCard {
         }
     }
 
-    /// [`Topology::match_atoms`]; without atom names the order is taken as it is. Errors: also another number of atoms.
+    /// As [`Topology::match_atoms`]; without atom names the order is taken as it is. Errors: also another number of
+    /// atoms.
     pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
         if let Some(topology) = &self.topology {
             return topology.match_atoms(residues, names);
@@ -247,7 +249,8 @@ impl ModelCard {
         }
     }
 
-    /// Errors: a topology of another number of atoms than the `dimension` of x has.
+    /// Requires atoms that fit the coordinates. Errors: a topology whose number of atoms does not match the `dimension`
+    /// of x.
     pub(crate) fn require_dimension(&self, dimension: usize) -> Result<()> {
         match self.topology.as_ref().map(Topology::n_atoms).filter(|atoms| 3 * atoms != dimension) {
             Some(atoms) => {
@@ -257,7 +260,7 @@ impl ModelCard {
         }
     }
 
-    /// The label of an atom for messages.
+    /// Label of an atom for messages.
     pub fn label(&self, atom: usize) -> String {
         match &self.topology {
             Some(topology) => topology.label(atom),

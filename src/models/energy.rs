@@ -1,4 +1,5 @@
-//! A density known by an energy-based model alone: no samples, no normalisation, so a [`Exactness::Surrogate`].
+//! A density known only through an energy-based model: neither samples nor normalisation, hence
+//! [`Exactness::Surrogate`].
 
 use super::field::EnergyFunction;
 use super::field_on_device::{EnergyKernel, EnergyOnDevice};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 
-/// How the energy of a file is read.
+/// How to evaluate the energy in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EnergyConfig {
@@ -26,13 +27,14 @@ pub struct EnergyConfig {
     pub units_per_nm: f64,
     /// Network time of the data.
     pub data_time: f64,
-    /// How far delayed acceptance believes it; `modejump reweight --calibrate` finds the best numbers.
+    /// How far delayed acceptance trusts it; `modejump reweight --calibrate` finds the best values.
     #[serde(default)]
     pub trust: Trust,
 }
 
 impl EnergyConfig {
-    /// Errors: units or times that are no numbers of that kind.
+    /// Checks the settings. Errors: units that are not positive and finite, a time that is not finite, a trust that is
+    /// out of range.
     pub fn check(&self) -> Result<()> {
         match self.units_per_nm > 0.0 && self.units_per_nm.is_finite() && self.data_time.is_finite() {
             true => self.trust.check(),
@@ -41,7 +43,7 @@ impl EnergyConfig {
     }
 }
 
-/// log q(x) = E(t_data, x) + constant.
+/// A surrogate density, log q(x) = E(t_data, x) + constant.
 pub struct EnergyModel<E> {
     energy: E,
     config: EnergyConfig,
@@ -50,7 +52,7 @@ pub struct EnergyModel<E> {
 }
 
 impl<E: EnergyFunction> EnergyModel<E> {
-    /// The density e^{−E} of an energy function, as its file describes it.
+    /// The density q ∝ e^{E(t_data, x)} of an energy function, as its file describes it.
     pub fn new(energy: E, config: EnergyConfig, card: ModelCard, hash: String) -> EnergyModel<E> {
         EnergyModel { energy, config, card, hash }
     }
@@ -60,14 +62,14 @@ impl<E: EnergyFunction> EnergyModel<E> {
         &self.energy
     }
 
-    /// Times and configurations as the network saw them in training: molecules centred, in its units.
+    /// Times and configurations as the network saw them in training: molecules centred, in the network's units.
     fn inputs(&self, x: &[f64], rows: usize) -> (Vec<f64>, Vec<f64>) {
         let mut x: Vec<f64> = x.iter().map(|v| v * self.config.units_per_nm).collect();
         self.centre_molecules(&mut x);
         (vec![self.config.data_time; rows], x)
     }
 
-    /// Networks of distances see no difference but that of rounding.
+    /// Centres molecules, and also models of distances without atom names, where this changes nothing beyond rounding.
     fn centre_molecules(&self, x: &mut [f64]) {
         let of_distances = matches!(
             self.card.model,
@@ -80,10 +82,10 @@ impl<E: EnergyFunction> EnergyModel<E> {
 }
 
 impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
-    /// A network with the parameters of a file.
+    /// Builds the model from a network and the parameters in a file.
     ///
-    /// Errors: a configuration out of range, a description that calls it more than a surrogate or of other coordinates;
-    /// a tensor that is missing, superfluous, of another shape or not finite, by its name.
+    /// Errors: a configuration out of range; a description that claims more than a surrogate, or other coordinates; a
+    /// tensor that is missing, superfluous, of another shape or not finite (named).
     pub fn of_network(network: N, config: EnergyConfig, file: &ModelFile) -> Result<EnergyModel<Evaluator<N, R>>> {
         config.check()?;
         let coordinates = CoordinatesConfig::Cartesian { dimension: network.dimension() };
@@ -98,20 +100,20 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
         Ok(EnergyModel::new(Evaluator::new(network, parameters), config, file.card.clone(), file.hash.clone()))
     }
 
-    /// The bytes of a model file.
+    /// Bytes of the model file. Errors: those of [`model_file::serialize`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let (network, parameters) = (&self.energy.network, self.energy.parameters());
         model_file::serialize(&self.card, &network.layout().write(parameters))
     }
 
-    /// Writes the model file; the file that was there is replaced only by a complete one.
+    /// Writes the model file; an existing file is replaced only by a complete one. Errors: those of writing.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), &self.to_bytes()?)
     }
 }
 
 impl<N: EnergyKernel, R: Real> EnergyModel<Evaluator<N, R>> {
-    /// The model with its network on a machine.
+    /// Moves the network to a GPU. Errors: the driver's.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<EnergyModel<EnergyOnDevice<R>>> {
         Ok(EnergyModel::new(self.energy.on_device(driver)?, self.config, self.card, self.hash))
     }
@@ -189,7 +191,7 @@ impl<E: EnergyFunction> Model for EnergyModel<E> {
 mod tests {
     use super::*;
 
-    /// −x²/2, with a gradient that is none beyond 1.
+    /// −x²/2, with a gradient that is NaN beyond 1.
     struct Broken;
 
     impl EnergyFunction for Broken {

@@ -1,4 +1,5 @@
-//! What the networks of continuous flows and energy-based models compute, in the networks' own units and f64 outside.
+//! Interfaces to the networks of continuous flows and energy-based models: inputs and outputs in the network's units,
+//! in f64.
 
 use super::continuous::ContinuousConfig;
 use crate::device::Device;
@@ -13,51 +14,51 @@ pub trait VectorField: Send + Sync {
     /// Coordinates per configuration, 3 × atoms.
     fn dimension(&self) -> usize;
 
-    /// Whether f(t, Rx + c) = R f(t, x) for every rotation and reflection R of space and every translation c, by
-    /// construction of the network. A network without this costs three more directions a divergence and cannot be
-    /// folded to one hand.
+    /// Whether f(t, Rx + c) = R f(t, x) holds by construction of the network, for every rotation or reflection R of
+    /// space and every translation c. A network without this costs three more directions per divergence, and its
+    /// samples cannot be folded to one hand.
     fn is_equivariant(&self) -> bool {
         false
     }
 
-    /// Rows that are best integrated together: few, since an exact divergence carries the tangents of each through the
-    /// network.
+    /// Best number of rows to integrate together: few, since an exact divergence carries each row's tangents through
+    /// the network.
     fn rows_at_once(&self) -> usize {
         4
     }
 
-    /// Whole paths, where the field has a way of its own to carry them; else each step of the ODE is a call of the
+    /// A solver that carries whole paths, where the field has one of its own; otherwise each step of the ODE calls the
     /// functions below.
     fn solver(&self) -> Option<&dyn PathSolver> {
         None
     }
 
-    /// Where it runs, for messages.
+    /// The device it runs on, for messages.
     fn device(&self) -> String {
         Device::cpu().describe()
     }
 
-    /// What went wrong in an evaluation, whose results are NaN then: a GPU may fail, which is no rejected proposal. It
-    /// stays so.
+    /// The first failure of an evaluation (of a GPU, say), whose results are NaN; such NaN must not pass for rejected
+    /// proposals. It persists.
     fn failure(&self) -> Result<()> {
         Ok(())
     }
 
-    /// `f[n][dimension]`.
+    /// Writes f(t, x) to `f[n][dimension]`.
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]);
 
     /// f and its divergence Σᵢ ∂fᵢ/∂xᵢ, exact, by forward mode.
     fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]);
 
-    /// f and its derivative `df[n][dimension]` along `dx[n][dimension]`.
+    /// f and its Jacobian–vector product `df[n][dimension]` along `dx[n][dimension]`.
     fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]);
 }
 
-/// A field on a GPU, which makes all steps of the ODE in one launch.
+/// A field on a GPU that makes all steps of the ODE in one launch.
 pub trait PathSolver {
-    /// Carries points `x[n][dimension]` of a continuous flow over the span by its solver, and adds ∫ div dt to
-    /// `integral[n]`, unless that is empty; `probes[n][probes][dimension]` where the flow estimates the divergence.
-    /// Reports as [`crate::ode::integrate`]. Errors: the GPU's.
+    /// Carries points `x[n][dimension]` of a continuous flow over the span with the flow's solver, and adds ∫ div dt to
+    /// `integral[n]`, unless that is empty; `probes[n][probes][dimension]` are given where the flow estimates the
+    /// divergence. Reports as [`crate::ode::integrate`] does. Errors: the GPU's.
     fn carry(
         &self,
         flow: &ContinuousConfig,
@@ -68,13 +69,13 @@ pub trait PathSolver {
     ) -> Result<Vec<Report>>;
 }
 
-/// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with the sign of BoltzNCE: a log-density, no
-/// energy of physics.
+/// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with BoltzNCE's sign: a log-density, not a
+/// physical energy.
 pub trait EnergyFunction: Send + Sync {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
 
-    /// Where it runs, for messages.
+    /// The device it runs on, for messages.
     fn device(&self) -> String {
         Device::cpu().describe()
     }

@@ -1,6 +1,6 @@
-//! Equal parts at one centre, such as the hydrogens of CH₂ or the methyl groups of leucine, that are numbered the other way
-//! round than in the frames a model was trained on, and stereocentres of the other hand. Energies do not know the
-//! difference, a density does: no jump from there is accepted.
+//! Detects molecules labelled differently from the frames a model was trained on: equal parts at one centre (the
+//! hydrogens of CH₂, the methyl groups of leucine) numbered the other way round, or stereocentres of the other hand.
+//! Energies do not see the difference but a density does: no jump from there is accepted.
 
 use super::{Model, Steering};
 use crate::coordinates::chirality::classes;
@@ -8,28 +8,28 @@ use crate::coordinates::Topology;
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
 
-/// ln of how much likelier a configuration has to become, in all and by each exchange.
+/// Gain in log q that counts as far likelier, in total and for each exchange.
 const FAR_LIKELIER: f64 = 25.0;
 
-/// log q of molecules in nm is above zero, and some hundreds of kT below that where they are hot or bent.
+/// log q of molecules in nm is above zero, and some hundreds of kT lower for hot or strained ones.
 const LOWEST: f64 = -1000.0;
 
-/// Two equal parts of a molecule at one centre, as pairs of atoms that change places: two atoms, or two branches.
+/// Two equal parts of a molecule at one centre (two atoms, or two branches), as pairs of atoms to be swapped.
 pub type Exchange = Vec<[usize; 2]>;
 
-/// Exchanges by which a configuration becomes likelier by far.
+/// Exchanges that make a configuration far likelier.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchanged {
     pub exchanges: Vec<Exchange>,
-    /// log q as the configuration is, −∞ outside the support, and after the exchanges.
+    /// log q of the configuration before (−∞ outside the support) and after the exchanges.
     pub log_density: [f64; 2],
 }
 
-/// Looks for such exchanges in `x[atoms][3]` (nm): none for a molecule that is numbered as in the model's frames, a
-/// model without atoms, and one that has auxiliary coordinates.
+/// Looks for exchanges that make `x[atoms][3]` (nm) far likelier. None for a molecule numbered as in the model's
+/// frames, a model without atoms, or one with auxiliary coordinates.
 ///
-/// The best one is made, then the best of the others, and so on: far from all frames log q says little of each by
-/// itself.
+/// Greedy: makes the best exchange, then the best of the rest, and so on, because far from all frames log q says little
+/// about any one of them. Errors: those of the density.
 pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     let Some(topology) = &model.card().topology else { return Ok(None) };
     let candidates = equal_parts(topology);
@@ -50,7 +50,7 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
             (x, now) = (after(&x, &candidates[best]), log_q[best]);
             made[best] ^= true;
         } else if now == f64::NEG_INFINITY && !made.contains(&true) {
-            // each by itself may be outside the support: from all of them, those that are not needed are taken back
+            // a single exchange may leave it outside the support: start from all of them, then undo those not needed
             x = candidates.iter().fold(x, |x, exchange| after(&x, exchange));
             made.fill(true);
             now = log_densities(model, &x)?[0];
@@ -58,15 +58,15 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
             break;
         }
     }
-    // a molecule that has no density either way is a broken one
+    // a molecule without density either way is simply broken
     let is_far_likelier =
         now - before > FAR_LIKELIER.max(0.5 * before.abs()) || (before == f64::NEG_INFINITY && now > 0.0);
     let exchanges = candidates.into_iter().zip(made).filter_map(|(exchange, made)| made.then_some(exchange)).collect();
     Ok(is_far_likelier.then_some(Exchanged { exchanges, log_density: [before, now] }))
 }
 
-/// Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round, or a stereocentre of the other hand; names
-/// them.
+/// Requires the labels of the model's frames. Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round,
+/// or a stereocentre of the other hand (both named); those of the density.
 pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     let label = |atom: usize| model.card().label(atom);
     if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
@@ -95,8 +95,8 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     }
 }
 
-/// The first two of every set of equal parts with a single bond to one centre. Among three that changes the hand, and
-/// rotations about the bond are no matter of numbers. Parts that end where they begin come first.
+/// For every set of equal parts with single bonds to one centre, its first two as an exchange. Among three, exchanging
+/// two changes the hand, and rotation about the bond supplies the rest. Parts that end where they begin come first.
 fn equal_parts(topology: &Topology) -> Vec<Exchange> {
     let (neighbours, classes) = (topology.neighbours(), classes(topology));
     let mut parts: Vec<Exchange> = Vec::new();
@@ -118,7 +118,7 @@ fn equal_parts(topology: &Topology) -> Vec<Exchange> {
     parts
 }
 
-/// The atoms of two equal branches from a centre, pair by pair; none where they are parts of a ring.
+/// Atoms of two equal branches at a centre, in pairs; None where the branches are part of a ring.
 fn branches(neighbours: &[Vec<usize>], classes: &[usize], centre: usize, roots: [usize; 2]) -> Option<Exchange> {
     let mut pairs = vec![roots];
     let mut from = vec![[centre; 2]];
@@ -155,7 +155,7 @@ fn after(x: &[f64], exchange: &Exchange) -> Vec<f64> {
     x
 }
 
-/// −∞ outside the support.
+/// log q of each row, −∞ outside the support.
 fn log_densities(model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
     let mut found = vec![Evaluation::inside(0.0); x.len() / model.dimension()];
     model.log_density(x, &mut found)?;
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(equal_parts(&topology), one(&[caps[0], [first, second], caps[1]]));
         let model = crate::models::load(ala2("model.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &x).unwrap(), None);
-        // all combinations: what is not needed is not named
+        // all combinations: exchanges that are not needed are not reported
         for kept in 1..8 {
             let all = [caps[0], [first, second], caps[1]].into_iter().enumerate();
             let pairs: Vec<[usize; 2]> = all.filter(|(k, _)| kept >> k & 1 == 1).map(|(_, pair)| pair).collect();
@@ -200,12 +200,12 @@ mod tests {
         let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
         let message = require_labels(model.as_ref(), &mirror).unwrap_err().to_string();
         assert!(message.contains("ALA2:CA (atom 9) is of the other hand"), "{message}");
-        // an energy that does not tell equal atoms apart
+        // an energy that does not distinguish equal atoms
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);
     }
 
-    /// Methyl groups of isobutane change places with their hydrogens; a ring has no branches.
+    /// Methyl groups of isobutane are exchanged with their hydrogens; a ring has no branches.
     #[test]
     fn equal_branches_change_places_as_a_whole() {
         let molecule = |elements: &[&str], bonds: &[[usize; 2]]| Topology {

@@ -1,4 +1,4 @@
-//! Where the tensors of a network stand in its parameters and in its file, and how large they may be.
+//! Layout of a network's tensors in its parameter vector and in its file, and limits on their sizes.
 
 use crate::error::{Error, Result};
 use crate::io::model_file::{Data, Tensor};
@@ -8,12 +8,12 @@ use crate::rng::Stream;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-/// Largest sizes of a network in a file: a damaged one must not ask for more memory than there is.
+/// Largest sizes of a network in a file, so that a damaged file cannot ask for more memory than there is.
 pub const MOST_ATOMS: usize = 512;
 pub const LARGEST_SIZE: usize = 4096;
 pub const MOST_LAYERS: usize = 256;
 
-/// Errors name the size (name, value, limit) that is zero or beyond its limit.
+/// Checks (name, value, limit) of each size. Errors name a size that is zero or beyond its limit.
 pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
         Some((name, size, most)) => Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read"))),
@@ -21,7 +21,7 @@ pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     }
 }
 
-/// Errors name the atom whose features are out of range, or set twice.
+/// Checks the set features of each atom. Errors name an atom with a feature out of range or set twice.
 pub fn check_features(features: &[Vec<usize>], n_features: usize) -> Result<()> {
     for (atom, set) in features.iter().enumerate() {
         if let Some(i) = set.iter().find(|&&i| i >= n_features) {
@@ -34,7 +34,7 @@ pub fn check_features(features: &[Vec<usize>], n_features: usize) -> Result<()> 
     Ok(())
 }
 
-/// Names, shapes and places of a network's tensors in its flat parameter vector.
+/// Names, shapes and positions of a network's tensors in its flat parameter vector.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     tensors: Vec<Place>,
@@ -46,7 +46,7 @@ struct Place {
     name: String,
     shape: Vec<usize>,
     at: usize,
-    /// The place in the file's tensor of each element, where it is another one.
+    /// For each element its index in the file's tensor, where the two orders differ.
     order: Option<Arc<dyn Fn(usize) -> usize + Send + Sync>>,
 }
 
@@ -61,14 +61,14 @@ impl Place {
         self.shape.iter().product()
     }
 
-    /// (in the parameter vector, in the file's tensor) of each element.
+    /// For each element its index in the parameter vector and in the file's tensor.
     fn elements(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         (0..self.len()).map(|i| (self.at + i, self.order.as_ref().map_or(i, |order| order(i))))
     }
 }
 
 impl Layout {
-    /// Appends a tensor and returns its place.
+    /// Appends a tensor and returns its offset in the parameter vector.
     pub fn tensor(&mut self, name: impl Into<String>, shape: &[usize]) -> usize {
         let at = self.end;
         self.tensors.push(Place { name: name.into(), shape: shape.to_vec(), at, order: None });
@@ -76,9 +76,9 @@ impl Layout {
         at
     }
 
-    /// Lets the tensor at `at` lie in another order than in the file: its element i is the file's element `order(i)`.
+    /// Stores the tensor at `at` in another order than in the file: its element i is the file's element `order(i)`.
     pub fn reorder(&mut self, at: usize, order: impl Fn(usize) -> usize + Send + Sync + 'static) {
-        // from the back, for it is one of the last
+        // search from the back: it is one of the last
         if let Some(place) = self.tensors.iter_mut().rfind(|place| place.at == at) {
             place.order = Some(Arc::new(order));
         }
@@ -90,7 +90,7 @@ impl Layout {
         Weight::new(at, n_in, n_out).with_bias(self.tensor(format!("{name}.bias"), &[n_out]))
     }
 
-    /// The same with the weights `[in][out]` in the parameter vector, as a product reads them faster.
+    /// As [`Layout::linear`], with the weights `[in][out]` in the parameter vector, which products read faster.
     pub fn transposed_linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Weight {
         let weight = self.transposed_matrix(name, n_in, n_out);
         weight.with_bias(self.tensor(format!("{name}.bias"), &[n_out]))
@@ -108,13 +108,13 @@ impl Layout {
         self.end
     }
 
-    /// Name, shape and place of each tensor.
+    /// Name, shape and offset of each tensor.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], usize)> {
         self.tensors.iter().map(|place| (place.name.as_str(), place.shape.as_slice(), place.at))
     }
 
-    /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds
-    /// NaN, or does not belong.
+    /// Reads the parameters from a file's tensors. Errors name a tensor that is missing, has another shape, holds NaN,
+    /// or does not belong.
     pub fn read<R: Real>(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<R>> {
         let mut pairs = Vec::with_capacity(self.tensors.len());
         for place in &self.tensors {
@@ -133,7 +133,7 @@ impl Layout {
         if let Some(name) = tensors.keys().find(|name| !own.contains(name.as_str())) {
             return Err(Error::invalid(format!("tensor {name} is not part of the model")));
         }
-        // the file holds all of it, so memory for it may be asked for
+        // the file holds all tensors, so their memory may be allocated
         let mut parameters = vec![R::default(); self.end];
         for (place, data) in pairs {
             place.elements().for_each(|(i, k)| parameters[i] = R::from_f64(data[k]));
@@ -141,7 +141,7 @@ impl Layout {
         Ok(parameters)
     }
 
-    /// The parameters as tensors for a file, in f32 unless the network is f64.
+    /// Parameters as tensors for a file, in f32 unless the network is f64.
     pub fn write<R: Real>(&self, parameters: &[R]) -> BTreeMap<String, (Vec<usize>, Data)> {
         let data = |values: Vec<f64>| match R::NAME {
             "f64" => Data::F64(values),
@@ -155,8 +155,8 @@ impl Layout {
         self.tensors.iter().map(tensor).collect()
     }
 
-    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√inputs, the last of a matrix's dimensions, with
-    /// which its bias follows. `special` says which tensors begin otherwise.
+    /// Random weights with PyTorch's initialisation of linear layers: uniform in ±1/√inputs, where inputs is the last
+    /// dimension of a matrix; its bias has the same range. `special` gives the tensors that start otherwise.
     pub fn initialise<R: Real>(
         &self,
         stream: &mut Stream,
@@ -180,10 +180,10 @@ impl Layout {
     }
 }
 
-/// Where a parameter begins.
+/// Initial value of a parameter.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     At(f64),
-    /// Uniform in ± this.
+    /// Uniform in ± this value.
     Within(f64),
 }

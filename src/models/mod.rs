@@ -37,12 +37,12 @@ pub enum Precision {
     #[default]
     F32,
     F64,
-    /// f32, with weights that are rounded to bfloat16 once and for all: of TarFlows, whose single samples take the time
-    /// of reading them.
+    /// f32, with weights rounded to bfloat16 once and for all. For TarFlows, where drawing a single sample takes as
+    /// long as reading the weights.
     Bf16,
 }
 
-/// A density that came with a description of itself.
+/// A density with its description.
 pub trait Model: Density {
     fn card(&self) -> &ModelCard;
 
@@ -59,7 +59,7 @@ pub trait Model: Density {
         None
     }
 
-    /// Where it runs, for messages: `cpu`, or the name of a GPU.
+    /// The device it runs on, for messages: `cpu`, or the name of a GPU.
     fn device(&self) -> String {
         Device::cpu().describe()
     }
@@ -74,25 +74,25 @@ pub trait Model: Density {
         None
     }
 
-    /// What a TarFlow has beyond other models.
+    /// What a TarFlow offers beyond other models.
     fn autoregressive(&self) -> Option<&dyn tarflow::Autoregressive> {
         None
     }
 
-    /// At which temperature it is, if it is a model that follows the temperature. Its last coordinates may be auxiliary
-    /// then.
+    /// For a temperature-steerable model, the temperature it is set to; the last coordinates of such a model may be
+    /// auxiliary.
     fn steering(&self) -> Option<Steering> {
         None
     }
 
-    /// The model at a temperature (K): draws and densities are those of that temperature, and its card is the same.
+    /// The model at a temperature (K): draws and densities are those of that temperature, the card is unchanged.
     ///
-    /// Errors: a model that does not follow the temperature, or whose file does not say for which it was trained.
+    /// Errors: a model that is not steerable, or whose file does not give its training temperature.
     fn at_temperature(&self, _kelvin: f64) -> Result<Arc<dyn Model>> {
         Err(self.does_not_follow())
     }
 
-    /// Why it has one temperature only.
+    /// The error that says why the model has a single temperature.
     fn does_not_follow(&self) -> Error {
         Error::Unsupported(format!(
             "this model of kind {} does not follow the temperature: train a coupling flow with `steerable`, or a model at each temperature",
@@ -118,14 +118,15 @@ pub trait Flow: Send + Sync {
         false
     }
 
-    /// At `z[n][latent]`: from gradients `gx[n][dimension]` by x and `g_log_det[n]` by ln|∂x/∂z| to that by z,
-    /// `gz[n][latent]`; zero in rows outside the support. Errors: a flow that cannot; asked about no rows too.
+    /// Pulls gradients back to the latent space: at `z[n][latent]`, from `gx[n][dimension]` with respect to x and
+    /// `g_log_det[n]` with respect to ln|∂x/∂z| to `gz[n][latent]` with respect to z; zero in rows outside the support.
+    /// Errors: a flow that cannot do this (also with n = 0).
     fn pull_back(&self, _z: &[f64], _gx: &[f64], _g_log_det: &[f64], _gz: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported("this flow has no gradients by its latent coordinates: use a coupling flow".into()))
     }
 }
 
-/// The map to latent space of a model. Errors: a model that has none.
+/// A model's map to latent space. Errors: a model that has none.
 pub fn flow_of(model: &dyn Model) -> Result<&dyn Flow> {
     model.flow().ok_or_else(|| {
         let kind = model.card().model.kind();
@@ -133,36 +134,38 @@ pub fn flow_of(model: &dyn Model) -> Result<&dyn Flow> {
     })
 }
 
-/// Loads a model file with f32 networks, to the default device ([`device::default`]).
+/// Loads a model file with f32 networks onto the default device ([`device::default`]).
+///
+/// Errors: a file that cannot be read or is damaged, parameters out of range, a device that lacks something.
 pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
     load_with(path, Precision::default())
 }
 
-/// As [`load`], with networks of this type. Errors: those of [`load`].
+/// As [`load`], with networks of the given precision. Errors: those of [`load`].
 pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     from_bytes(&path.display().to_string(), &bytes, precision)
 }
 
-/// Loads a model file to a device. Errors name what the device lacks.
+/// Loads a model file onto a device. Errors: those of [`load`], naming what the device lacks.
 pub fn load_on(path: impl AsRef<Path>, precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     from_bytes_on(&path.display().to_string(), &bytes, precision, device)
 }
 
-/// Loads a model from the bytes of a file; `name` stands for the path in error messages.
+/// Loads a model from the bytes of a file; `name` stands for the path in error messages. Errors: those of [`load`].
 pub fn load_bytes(name: &str, bytes: &[u8]) -> Result<Arc<dyn Model>> {
     from_bytes(name, bytes, Precision::default())
 }
 
-/// A model from the bytes of its file; `name` stands for the file in messages. Errors: those of [`load`].
+/// As [`load_bytes`], with networks of the given precision. Errors: those of [`load`].
 pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<dyn Model>> {
     from_bytes_on(name, bytes, precision, &device::default()?)
 }
 
-/// The same, to a device of the caller's choice.
+/// As [`from_bytes`], onto a device of the caller's choice. Errors: those of [`load`].
 pub fn from_bytes_on(name: &str, bytes: &[u8], precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let file = model_file::read(name, bytes)?;
     build(&file, precision, device).map_err(|error| match error {

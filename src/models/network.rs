@@ -1,4 +1,4 @@
-//! Networks written on a tape, and what flows and energy-based models need of them.
+//! Networks recorded on a tape, with what flows and energy-based models need of them.
 
 use super::field::{EnergyFunction, VectorField};
 use super::layout::Layout;
@@ -8,12 +8,12 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
-/// A time-dependent network of configurations. Its `record` is the model's paper in code.
+/// A time-dependent network on configurations. Its `record` is the model's paper in code.
 pub trait Network: Send + Sync {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
 
-    /// Numbers per configuration in the output: `dimension` of a vector field, 1 of an energy.
+    /// Outputs per configuration: `dimension` for a vector field, 1 for an energy.
     fn outputs(&self) -> usize;
 
     /// As [`VectorField::is_equivariant`].
@@ -21,16 +21,17 @@ pub trait Network: Send + Sync {
         false
     }
 
-    /// Configurations that run together at best: enough for the matrix products, few enough for the cache.
+    /// Best number of configurations to run together: enough for the matrix products, few enough for the cache.
     fn chunk(&self) -> usize;
 
     fn layout(&self) -> &Layout;
 
-    /// Runs the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the output.
+    /// Records the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the
+    /// output.
     fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
 
-    /// Of a vector field: f and its divergence at `x[n][dimension]`, as `both[n][dimension + 1]`, by a derivative along
-    /// each coordinate unless the network has a better way. The tape is empty.
+    /// For a vector field: f and its divergence at `x[n][dimension]`, written to `both[n][dimension + 1]`, from one
+    /// derivative along each coordinate unless the network has a better way. The tape must be empty.
     fn divergence<R: Real>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R], both: &mut [f64]) {
         let d = self.dimension();
         let (x, v) = self.record(parameters, tape, t, x);
@@ -48,7 +49,7 @@ pub trait Network: Send + Sync {
     }
 }
 
-/// What a trainer needs to know of a network.
+/// The properties of a network that a trainer needs.
 pub trait Trainable: Send + Sync {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
@@ -66,7 +67,7 @@ impl<N: Network> Trainable for N {
     }
 }
 
-/// Features of every atom, ones at the places in `features[atom]` of `n_features` numbers, with the time of its sample
+/// Multi-hot features of every atom, ones at the indices `features[atom]` out of `n_features`, with the sample's time
 /// appended: `[samples × atoms][n_features + 1]`.
 pub fn features_and_time<R: Scalar>(tape: &mut Tape<R>, features: &[Vec<usize>], n_features: usize, t: &[f64]) -> Var {
     let (atoms, width) = (features.len(), n_features + 1);
@@ -84,7 +85,7 @@ pub fn features_and_time<R: Scalar>(tape: &mut Tape<R>, features: &[Vec<usize>],
 pub struct Evaluator<N, R> {
     pub network: N,
     parameters: Vec<R>,
-    /// The parameters laid out for products, once they are needed.
+    /// Parameters repacked for matrix products, made on first use.
     packs: OnceLock<Arc<Packs<R>>>,
     tapes: Spares<Tape<R>>,
 }
@@ -96,18 +97,18 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         Evaluator { network, parameters, packs: OnceLock::new(), tapes: Spares::default() }
     }
 
-    /// In the order of the [`Layout`].
+    /// Parameters in the order of the [`Layout`].
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }
 
-    /// Floating-point operations of the products and the attention of one evaluation of one configuration; a
-    /// multiplication and its addition count as two.
+    /// Floating-point operations of the matrix products and the attention in one evaluation of one configuration; a
+    /// multiply-add counts as two.
     pub fn flops(&self) -> f64 {
         self.recorded_once().flops()
     }
 
-    /// The network of one configuration.
+    /// The network recorded for one configuration.
     fn recorded_once(&self) -> Tape<R> {
         let mut tape = Tape::default();
         let x = vec![R::default(); self.network.dimension()];
@@ -126,7 +127,7 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         )
     }
 
-    /// Runs `body` on the recorded network of every chunk, and hands it the chunk's part of `output`.
+    /// Records the network for every chunk and calls `body` with the recording and the chunk's part of `output`.
     fn chunks(
         &self,
         t: &[f64],
@@ -140,7 +141,7 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         });
     }
 
-    /// Runs `body` with an empty tape on (t, x) of every chunk, the number of its first row, and its part of `output`.
+    /// Calls `body` for every chunk with an empty tape, (t, x), the index of its first row, and its part of `output`.
     fn parts(
         &self,
         t: &[f64],
@@ -164,7 +165,7 @@ fn copy<R: Real>(from: &[R], to: &mut [f64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f64());
 }
 
-/// As the network's numbers.
+/// Converts f64 values to the network's type.
 pub fn narrow<R: Real>(values: &[f64]) -> Vec<R> {
     values.iter().map(|&v| R::from_f64(v)).collect()
 }

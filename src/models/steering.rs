@@ -1,16 +1,15 @@
-//! Models that follow the temperature: temperature-steerable flows (Dibak, Klein, Krämer and Noé, Phys. Rev. Research
-//! 4, L042005 (2022)).
+//! Temperature-steerable models (Dibak, Klein, Krämer and Noé, Phys. Rev. Research 4, L042005 (2022)).
 //!
-//! The latent density is N(0, τ I) with τ = T/T₀, T₀ the temperature of training, and the map T keeps volume. Then
+//! The latent density is N(0, τ I) with τ = T/T₀, T₀ the training temperature, and the map T preserves volume. Then
 //!
 //! log q_τ(x, v) = −|T⁻¹(x, v)|²/2τ − (d/2) ln 2πτ + const, so q_τ ∝ q_1^{1/τ},
 //!
-//! as e^{−U/kT} ∝ (e^{−U/kT₀})^{1/τ} does: a model that is right at T₀ is right at all temperatures. What a map without
-//! volume change can make of a normal density is little; auxiliary coordinates v beside x, with the target N(0, τ I),
-//! give it room. Averages over x do not see them.
+//! just as e^{−U/kT} ∝ (e^{−U/kT₀})^{1/τ}: a model that is right at T₀ is right at all temperatures. A
+//! volume-preserving map of a normal density is not very expressive; auxiliary coordinates v beside x, with the target
+//! N(0, τ I), give it room. Averages over x do not depend on them.
 //!
-//! For a move the density is one of (x, v), over the target e^{−u(x)} N(v; 0, τ). v is no part of the engine's state:
-//! it is drawn afresh for the current configuration at every attempt ([`crate::moves::Steered`]).
+//! For a move the density is that of (x, v), and the target is e^{−u(x)} N(v; 0, τ). v is not part of the engine's
+//! state: it is drawn afresh for the current configuration at every attempt ([`crate::moves::Steered`]).
 
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
@@ -19,20 +18,20 @@ use crate::rng::Stream;
 use crate::target::Target;
 use std::sync::Arc;
 
-/// At which temperature a steerable model is, and what it has beside x.
+/// The temperature a steerable model is set to, and its auxiliary coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Steering {
-    /// How many of the model's coordinates, the last ones, are auxiliary.
+    /// Number of auxiliary coordinates; they are the last of the model's coordinates.
     pub auxiliary: usize,
-    /// τ: the temperature over that of training, the variance of the latent and of the auxiliary coordinates.
+    /// τ = T/T₀, the temperature over that of training: the variance of the latent and of the auxiliary coordinates.
     pub variance: f64,
 }
 
 impl Steering {
-    /// A model without auxiliary coordinates at the temperature of its training.
+    /// A model without auxiliary coordinates at its training temperature.
     pub const NONE: Steering = Steering { auxiliary: 0, variance: 1.0 };
 
-    /// v from N(0, τ).
+    /// Draws v from N(0, τ).
     pub fn draw(&self, stream: &mut Stream, v: &mut [f64]) {
         let width = self.variance.sqrt();
         stream.fill_normal(v);
@@ -45,7 +44,7 @@ impl Steering {
         0.5 * (squared / self.variance + v.len() as f64 * (LOG_2_PI + self.variance.ln()))
     }
 
-    /// Rows (x, v) of rows `x[n][dimension]`, v drawn from `streams(row)`.
+    /// Joins `x[n][dimension]` with v drawn from `streams(row)`; returns rows (x, v), `[n][dimension + auxiliary]`.
     pub fn join(&self, x: &[f64], dimension: usize, streams: &dyn Fn(usize) -> Stream) -> Vec<f64> {
         let mut joint = vec![0.0; x.len() / dimension * (dimension + self.auxiliary)];
         let rows = joint.chunks_exact_mut(dimension + self.auxiliary).zip(x.chunks_exact(dimension));
@@ -57,8 +56,8 @@ impl Steering {
         joint
     }
 
-    /// x and v of rows `joint[n][dimension + auxiliary]`; log q(x, v) becomes log q(x, v) − ln N(v; 0, τ), so that
-    /// −u(x) − log q is the log-weight of x.
+    /// Splits `joint[n][dimension + auxiliary]` into x and v, and turns log q(x, v) into log q(x, v) − ln N(v; 0, τ),
+    /// so that −u(x) − log q is the log-weight of x.
     pub fn take_apart(&self, joint: &[f64], dimension: usize, log_density: &mut [Evaluation]) -> [Vec<f64>; 2] {
         let [mut x, mut auxiliary] = [Vec::new(), Vec::new()];
         for (row, log_density) in joint.chunks_exact(dimension + self.auxiliary).zip(log_density) {
@@ -71,12 +70,12 @@ impl Steering {
     }
 }
 
-/// Coordinates of a configuration x of the model, without the auxiliary ones.
+/// Number of the model's coordinates without the auxiliary ones.
 pub fn dimension_without_auxiliary(model: &dyn Model) -> usize {
     model.dimension() - model.steering().map_or(0, |s| s.auxiliary)
 }
 
-/// The model at a temperature (K), if it is one that follows; else the model as it is.
+/// The model at a temperature (K) if it is steerable; otherwise the model as it is.
 ///
 /// Errors: those of [`Model::at_temperature`].
 pub fn follow(model: &Arc<dyn Model>, kelvin: f64) -> Result<Arc<dyn Model>> {
@@ -88,13 +87,12 @@ pub fn follow(model: &Arc<dyn Model>, kelvin: f64) -> Result<Arc<dyn Model>> {
     }
 }
 
-/// The temperature (K) that a steerable model is at.
+/// Temperature (K) of a steerable model.
 pub fn temperature(model: &dyn Model) -> Option<f64> {
     Some(model.steering()?.variance * model.card().temperature?)
 }
 
-/// τ of a temperature (K). Errors: one that is not positive, a model file that does not say for which temperature it
-/// was trained.
+/// τ at a temperature (K). Errors: a temperature that is not positive, or no training temperature in the model file.
 pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     let trained_for = trained_for.ok_or_else(|| {
         Error::invalid(
@@ -110,7 +108,7 @@ pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     Ok(variance)
 }
 
-/// The target of (x, v): u(x) − ln N(v; 0, τ).
+/// Target density of (x, v), with the reduced potential u(x) − ln N(v; 0, τ).
 pub struct JointTarget<'a> {
     target: &'a mut dyn Target,
     steering: Steering,
@@ -120,24 +118,24 @@ pub struct JointTarget<'a> {
 }
 
 impl<'a> JointTarget<'a> {
-    /// u as `target` gives it: that of the temperature at which the model is.
+    /// Takes u from `target` as it is, at the model's current temperature.
     pub fn new(target: &'a mut dyn Target, steering: Steering) -> JointTarget<'a> {
         JointTarget { target, steering, factor: 1.0, x: Vec::new(), gx: Vec::new() }
     }
 
-    /// u(x)/τ: for a `target` at the temperature of training, whatever that of the model is.
+    /// Takes u/τ from a `target` at the training temperature, whatever the model's temperature.
     pub fn of_training(target: &'a mut dyn Target, steering: Steering) -> JointTarget<'a> {
         let mut joint = JointTarget::new(target, steering);
         joint.at(steering);
         joint
     }
 
-    /// The same at another temperature, of a target [`JointTarget::of_training`].
+    /// Moves a target made by [`JointTarget::of_training`] to another temperature.
     pub fn at(&mut self, steering: Steering) {
         (self.steering, self.factor) = (steering, 1.0 / steering.variance);
     }
 
-    /// Rows of x and of v.
+    /// Iterates over (x, v) of each row.
     fn split<'b>(&self, joint: &'b [f64]) -> impl Iterator<Item = (&'b [f64], &'b [f64])> {
         let d = self.target.dimension();
         joint.chunks_exact(d + self.steering.auxiliary).map(move |row| row.split_at(d))

@@ -2,7 +2,7 @@
 
 use super::real::Real;
 
-/// The function between two layers.
+/// Activation function between two layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
@@ -27,8 +27,7 @@ impl Activation {
         }
     }
 
-    /// gradient ← gradient · f′(pre). The derivative is a diagonal, so this is the vjp and the jvp at once.
-    /// `post` = f(pre).
+    /// gradient ← gradient · f′(pre). The Jacobian is diagonal, so this is both the vjp and the jvp. `post` = f(pre).
     pub fn backward<R: Real>(self, pre: &[R], post: &[R], gradient: &mut [R]) {
         match self {
             Activation::Relu => {

@@ -1,6 +1,5 @@
-//! Numbers with a derivative. A network run on [`Dual`] gives its values and their derivatives along one direction; run
-//! forward and backward, it gives the derivative of its gradient along that direction, without a further line of
-//! calculus.
+//! Dual numbers. A network run on [`Dual`] gives its values and their derivatives along one direction; run forward and
+//! backward, it gives the derivative of its gradient along that direction, with no further calculus.
 
 use super::real::{Matrix, Real, Scalar};
 use std::cmp::Ordering;
@@ -14,11 +13,12 @@ pub struct Dual<R> {
 }
 
 impl<R: Real> Dual<R> {
+    /// value + slope ε.
     pub fn new(value: R, slope: R) -> Dual<R> {
         Dual { value, slope }
     }
 
-    /// f applied to the values, and f′ (a function of x and f(x)) to the slopes.
+    /// Applies f to the values, and f′ (a function of x and f(x)) to the slopes.
     fn each(values: &mut [Dual<R>], f: impl Fn(&mut [R]), derivative: impl Fn(R, R) -> R) {
         const BLOCK: usize = 128;
         let mut y = [R::default(); BLOCK];
@@ -87,7 +87,7 @@ impl<R: Real> std::iter::Sum for Dual<R> {
     }
 }
 
-/// Branches are taken by the value.
+/// Compares by value alone.
 impl<R: Real> PartialOrd for Dual<R> {
     fn partial_cmp(&self, other: &Dual<R>) -> Option<Ordering> {
         self.value.partial_cmp(&other.value)
@@ -173,7 +173,7 @@ impl<R: Real> Scalar for Dual<R> {
         if !accumulate {
             slope.fill(R::default());
         }
-        // parameters have no slopes as a rule
+        // parameters usually have zero slopes
         let moves = |slopes: &[R]| slopes.iter().any(|s| *s != R::default());
         if moves(&da) {
             R::gemm(shape, (&mut slope, dst.1), (&da, lhs.1), (&b, rhs.1), true);

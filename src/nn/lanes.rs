@@ -1,8 +1,8 @@
-//! Sixteen numbers at a time: kernels are written once over [`Lanes`] and compiled for AVX-512, AVX2 with FMA, and
-//! plain Rust; [`Real::vectorised`] picks one when the program runs.
+//! SIMD over sixteen numbers: kernels are written once over [`Lanes`] and compiled for AVX-512, AVX2 with FMA, and
+//! plain Rust; [`Real::vectorised`] picks one at run time.
 //!
-//! Rows of features are padded with zeros to whole lanes. Everything in a kernel must be `#[inline(always)]`: an
-//! instruction of AVX-512 in a function that was not inlined into the one compiled for AVX-512 becomes a call.
+//! Rows of features are zero-padded to whole lanes. Everything in a kernel must be `#[inline(always)]`: an AVX-512
+//! instruction in a function that is not inlined into the one compiled for AVX-512 becomes a call.
 
 use super::real::Real;
 
@@ -14,29 +14,29 @@ pub fn padded(n: usize) -> usize {
     n.next_multiple_of(WIDTH)
 }
 
-/// A piece of work that is compiled for every instruction set.
+/// A computation that is compiled for every instruction set.
 pub trait Kernel<R: Real> {
     type Output;
-    /// To be `#[inline(always)]`.
+    /// Must be `#[inline(always)]`.
     fn run<L: Lanes<R>>(self) -> Self::Output;
 }
 
 /// Sixteen numbers of type `R`. Implementations are private to this module, since a value may exist only where the
 /// processor has its instructions.
 pub trait Lanes<R: Real>: Copy {
-    /// Columns of the register tile of a product, in lanes: what six rows leave room for.
+    /// Columns of a product's register tile, in lanes: as many as six rows leave room for.
     const COLUMNS: usize;
 
     /// # Safety
-    /// Sixteen numbers can be read there.
+    /// Sixteen numbers must be readable at `from`.
     unsafe fn read(from: *const R) -> Self;
-    /// Sixteen bfloat16 numbers, two in a word: number j is the low half of word j, number 8 + j the high one.
+    /// Sixteen bfloat16 numbers, two per word: number j is the low half of word j, number 8 + j the high half.
     ///
     /// # Safety
-    /// Eight words can be read there.
+    /// Eight words must be readable at `from`.
     unsafe fn read_halves(from: *const u32) -> Self;
     /// # Safety
-    /// Sixteen numbers can be written there.
+    /// Sixteen numbers must be writable at `to`.
     unsafe fn write(self, to: *mut R);
     fn splat(value: R) -> Self;
     fn add(self, other: Self) -> Self;
@@ -45,7 +45,7 @@ pub trait Lanes<R: Real>: Copy {
     fn div(self, other: Self) -> Self;
     /// self · factor + term.
     fn mul_add(self, factor: Self, term: Self) -> Self;
-    /// The larger one; NaN stays NaN.
+    /// The larger one; NaN in `self` is kept.
     fn at_least(self, floor: Self) -> Self;
     /// `self` where `test` > `floor`, else zero.
     fn where_above(self, test: Self, floor: Self) -> Self;
@@ -62,14 +62,14 @@ pub trait Lanes<R: Real>: Copy {
     #[inline(always)]
     fn load(from: &[R]) -> Self {
         assert!(from.len() >= WIDTH);
-        // SAFETY: the assertion.
+        // SAFETY: asserted above.
         unsafe { Self::read(from.as_ptr()) }
     }
 
     #[inline(always)]
     fn store(self, to: &mut [R]) {
         assert!(to.len() >= WIDTH);
-        // SAFETY: the assertion.
+        // SAFETY: asserted above.
         unsafe { self.write(to.as_mut_ptr()) }
     }
 
@@ -81,27 +81,27 @@ pub trait Lanes<R: Real>: Copy {
     }
 }
 
-/// What [`Lanes::read_halves`] reads, number by number.
+/// Decodes the words of [`Lanes::read_halves`], number by number.
 #[inline(always)]
 fn widen<R: Real>(words: [u32; WIDTH / 2]) -> [R; WIDTH] {
     let bits = |i: usize| if i < WIDTH / 2 { words[i] << 16 } else { words[i - WIDTH / 2] & 0xffff_0000 };
     std::array::from_fn(|i| R::from_f64(f64::from(f32::from_bits(bits(i)))))
 }
 
-/// Asks the processor to have these numbers nearby soon.
+/// Prefetches these numbers.
 #[inline(always)]
 pub fn prefetch<R>(numbers: &[R]) {
     #[cfg(target_arch = "x86_64")]
     for line in numbers.chunks(64 / size_of::<R>()) {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
-        // SAFETY: a hint, with which nothing is read; every processor of this kind has it.
+        // SAFETY: only a hint, which reads nothing; every processor of this kind has it.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = numbers;
 }
 
-/// Plain Rust.
+/// Lanes in plain Rust.
 #[derive(Clone, Copy)]
 pub(super) struct Portable<R>([R; WIDTH]);
 
@@ -183,7 +183,7 @@ pub(super) mod x86 {
     use super::{Lanes, WIDTH};
     use std::arch::x86_64::*;
 
-    /// `value` with its registers replaced by the expression in `i`; no closure, which would not be sure to be inlined.
+    /// `value` with its registers replaced by the expression in `i`; not a closure, which might not be inlined.
     macro_rules! each {
         ($i:ident in $count:literal, $value:ident: $expression:expr) => {{
             let mut result = $value;
@@ -206,8 +206,8 @@ pub(super) mod x86 {
                 const PART: usize = WIDTH / $count;
             }
 
-            // SAFETY, of every intrinsic below: these types are named only by functions compiled for the instruction
-            // set, which are called only after the processor was asked; pointers are good for sixteen numbers by
+            // SAFETY, for every intrinsic below: these types are named only by functions compiled for the instruction
+            // set, which are called only after the processor was checked; pointers are valid for sixteen numbers by
             // contract.
             impl Lanes<$real> for $name {
                 const COLUMNS: usize = $columns;
@@ -258,7 +258,7 @@ pub(super) mod x86 {
                 }
                 #[inline(always)]
                 fn at_least(self, floor: Self) -> Self {
-                    // the instruction returns its second operand when one is NaN
+                    // the instruction returns its second operand if one is NaN
                     each!(i in $count, self: $max(floor.0[i], self.0[i]))
                 }
                 #[inline(always)]
@@ -412,7 +412,7 @@ pub(super) mod x86 {
         above above256_double, sum sum4, exp exp_each, halves halves_each);
 }
 
-/// Whether an instruction set may be chosen: plain Rust is 0, AVX2 1, AVX-512 2.
+/// Whether an instruction set may be chosen: 0 is plain Rust, 1 AVX2, 2 AVX-512.
 #[inline(always)]
 pub(super) fn allowed(_level: u8) -> bool {
     #[cfg(test)]
@@ -423,11 +423,11 @@ pub(super) fn allowed(_level: u8) -> bool {
 
 #[cfg(test)]
 thread_local! {
-    /// The highest instruction set that tests allow on this thread.
+    /// Highest instruction set that tests allow on this thread.
     pub(crate) static HIGHEST: std::cell::Cell<u8> = const { std::cell::Cell::new(2) };
 }
 
-/// Runs a kernel of one number type on the best instruction set there is.
+/// Runs a kernel of one number type on the best available instruction set.
 macro_rules! dispatch_kernel {
     ($real:ty, $avx512:ident, $avx2:ident) => {
         fn vectorised<K: crate::nn::lanes::Kernel<$real>>(kernel: K) -> K::Output {
@@ -461,7 +461,7 @@ pub(super) use dispatch_kernel;
 mod tests {
     use super::*;
 
-    /// All operations on sixteen numbers: values, and sums.
+    /// Tests all operations on sixteen numbers: values, and sums.
     struct Everything<'a, R>(&'a [R], &'a [R]);
 
     impl<R: Real> Kernel<R> for Everything<'_, R> {

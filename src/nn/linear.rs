@@ -1,10 +1,10 @@
-//! y = W x + b with W stored `[out][in]`, as PyTorch does.
+//! Linear layers y = W x + b, with W stored `[out][in]` as in PyTorch.
 
 use super::real::{Matrix, Real};
 use super::Parameters;
 use std::ops::Range;
 
-/// Shape and place of a linear layer in the model's parameter vector: the weight matrix, then the bias.
+/// Shape and offset of a linear layer in the model's parameter vector: the weight matrix, then the bias.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub n_in: usize,
@@ -13,19 +13,19 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Takes the next n_in·n_out + n_out places after `*end` and advances it.
+    /// Takes the next n_in·n_out + n_out places from `*end` on and advances it.
     pub fn new(n_in: usize, n_out: usize, end: &mut usize) -> Linear {
         let offset = *end;
         *end += n_in * n_out + n_out;
         Linear { n_in, n_out, offset }
     }
 
-    /// Place of the weights `[out][in]`.
+    /// Range of the weights `[out][in]`.
     pub fn weight(&self) -> Range<usize> {
         self.offset..self.offset + self.n_in * self.n_out
     }
 
-    /// Place of the bias `[out]`.
+    /// Range of the bias `[out]`.
     pub fn bias(&self) -> Range<usize> {
         let start = self.offset + self.n_in * self.n_out;
         start..start + self.n_out
@@ -47,13 +47,13 @@ impl Linear {
         );
     }
 
-    /// Cotangent of the input: `gx[n][in] = gy[n][out] · W`. Bits of a row do not depend on the others.
+    /// Cotangent of the input: `gx[n][in] = gy[n][out] · W`. The bits of a row do not depend on the others.
     pub fn vjp_input<R: Real>(&self, parameters: &Parameters<R>, gy: &[R], gx: &mut [R]) {
         parameters.back(self).apply(gy, gx);
     }
 
-    /// Adds the cotangents of weights (`gyᵀ x`) and bias (column sums of gy) to `gradient`, which is laid out as the
-    /// parameters.
+    /// Adds the cotangents of weights (`gyᵀ x`) and bias (column sums of gy) to `gradient`, which has the parameters'
+    /// layout.
     pub fn vjp_parameters<R: Real>(&self, x: &[R], gy: &[R], gradient: &mut [R]) {
         let n = gy.len() / self.n_out;
         R::gemm(
@@ -74,7 +74,7 @@ impl Linear {
 mod tests {
     use super::*;
 
-    /// Of sizes on both sides of those of the vectors that products are made of.
+    /// Sizes on both sides of those of the vectors in products.
     fn cotangents_of_a_row_are_the_same_in_every_batch<R: Real + PartialEq>() {
         let values = |n: usize| (0..n).map(|i| R::from_f64((i as f64 * 0.7).sin())).collect::<Vec<R>>();
         for (n_in, n_out) in [(64, 128), (33, 7), (5, 1), (1, 9)] {

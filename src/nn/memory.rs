@@ -1,9 +1,9 @@
-//! Memory that is used again, and large buffers on large pages. Weights and activations that are read from end to end,
-//! again and again, miss the processor's table of pages of 4 KiB more often than its caches.
+//! Reused workspaces, and large buffers on huge pages: weights and activations that are repeatedly read from end to end
+//! miss the TLB of 4 KiB pages more often than the caches.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Workspaces that are not in use, for any thread, so that a warm call does not allocate.
+/// Idle workspaces, reused by any thread so that a warm call does not allocate.
 #[derive(Debug)]
 pub struct Spares<T>(Mutex<Vec<T>>);
 
@@ -14,20 +14,22 @@ impl<T> Default for Spares<T> {
 }
 
 impl<T> Spares<T> {
-    /// Takes and returns leave the list whole, so it is good after a panic as well.
+    /// The list is valid after a panic, too: it changes by whole workspaces only.
     fn lock(&self) -> MutexGuard<'_, Vec<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes an idle workspace out, if there is one.
     pub fn take(&self) -> Option<T> {
         self.lock().pop()
     }
 
+    /// Puts a workspace back for later calls.
     pub fn put_back(&self, workspace: T) {
         self.lock().push(workspace);
     }
 
-    /// Runs `body` with a spare workspace, or with one that `make` makes if all are in use.
+    /// Runs `body` with an idle workspace; `make` creates one if all are in use.
     pub fn with<A>(&self, make: impl FnOnce() -> T, body: impl FnOnce(&mut T) -> A) -> A {
         let mut workspace = self.take().unwrap_or_else(make);
         let result = body(&mut workspace);
@@ -36,8 +38,8 @@ impl<T> Spares<T> {
     }
 }
 
-/// As [`Vec::resize`] with zeros, with memory of many megabytes on pages of two, where the system gives them to who
-/// asks.
+/// As [`Vec::resize`] with zeros; buffers of many megabytes are placed on 2 MiB pages if the system provides them on
+/// request.
 pub fn resize<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     if n > buffer.capacity() {
         buffer.reserve(n - buffer.len());
@@ -46,7 +48,7 @@ pub fn resize<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     buffer.resize(n, T::default());
 }
 
-/// So many zeros.
+/// A vector of `n` zeros, on huge pages where it is big.
 pub fn zeros<T: Clone + Default>(n: usize) -> Vec<T> {
     let mut buffer = Vec::new();
     resize(&mut buffer, n);
@@ -60,8 +62,8 @@ fn ask_for_large_pages<T>(buffer: &Vec<T>) {
     let start = buffer.as_ptr() as usize;
     let (first, end) = (start.next_multiple_of(PAGE), (start + buffer.capacity() * size_of::<T>()) / PAGE * PAGE);
     if end.saturating_sub(first) >= 2 * LARGE {
-        // SAFETY: whole pages inside the buffer's memory, of which only the size is advised, not what they hold. Where
-        // the system has no such pages it says so, and nothing changes.
+        // SAFETY: whole pages inside the buffer's memory; only their size is advised, not their contents. A system
+        // without such pages returns an error, and nothing changes.
         unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }

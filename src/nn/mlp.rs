@@ -9,7 +9,7 @@ pub struct Mlp {
     pub activation: Activation,
 }
 
-/// What a backward pass needs of a forward pass, and its scratch space. Buffers grow once and are kept.
+/// Intermediates of a forward pass for the backward pass, and scratch space. Buffers grow once and are kept.
 #[derive(Clone, Debug, Default)]
 pub struct MlpTape<R> {
     rows: usize,
@@ -22,7 +22,7 @@ pub struct MlpTape<R> {
 }
 
 impl<R: Real> MlpTape<R> {
-    /// The input `[rows][n_in]`, to be written before [`Mlp::forward`].
+    /// The input `[rows][n_in]`, to be filled before [`Mlp::forward`].
     pub fn input(&mut self, mlp: &Mlp, rows: usize) -> &mut [R] {
         let n_layers = mlp.layers.len();
         self.rows = rows;
@@ -45,18 +45,18 @@ impl<R: Real> MlpTape<R> {
 }
 
 impl Mlp {
-    /// `sizes` = input, hidden…, output.
+    /// `sizes` = input, hidden…, output; parameters are appended at `*end`.
     pub fn new(sizes: &[usize], activation: Activation, end: &mut usize) -> Mlp {
         let layers = sizes.windows(2).map(|pair| Linear::new(pair[0], pair[1], end)).collect();
         Mlp { layers, activation }
     }
 
-    /// Numbers that go in.
+    /// Number of inputs.
     pub fn n_in(&self) -> usize {
         self.layers[0].n_in
     }
 
-    /// Numbers that come out.
+    /// Number of outputs.
     pub fn n_out(&self) -> usize {
         self.layers[self.layers.len() - 1].n_out
     }
@@ -84,8 +84,8 @@ impl Mlp {
         self.layers[last].jvp(parameters, &tangent, dy);
     }
 
-    /// From the cotangent `gy[rows][n_out]`: writes the input's cotangent to `gx` where wanted, and adds the
-    /// parameters' to `gradient` where wanted.
+    /// Backward pass from the cotangent `gy[rows][n_out]`: writes the input's cotangent to `gx`, and adds the
+    /// parameters' to `gradient`, each if given.
     pub fn vjp<R: Real>(
         &self,
         parameters: &Parameters<R>,

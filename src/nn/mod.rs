@@ -1,7 +1,7 @@
-//! The few layers that all models share. Each has forward, jvp and vjp in one file.
+//! Layers shared by all models. Each has its forward pass, jvp and vjp in one file.
 //!
-//! Parameters live in one flat vector per model; a layer knows its ranges in it. So the optimiser, the moving average
-//! and the gradient buffers of threads are plain slices. Matrices are row-major; a batch is `[n][features]`.
+//! Parameters are stored in one flat vector per model, in which a layer knows its ranges, so that optimiser, moving
+//! average and the threads' gradient buffers are plain slices. Matrices are row-major; a batch is `[n][features]`.
 
 pub mod activation;
 pub mod dual;

@@ -1,4 +1,4 @@
-//! The parameters of a model whose perceptrons are asked for many more values than they have changes.
+//! Parameters of a model whose perceptrons are evaluated much more often than they change.
 
 use super::product::{Dense, Packed};
 use super::{Linear, Real, Scalar};
@@ -7,34 +7,34 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-/// One flat vector, and beside it the weights of linear layers laid out for products: made when first needed after a
-/// change, so that a product neither lays them out again nor asks for memory.
+/// One flat vector, and the weights of linear layers packed for products: made on first use after a change, so that a
+/// product neither packs them again nor allocates.
 #[derive(Debug)]
 pub struct Parameters<R> {
     values: Vec<R>,
     layers: Vec<Linear>,
     dense: OnceLock<Table<R>>,
-    /// Those of the way back, from outputs to inputs.
+    /// Packed transposes for the backward pass, from outputs to inputs.
     back: OnceLock<Table<R>>,
 }
 
-/// By the place of a layer's weights.
+/// Packed layers by the offset of their weights.
 type Table<R> = BTreeMap<usize, Dense<R>>;
 
 impl<R: Real> Parameters<R> {
-    /// Zeros.
+    /// `n` zeros for these layers.
     pub fn new(n: usize, layers: Vec<Linear>) -> Parameters<R> {
         Parameters { values: vec![R::default(); n], layers, dense: OnceLock::new(), back: OnceLock::new() }
     }
 
-    /// To be changed.
+    /// Mutable values; discards the packed weights.
     pub fn values_mut(&mut self) -> &mut [R] {
         self.dense.take();
         self.back.take();
         &mut self.values
     }
 
-    /// The layer, ready for products. It must be one of those that these parameters were made for.
+    /// The layer packed for products. It must be one of those that these parameters were made for.
     pub(super) fn dense(&self, layer: &Linear) -> &Dense<R> {
         self.laid_out(layer, &self.dense, |layer| {
             let weights = Packed::transposed(layer.n_in, layer.n_out, &self.values[layer.weight()]);
@@ -42,7 +42,7 @@ impl<R: Real> Parameters<R> {
         })
     }
 
-    /// Its transpose without the bias, for cotangents.
+    /// The layer's transpose without bias, for cotangents.
     pub(super) fn back(&self, layer: &Linear) -> &Dense<R> {
         self.laid_out(layer, &self.back, |layer| {
             let weight = |o: usize, i: usize| self.values[layer.weight().start + o * layer.n_in + i].to_f64();
@@ -50,7 +50,7 @@ impl<R: Real> Parameters<R> {
         })
     }
 
-    /// The layer in a table, which is made with `dense` where it is not there yet.
+    /// The layer in a table, which is made with `dense` if absent.
     fn laid_out<'a>(
         &'a self,
         layer: &Linear,

@@ -1,4 +1,4 @@
-//! Products of rows with a packed weight matrix, `y[rows][out] = start + x[rows][in] · W`, by register tiles.
+//! Products of rows with a packed weight matrix, `y[rows][out] = start + x[rows][in] · W`, in register tiles.
 
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -8,26 +8,26 @@ use super::memory::zeros;
 use super::Real;
 use std::ops::Range;
 
-/// Rows of a register tile.
+/// Largest number of rows of a register tile.
 const MOST_ROWS: usize = 6;
 
-/// Rows whose products take so long that the next weights can be fetched meanwhile.
+/// Number of rows from which products take long enough to prefetch the next weights.
 const MANY: usize = 24;
 
-/// Weights `[column][in][lane]` with the outputs in columns of whole lanes, the last one padded with zeros: what a
-/// register tile reads lies together.
+/// Weights `[column][in][lane]`, with the outputs in columns of whole lanes, the last one zero-padded, so that a
+/// register tile reads contiguous memory.
 #[derive(Clone, Debug, Default)]
 pub struct Packed<R> {
     pub n_in: usize,
-    /// Outputs.
+    /// Number of outputs.
     pub n_out: usize,
-    /// Outputs, padded.
+    /// Number of outputs, padded.
     pub width: usize,
     pub weights: Vec<R>,
 }
 
 impl<R: Real> Packed<R> {
-    /// From `weight(in, out)`.
+    /// Packs the values of `weight(in, out)`.
     pub fn new(n_in: usize, n_out: usize, weight: impl Fn(usize, usize) -> f64) -> Packed<R> {
         let width = padded(n_out);
         let mut weights = zeros(n_in * width);
@@ -39,7 +39,7 @@ impl<R: Real> Packed<R> {
         Packed { n_in, n_out, width, weights }
     }
 
-    /// From weights `[out][in]`.
+    /// Packs weights `[out][in]`.
     pub fn transposed(n_in: usize, n_out: usize, weights: &[R]) -> Packed<R> {
         let mut packed = Packed { n_in, n_out, width: padded(n_out), weights: zeros(n_in * padded(n_out)) };
         for (column, rows) in packed.weights.chunks_exact_mut(n_in * WIDTH).zip(weights.chunks(n_in * WIDTH)) {
@@ -50,13 +50,13 @@ impl<R: Real> Packed<R> {
         packed
     }
 
-    /// The columns from the output `place` on.
+    /// Columns from output `place` on, which must be a multiple of the lane width.
     #[inline(always)]
     pub fn columns(&self, place: usize) -> &[R] {
         &self.weights[place * self.n_in..]
     }
 
-    /// `y[rows][width]`, from `x` whose rows are `stride` apart.
+    /// `y[rows][width]` from `x`, whose rows are `stride` apart.
     pub fn apply(&self, rows: usize, x: &[R], stride: usize, start: Start<R>, y: &mut [R]) {
         if rows == 0 {
             return;
@@ -65,7 +65,7 @@ impl<R: Real> Packed<R> {
         R::vectorised(Product { packed: self, rows, x, stride, start, y, places: self.width, ahead: () });
     }
 
-    /// `y[rows][n_out]` = start + `x[rows][n_in]` W, of rows without gaps and outputs that fill whole lanes.
+    /// `y[rows][n_out]` = start + `x[rows][n_in]` W, for contiguous rows and outputs that fill whole lanes.
     pub fn product(&self, x: &[R], start: Start<R>, y: &mut [R]) {
         assert_eq!(self.n_out, self.width, "outputs in whole lanes");
         self.apply(y.len() / self.width, x, self.n_in, start, y);
@@ -77,24 +77,25 @@ impl<R: Real> Packed<R> {
     }
 }
 
-/// A linear layer, ready for products with rows that lie without gaps.
+/// A linear layer, packed for products with contiguous rows.
 #[derive(Clone, Debug)]
 pub struct Dense<R> {
     weights: Packed<R>,
-    /// The same weights as bfloat16, if they are such numbers: `[column][in][8]` words, as of [`Lanes::read_halves`].
+    /// The same weights as bfloat16, if they are such numbers: `[column][in][8]` words, as for [`Lanes::read_halves`].
     halves: Option<Vec<u32>>,
-    /// Padded.
+    /// Bias, padded.
     bias: Vec<R>,
 }
 
 impl<R: Real> Dense<R> {
+    /// `bias` has a number for each output of `weights`.
     pub fn new(weights: Packed<R>, bias: &[R]) -> Dense<R> {
         assert_eq!(weights.n_out, bias.len());
         Dense { weights, halves: None, bias: padded_row(bias) }
     }
 
-    /// The same layer with its weights kept as bfloat16 too: a single row, whose time is that of reading them, reads
-    /// those. Weights that are no bfloat16 numbers are a panic.
+    /// The same layer with its weights also stored as bfloat16, which products with a single row, whose time is that of
+    /// reading the weights, then read. Panics if a weight is not a bfloat16 number.
     pub fn with_halves(self) -> Dense<R> {
         let word = |lane: &[R], j: usize| {
             let [low, high] = [lane[j], lane[j + WIDTH / 2]].map(|w| {
@@ -114,7 +115,7 @@ impl<R: Real> Dense<R> {
         self.apply_while(x, y, ());
     }
 
-    /// As [`Dense::apply`], while what is read next is on its way from memory.
+    /// As [`Dense::apply`], prefetching what is read next.
     pub fn apply_and_fetch(&self, x: &[R], y: &mut [R], ahead: (&[R], Pieces)) {
         self.apply_while(x, y, ahead);
     }
@@ -142,35 +143,35 @@ pub fn to_bfloat16(value: f32) -> f32 {
     }
 }
 
-/// A row padded to whole lanes.
+/// A row zero-padded to whole lanes.
 pub fn padded_row<R: Real>(values: &[R]) -> Vec<R> {
     let mut row = values.to_vec();
     row.resize(padded(values.len()), R::default());
     row
 }
 
-/// What a product is added to.
+/// Initial value of a product's sums.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a, R> {
     Zero,
-    /// The same padded row for all.
+    /// The same padded row for all rows.
     Row(&'a [R]),
-    /// A row for each, leaving out the row `skip`.
+    /// One row each, skipping row `skip`.
     Rows {
         rows: &'a [R],
         skip: usize,
     },
-    /// What `y` holds.
+    /// The contents of `y`.
     Output,
 }
 
-/// The place of number `r` in a list that leaves out `skip`.
+/// Index of element `r` of a list that skips `skip`.
 #[inline(always)]
 pub fn without(r: usize, skip: usize) -> usize {
     r + usize::from(r >= skip)
 }
 
-/// A single row times weights that are bfloat16 numbers: the sums of [`Product`], in the same order.
+/// A single row times bfloat16 weights: the sums of [`Product`], in the same order.
 struct RowOfHalves<'a, R> {
     halves: &'a [u32],
     bias: &'a [R],
@@ -222,18 +223,18 @@ struct Product<'a, R, A> {
     stride: usize,
     start: Start<'a, R>,
     y: &'a mut [R],
-    /// Numbers of a row of `y`: all of the padded outputs or, if nothing is read from `y`, fewer.
+    /// Numbers per row of `y`: all padded outputs or, if nothing is read from `y`, fewer.
     places: usize,
     ahead: A,
 }
 
-/// What is read after a product.
+/// Memory to prefetch during a product.
 trait Ahead {
-    /// Asks for line k of the part that falls to `these` of so many shares.
+    /// Returns a function that prefetches line k of the part that falls to `these` out of `shares`.
     fn fetch(&self, these: Range<usize>, shares: usize) -> impl Fn(usize);
 }
 
-/// Nothing that is known.
+/// Nothing to prefetch.
 impl Ahead for () {
     #[inline(always)]
     fn fetch(&self, _: Range<usize>, _: usize) -> impl Fn(usize) {
@@ -249,7 +250,7 @@ pub struct Pieces {
     pub piece: usize,
 }
 
-/// Those of this buffer.
+/// Pieces of this buffer.
 impl<R> Ahead for (&[R], Pieces) {
     #[inline(always)]
     fn fetch(&self, these: Range<usize>, shares: usize) -> impl Fn(usize) {
@@ -272,7 +273,8 @@ impl<R: Real, A: Ahead> Kernel<R> for Product<'_, R, A> {
     #[inline(always)]
     fn run<L: Lanes<R>>(mut self) {
         let (columns, mut column) = (self.packed.width / WIDTH, 0);
-        // few rows leave registers for more columns, and need them: a sum alone waits for itself
+        // few rows leave registers for more columns, and need them: a single sum would wait for its own previous
+        // addition
         let most = match self.rows {
             1 => 4,
             2 => L::COLUMNS.max(2),
@@ -296,8 +298,7 @@ impl<R: Real, A: Ahead> Kernel<R> for Product<'_, R, A> {
 impl<R: Real, A: Ahead> Product<'_, R, A> {
     #[inline(always)]
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
-        // as many rows in each tile as in the others, or one less: of a few that were left over, sums would wait for
-        // themselves
+        // tiles with equal numbers of rows, up to one: with only a few rows left over, sums would wait for themselves
         let (tiles, mut row) = (self.rows.div_ceil(MOST_ROWS), 0);
         for tile in 0..tiles {
             let rows = (self.rows - row).div_ceil(tiles - tile);
@@ -316,8 +317,8 @@ impl<R: Real, A: Ahead> Product<'_, R, A> {
         }
     }
 
-    /// Asks for a part of the weights of the `columns` from `column` on, while one of the tiles of rows is at work:
-    /// with many rows the next weights come from beyond the nearer caches, and the processor does not foresee them.
+    /// Prefetches a part of the weights of the `columns` from `column` on during one of the row tiles: with many rows
+    /// the next weights come from beyond the nearer caches, and the hardware prefetcher does not anticipate them.
     #[inline(always)]
     fn prefetch(&self, (tile, tiles): (usize, usize), column: usize, columns: usize) {
         let (size, weights) = (self.packed.n_in * WIDTH, &self.packed.weights);
@@ -333,7 +334,7 @@ impl<R: Real, A: Ahead> Product<'_, R, A> {
         let start: [[L; COLUMNS]; ROWS] = match self.start {
             Start::Zero => [[L::zero(); COLUMNS]; ROWS],
             Start::Row(bias) => load_tile(&bias[place..], 0),
-            // the row that is left out may lie within the tile
+            // the skipped row may lie within the tile
             Start::Rows { rows, skip } if row < skip && skip < row + ROWS => {
                 let mut start = [[L::zero(); COLUMNS]; ROWS];
                 for r in 0..ROWS {
@@ -345,7 +346,7 @@ impl<R: Real, A: Ahead> Product<'_, R, A> {
             Start::Output => load_tile(&self.y[row * width + place..], width),
         };
         let x = (&self.x[row * self.stride..], self.stride);
-        // this tile's share of what is ahead
+        // this tile's share of the prefetching
         let (columns, tiles) = (width / WIDTH, self.rows.div_ceil(MOST_ROWS));
         let first = column * tiles + row * tiles / self.rows * COLUMNS;
         let fetch = self.ahead.fetch(first..first + COLUMNS, columns * tiles);
@@ -359,7 +360,7 @@ impl<R: Real, A: Ahead> Product<'_, R, A> {
     }
 }
 
-/// The first `n` numbers of each row.
+/// Stores the first `n` numbers of each row.
 #[inline(always)]
 fn store_part<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     tile: [[L; COLUMNS]; ROWS],
@@ -377,7 +378,7 @@ fn store_part<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     }
 }
 
-/// Lanes of ROWS rows that are `stride` apart.
+/// Loads lanes of ROWS rows that are `stride` apart.
 #[inline(always)]
 pub fn load_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     from: &[R],
@@ -387,13 +388,14 @@ pub fn load_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     let mut tile = [[L::zero(); COLUMNS]; ROWS];
     for r in 0..ROWS {
         for c in 0..COLUMNS {
-            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, which the assertion checked.
+            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, as asserted.
             tile[r][c] = unsafe { L::read(from.as_ptr().add(r * stride + c * WIDTH)) };
         }
     }
     tile
 }
 
+/// Stores lanes of ROWS rows that are `stride` apart.
 #[inline(always)]
 pub fn store_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     tile: [[L; COLUMNS]; ROWS],
@@ -403,7 +405,7 @@ pub fn store_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>
     assert!(to.len() >= (ROWS - 1) * stride + COLUMNS * WIDTH);
     for r in 0..ROWS {
         for c in 0..COLUMNS {
-            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, which the assertion checked.
+            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, as asserted.
             unsafe { tile[r][c].write(to.as_mut_ptr().add(r * stride + c * WIDTH)) };
         }
     }
@@ -442,7 +444,7 @@ pub fn dot<R: Real, L: Lanes<R>>(a: &[R], b: &[R]) -> R {
     sum.sum()
 }
 
-/// sum + x · W of one register tile: `x.0[ROWS][n]` with rows `x.1` apart, `weights[COLUMNS][n][lane]`.
+/// sum + x · W for one register tile: `x.0[ROWS][n]` with rows `x.1` apart, `weights[COLUMNS][n][lane]`.
 #[inline(always)]
 pub fn accumulate<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     sum: [[L; COLUMNS]; ROWS],
@@ -453,7 +455,7 @@ pub fn accumulate<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>
     accumulate_and(sum, x, n, weights, |_| ())
 }
 
-/// As [`accumulate`], with something to do beside each number k.
+/// As [`accumulate`], with a side action for each k.
 #[inline(always)]
 fn accumulate_and<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     mut sum: [[L; COLUMNS]; ROWS],
@@ -468,11 +470,11 @@ fn accumulate_and<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>
         beside(k);
         let mut w = [L::zero(); COLUMNS];
         for c in 0..COLUMNS {
-            // SAFETY: below COLUMNS · n lanes, which the assertion checked.
+            // SAFETY: below COLUMNS · n lanes, as asserted.
             w[c] = unsafe { L::read(weight.add((c * n + k) * WIDTH)) };
         }
         for r in 0..ROWS {
-            // SAFETY: below (ROWS − 1) · stride + n, which the assertion checked.
+            // SAFETY: below (ROWS − 1) · stride + n, as asserted.
             let value = L::splat(unsafe { *values.add(r * x.1 + k) });
             for c in 0..COLUMNS {
                 sum[r][c] = value.mul_add(w[c], sum[r][c]);

@@ -5,7 +5,7 @@ use super::lanes::allowed;
 use super::lanes::{dispatch_kernel, Kernel};
 use gemm_common::Parallelism;
 
-/// Product shape of one GEMM with the strides of its operands, `dst = [dst +] lhs · rhs`.
+/// Strides of an operand in a GEMM, `dst = [dst +] lhs · rhs`.
 #[derive(Clone, Copy)]
 pub struct Matrix {
     pub row_stride: usize,
@@ -13,6 +13,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// A row-major matrix with `columns` columns.
     pub fn row_major(columns: usize) -> Matrix {
         Matrix { row_stride: columns, column_stride: 1 }
     }
@@ -33,7 +34,7 @@ impl Matrix {
     }
 }
 
-/// What a network computes with: a floating-point number, or one with a derivative ([`super::Dual`]).
+/// Number type of a network: a floating-point number, or one with a derivative ([`super::Dual`]).
 pub trait Scalar:
     Copy
     + Send
@@ -73,7 +74,7 @@ pub trait Scalar:
     /// y ← ln(1 + eʸ).
     fn softplus_slice(values: &mut [Self]);
 
-    /// `dst[m][n] = lhs[m][k] · rhs[k][n]`, added to dst when `accumulate`. One thread.
+    /// `dst[m][n] = lhs[m][k] · rhs[k][n]`, added to dst if `accumulate`. Single-threaded.
     fn gemm(
         shape: (usize, usize, usize),
         dst: (&mut [Self], Matrix),
@@ -83,7 +84,7 @@ pub trait Scalar:
     );
 }
 
-/// [`Scalar::gemm`] by the crate for one type.
+/// Implements [`Scalar::gemm`] with the crate for one type.
 macro_rules! gemm_of {
     ($crate_of_type:ident, $real:ident) => {
         fn gemm(
@@ -100,7 +101,7 @@ macro_rules! gemm_of {
             assert!(dst.0.len() >= dst.1.end(m, n) && lhs.0.len() >= lhs.1.end(m, k) && rhs.0.len() >= rhs.1.end(k, n));
             let c = (dst.0.as_mut_ptr(), dst.1);
             let (a, b) = ((lhs.0.as_ptr(), lhs.1), (rhs.0.as_ptr(), rhs.1));
-            // kernels write columns: rows of dst are columns of its transpose, rhsᵀ lhsᵀ
+            // the crate's kernels write columns: rows of dst are columns of its transpose, rhsᵀ lhsᵀ
             let (m, n, c, a, b) = match dst.1.column_stride < dst.1.row_stride {
                 true => (n, m, (c.0, c.1.turned()), (b.0, b.1.turned()), (a.0, a.1.turned())),
                 false => (m, n, c, a, b),
@@ -136,11 +137,11 @@ macro_rules! gemm_of {
     };
 }
 
-/// Plain loops compiled for the widest vectors of this processor. Whatever they call must be inlined into them.
+/// Compiles plain loops for the widest vector instructions of this processor. Everything they call must be inlined.
 ///
-/// A macro, and not a function that takes a closure: the loops are written out for every instruction set, each a
-/// closure that is called in one place only, which the compiler then inlines however long it is. A closure that all
-/// sets share it calls, and what is called is compiled for the oldest processor.
+/// A macro rather than a function that takes a closure: the loops are written out for every instruction set, each as a
+/// closure called in one place only, which the compiler inlines however long it is. A closure shared by all sets would
+/// remain a call, to code compiled for the oldest processor.
 macro_rules! vectorised {
     ($loops:expr) => {
         match $crate::nn::real::instruction_set() {
@@ -170,7 +171,7 @@ pub(crate) fn with_avx2<T>(loops: impl FnOnce() -> T) -> T {
     loops()
 }
 
-/// Vector instructions that loops and kernels are compiled for.
+/// Vector instruction sets that loops and kernels are compiled for.
 #[derive(Clone, Copy)]
 pub(crate) enum InstructionSet {
     #[cfg(target_arch = "x86_64")]
@@ -204,9 +205,9 @@ pub(crate) fn instruction_set() -> InstructionSet {
     }
 }
 
-/// The floating-point numbers.
+/// Floating-point numbers.
 pub trait Real: Scalar + bytemuck::Pod {
-    /// Runs a kernel with the widest instructions that this processor has.
+    /// Runs a kernel with the widest instructions of this processor.
     fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
 }
 
@@ -299,10 +300,10 @@ impl Scalar for f32 {
     }
 }
 
-/// f32 element-wise functions as polynomials in plain Rust; the compiler vectorises them for the instruction sets named
+/// Element-wise f32 functions as polynomials in plain Rust; the compiler vectorises them for the instruction sets named
 /// in `dispatch`, 10–30 times faster than libm.
 mod simd {
-    /// a·b + c: one instruction where the caller was compiled with FMA, two roundings elsewhere.
+    /// a·b + c: one instruction where the caller is compiled with FMA, otherwise with two roundings.
     #[inline(always)]
     fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
         if FMA {
@@ -356,8 +357,8 @@ mod simd {
         1.0 / (1.0 + exp1::<FMA>(-x))
     }
 
-    /// x P(x²)/Q(x²) up to |x| = 4, beyond which f32 knows no number between erf(x) and ±1: absolute error 4e-7 (the
-    /// coefficients of Eigen's `erf`).
+    /// erf as x P(x²)/Q(x²) up to |x| = 4, beyond which no f32 lies between erf(x) and ±1: absolute error 4e-7
+    /// (coefficients of Eigen's `erf`).
     #[inline(always)]
     fn erf1<const FMA: bool>(x: f32) -> f32 {
         let x = x.clamp(-4.0, 4.0);

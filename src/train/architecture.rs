@@ -1,12 +1,12 @@
-//! From a topology and frames to an untrained generator.
+//! Builds an untrained generator from a topology and frames.
 //!
-//! Torsions that turn keep their circle and a uniform prior; everything else (bonds, angles, improper torsions, peptide
+//! Rotatable torsions keep their circle and a uniform prior; everything else (bonds, angles, improper torsions, peptide
 //! bonds) is stiff: nearly Gaussian, so it is whitened by its covariance and given a normal prior. The flow is
-//! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff
-//! halves.
+//! q(rotatable torsions) · q(stiff | rotatable torsions): circular spline couplings first, then couplings between the
+//! stiff halves.
 //!
-//! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they
-//! are trained, the stiff coordinates follow the temperature.
+//! A steerable flow has volume-preserving couplings of the stiff halves: conditional on the rotatable torsions, which
+//! stay as trained, the stiff coordinates follow the temperature.
 
 use crate::coordinates::constraints::CONFIGURATION_TOLERANCE;
 use crate::coordinates::vector::distance;
@@ -25,7 +25,7 @@ use std::f64::consts::PI;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DesignOptions {
-    /// Pairs of couplings of the turning torsions.
+    /// Pairs of couplings of the rotatable torsions.
     pub torsion_rounds: usize,
     /// Pairs of affine couplings of the stiff coordinates.
     pub affine_rounds: usize,
@@ -34,15 +34,15 @@ pub struct DesignOptions {
     pub hidden: Vec<usize>,
     pub torsion_hidden: Vec<usize>,
     pub bins: usize,
-    /// Fourier modes of the turning torsions that conditioners see.
+    /// Fourier modes of the rotatable torsions that conditioners see.
     pub harmonics: usize,
     /// Rows of the z-matrix to keep as Cartesian components (mixed coordinates).
     pub cartesian: Vec<usize>,
-    /// Torsions that count as turning whatever the frames say, so that several designs have one latent space: numbers
+    /// Torsions to treat as rotatable whatever the frames show, so that several designs share one latent space: indices
     /// of generator coordinates, of which the torsions are the last.
     pub turning: Vec<usize>,
-    /// Whether the flow follows the temperature: all couplings of the stiff coordinates are affine then, and keep
-    /// volume.
+    /// Whether the flow follows the temperature; all couplings of the stiff coordinates are then affine and
+    /// volume-preserving.
     pub steerable: bool,
     pub seed: u64,
 }
@@ -65,19 +65,20 @@ impl Default for DesignOptions {
     }
 }
 
-/// A torsion is stiff when this share of frames lies within [`STIFF_WINDOW`] of its circular mean.
+/// A torsion is stiff if this fraction of frames lies within [`STIFF_WINDOW`] of its circular mean.
 const STIFF_SHARE: f64 = 0.999;
-/// A fifth of a turn.
+/// In turns: a fifth of a turn.
 const STIFF_WINDOW: f64 = 0.2;
-/// Rounds of layers of a kind; twice as many layers.
+/// Largest number of rounds of layers of one kind; each round has two layers.
 const MOST_ROUNDS: usize = 1000;
-/// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
+/// Half-width of the splines of stiff coordinates, in standard deviations; they are the identity beyond.
 const SPLINE_REACH: f64 = 4.0;
 
 /// Builds an untrained flow for a molecule from frames `x[n][atoms][3]` (nm). `constraints` lists bonds of constant
 /// length.
 ///
-/// Errors: disconnected molecule (names the atoms), constraint that is no bond of the z-matrix, too few usable frames.
+/// Errors: a disconnected molecule (names the atoms), a constraint that is no bond of the z-matrix, too few usable
+/// frames.
 pub fn design(
     topology: &Topology,
     frames: &[f64],
@@ -99,7 +100,8 @@ pub fn design(
     of_coordinates(topology, config, (&u, d), options)
 }
 
-/// Whether [`design`] will have all it needs but frames: to be asked before frames are made, which takes long. `x0[atoms][3]`, nm.
+/// Checks that [`design`] will need nothing further except frames, before these are made, which takes long.
+/// `x0[atoms][3]` in nm.
 ///
 /// Errors: those of [`design`].
 pub fn check_design(
@@ -115,7 +117,7 @@ pub fn check_design(
     of_coordinates(topology, config, (&u, d), options).map(drop)
 }
 
-/// Internal coordinates of the molecule, with the hands that it has at `x[atoms][3]`.
+/// Internal coordinates of the molecule, with the chirality it has at `x[atoms][3]`.
 fn coordinates_of(
     topology: &Topology,
     x: &[f64],
@@ -149,7 +151,7 @@ fn coordinates_of(
     }
 }
 
-/// An untrained flow for generator coordinates `u[n][d]` of frames.
+/// Builds an untrained flow from generator coordinates `u[n][d]` of frames.
 fn of_coordinates(
     topology: &Topology,
     config: CoordinatesConfig,
@@ -169,7 +171,7 @@ fn of_coordinates(
     Ok(flow)
 }
 
-/// Generator coordinates of the frames that have them.
+/// Generator coordinates of those frames that have them.
 fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f64> {
     let d = coordinates.dimension_u();
     let mut u = Vec::with_capacity(frames.len() / dimension * d);
@@ -182,7 +184,7 @@ fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f6
     u
 }
 
-/// The first constrained bond that some frames have at another length, in words; nothing if there is none.
+/// Describes the first constrained bond that has another length in some frames; empty if there is none.
 fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize, usize, f64)]) -> String {
     for &(i, j, kept) in constraints {
         let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| distance(x, i, j));
@@ -202,12 +204,12 @@ fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize,
     String::new()
 }
 
-/// Distance on the circle of circumference one, signed.
+/// Signed distance on the circle of circumference one.
 fn turn(a: f64) -> f64 {
     a - a.round()
 }
 
-/// Indices of the turning torsions, and the circular mean of every torsion. Torsions are the last coordinates.
+/// Indices of the rotatable torsions, and the circular mean of every torsion. Torsions are the last coordinates.
 fn classify(u: &[f64], d: usize, n_torsions: usize, options: &DesignOptions) -> (Vec<usize>, Vec<f64>) {
     let n = (u.len() / d) as f64;
     let mut turning = Vec::new();
@@ -229,9 +231,9 @@ fn classify(u: &[f64], d: usize, n_torsions: usize, options: &DesignOptions) -> 
     (turning, centres)
 }
 
-/// One design for each set of frames, all with one latent space: what turns in any of them turns in all.
+/// One design per set of frames, all sharing one latent space: a torsion that is rotatable in any is rotatable in all.
 ///
-/// Errors as [`design`].
+/// Errors: those of [`design`].
 pub fn designs(
     topology: &Topology,
     frames: &[Vec<f64>],
@@ -258,7 +260,7 @@ fn layers(
     let stiff: Vec<usize> = (0..d).filter(|i| !turning.contains(i)).collect();
     let is_torsion = |i: usize| i >= d - n_torsions && !options.cartesian.contains(&(i + n_torsions - d));
     let wrapped: Vec<usize> = stiff.iter().copied().filter(|&i| is_torsion(i)).collect();
-    // the mean of a wrapped torsion goes to one half of the turn
+    // the mean of a wrapped torsion is moved to half a turn
     let shift: Vec<f64> = wrapped.iter().map(|&i| centres[i + n_torsions - d] - 0.5).collect();
     let (mean, matrix) = whitening(u, d, &stiff, |i, v| match wrapped.iter().position(|&w| w == i) {
         Some(w) => (v - shift[w]).rem_euclid(1.0),
@@ -273,8 +275,8 @@ fn layers(
     Ok(layers)
 }
 
-/// Circular spline couplings between two halves of the turning torsions, with learned shifts between. One alone is
-/// given what the stiff coordinates are made of.
+/// Circular spline couplings between two halves of the rotatable torsions, with learned shifts between them. A single
+/// torsion is conditioned on the latent variables of the stiff coordinates.
 fn torsion_layers(turning: &[usize], stiff: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
     let mut layers = Vec::new();
     let spline = |transformed: &[usize], periodic: &[usize], plain: &[usize]| LayerConfig::Spline {
@@ -288,7 +290,7 @@ fn torsion_layers(turning: &[usize], stiff: &[usize], options: &DesignOptions) -
         identity_init: true,
     };
     if turning.len() < 2 {
-        // a steerable flow keeps the volume of the stiff coordinates, whose widths would reach the torsion
+        // a steerable flow preserves the volume of the stiff coordinates, whose variance would affect the torsion
         if turning.len() == 1 && !stiff.is_empty() && !options.steerable {
             layers.push(spline(turning, &[], stiff));
             layers.push(LayerConfig::Shift { transformed: turning.to_vec() });
@@ -312,7 +314,7 @@ fn torsion_layers(turning: &[usize], stiff: &[usize], options: &DesignOptions) -
     layers
 }
 
-/// Couplings of two halves of the stiff coordinates given the other half and all turning torsions.
+/// Couplings of each half of the stiff coordinates given the other half and all rotatable torsions.
 fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
     let affine = |transformed: &[usize], features: Features, preserve_volume: bool| LayerConfig::Affine {
         transformed: transformed.to_vec(),
@@ -354,14 +356,15 @@ fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> 
         }
     }
     if options.steerable && !turning.is_empty() && !stiff.is_empty() {
-        // the widths that differ from one basin of the torsions to another
+        // widths that differ between basins of the torsions
         let features = Features { periodic: turning.to_vec(), harmonics: options.harmonics, plain: vec![] };
         layers.push(affine(stiff, features, false));
     }
     layers
 }
 
-/// Mean and Cholesky factor of the covariance of the chosen coordinates, after `map`.
+/// Mean and Cholesky factor of the covariance of the chosen coordinates, after `map`. Errors: a coordinate that does
+/// not vary.
 fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> f64) -> Result<(Vec<f64>, Vec<f64>)> {
     let (n, m) = (u.len() / d, chosen.len());
     let values: Vec<f64> =
@@ -435,7 +438,7 @@ mod tests {
         }
     }
 
-    /// H-O-O-H, whose torsion is near a quarter of a turn, to either side.
+    /// H-O-O-H, whose torsion is near a quarter of a turn on either side.
     #[test]
     fn the_one_turning_torsion_of_a_molecule_is_learned() {
         let mut topology = Topology {

@@ -5,12 +5,11 @@ use crate::nn::{Scalar, Tape};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Partial sums of a gradient. A fixed number, so that the sum does not depend on the threads.
+/// Number of partial sums of a gradient; fixed, so that the sum does not depend on the threads.
 const LANES: usize = 8;
 
-/// Adds the gradients of all rows to `gradient`, and returns the sum of what `part` returns. `part` runs the network
-/// for some rows of the batch, `chunk` at most, on the tape that it is given, and adds to the gradient that it is
-/// given.
+/// Adds the gradients of all rows to `gradient`, and returns the sum of the values of `part`, which runs the network
+/// for at most `chunk` rows of the batch on the given tape and adds to the given gradient.
 pub fn accumulate<R: Scalar>(
     rows: usize,
     chunk: usize,

@@ -1,5 +1,5 @@
 //! BoltzNCE's losses for a time-dependent energy-based model (Aggarwal et al., NeurIPS 2025): denoising score matching,
-//! and noise contrastive estimation over the time.
+//! and noise-contrastive estimation over the time.
 
 use super::batch::accumulate;
 use crate::coordinates::vector::centre;
@@ -12,27 +12,27 @@ use crate::weights::log_sum_exp;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// What the losses are made of.
+/// Weights and sampling of the losses.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ContrastiveOptions {
     pub interpolant: Interpolant,
     pub score_weight: f64,
     pub nce_weight: f64,
-    /// Other times that each row is compared with.
+    /// Number of other times each row is compared with.
     pub negatives: usize,
-    /// How far they lie: the standard deviation of a row's times, the true one among them, about their common centre.
+    /// Spread of these times: standard deviation of a row's times, including the true one, about their common centre.
     /// From 1 on all times are nearly uniform.
     pub window: f64,
-    /// Times are this power of evenly spread numbers: 1 for even times as in BoltzNCE, 2 for more of them near the
-    /// data. `window` is a distance of the even numbers.
+    /// Times are this power of evenly spread numbers: 1 for uniform times as in BoltzNCE, 2 for more of them near the
+    /// data. `window` is measured in the even numbers.
     pub time_power: f64,
-    /// Every second row is the row before it with the noise's sign turned. The noise that a small σ puts on the
-    /// gradient of the score matching, which grows as 1/σ, then cancels: two such rows are the Hutchinson estimate of
-    /// implicit score matching (Hyvärinen 2005).
+    /// Every second row repeats the row before it with the sign of the noise flipped. The noise in the score-matching
+    /// gradient at small σ, which grows as 1/σ, then cancels: two such rows are the Hutchinson estimate of implicit
+    /// score matching (Hyvärinen 2005).
     pub antithetic: bool,
-    /// Noise σ_l, in the network's units, below which a row's weight in the score matching, σ² as a rule, falls no
-    /// further: it is larger by the factor 1 + σ_l²/(σ² + σ_l²/100). Of use with `antithetic` only.
+    /// Noise level σ_l, in the network's units, below which a row's weight in the score matching, normally σ², stops
+    /// falling: it is increased by the factor 1 + σ_l²/(σ² + σ_l²/100). Useful only with `antithetic`.
     pub least_noise: f64,
 }
 
@@ -67,7 +67,7 @@ pub struct Noised {
 }
 
 impl ContrastiveOptions {
-    /// Errors name the option.
+    /// Checks the options. Errors name the option.
     pub fn check(&self) -> Result<()> {
         let weights = [("score_weight", self.score_weight), ("nce_weight", self.nce_weight)];
         if let Some((name, value)) = weights.iter().find(|(_, w)| !(*w >= 0.0 && w.is_finite())) {
@@ -89,13 +89,12 @@ impl ContrastiveOptions {
         }
     }
 
-    /// Times, noise and other times for `data[n][dimension]` in the network's units. The data lie at time 0; every row
-    /// has its time in a stratum of its own. `mean_free` noise is for molecules, whose centroid is no matter of the
-    /// model.
+    /// Draws times, noise and other times for `data[n][dimension]` in the network's units. The data lie at time 0; the
+    /// times are stratified over the rows. `mean_free` noise is for molecules, whose centroid the model ignores.
     ///
-    /// The other times are drawn so that nothing but x tells which of a row's times is the true one: all are spread
-    /// alike about a centre, and reflected at 0 and 1. Clamped there, or several drawn about the true time itself, they
-    /// would shift the ratios p_t(x)/p_t′(x) that the loss is to find.
+    /// The other times are drawn so that nothing but x reveals which of a row's times is the true one: all are spread
+    /// alike about a centre, and reflected at 0 and 1. If they were clamped there, or several were drawn about the true
+    /// time itself, they would bias the ratios p_t(x)/p_t′(x) that the loss is to find.
     pub fn draw(&self, data: &[f64], dimension: usize, mean_free: bool, stream: &mut Stream) -> Noised {
         let n = data.len() / dimension;
         let mut even: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
@@ -128,15 +127,15 @@ impl ContrastiveOptions {
         Noised { x, noise, weight, sigma, t, negatives }
     }
 
-    /// Weight of the score matching at noise σ.
+    /// Factor on the weight σ² of the score matching at noise σ.
     fn weight(&self, sigma: f64) -> f64 {
         let least = self.least_noise * self.least_noise;
-        // bounded: far below, rounding takes the place of the noise
+        // bounded: far below, rounding errors take the place of the noise
         1.0 + if least > 0.0 { least / (sigma * sigma + 0.01 * least) } else { 0.0 }
     }
 
     /// Adds ∂L/∂parameters of L = `score_weight` · L_score + `nce_weight` · L_nce to `gradient`, and returns both
-    /// losses; NaN for one that is off.
+    /// losses; NaN for a loss with weight zero.
     pub fn losses<N: Network, R: Real>(
         &self,
         network: &N,
@@ -155,7 +154,7 @@ impl ContrastiveOptions {
     }
 }
 
-/// Every second row becomes `factor` times the row before it.
+/// Replaces every second row by `factor` times the row before it.
 fn turn_over(rows: &mut [f64], columns: usize, factor: f64) {
     for pair in rows.chunks_exact_mut(2 * columns) {
         let (first, second) = pair.split_at_mut(columns);
@@ -163,17 +162,17 @@ fn turn_over(rows: &mut [f64], columns: usize, factor: f64) {
     }
 }
 
-/// Folded into [0, 1] at its ends.
+/// Reflects t into [0, 1] at its ends.
 fn reflected(t: f64) -> f64 {
     let t = t.rem_euclid(2.0);
     t.min(2.0 - t)
 }
 
-/// L = mean over rows and coordinates of w (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight wσ²), less the part (w − 1)
-/// noise² that no parameter changes. Adds scale · ∂L/∂parameters.
+/// L = mean over rows and coordinates of w (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight wσ²), minus the part (w − 1)
+/// noise² that does not depend on the parameters. Adds scale · ∂L/∂parameters.
 ///
-/// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv): the slope of an ordinary
-/// gradient on [`Dual`] numbers.
+/// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv): the derivative of an ordinary
+/// gradient, computed with [`Dual`] numbers.
 pub fn score_matching<N: Network, R: Real>(
     network: &N,
     parameters: &[R],
@@ -215,8 +214,8 @@ pub fn score_matching<N: Network, R: Real>(
     norm * residuals.iter().enumerate().map(loss).sum::<f64>()
 }
 
-/// L = −mean [E(t, x_t) − log(e^{E(t, x_t)} + Σ_k e^{E(t′_k, x_t)})] (InfoNCE over the time: the model must tell when
-/// x_t was seen). Adds scale · ∂L/∂parameters.
+/// L = −mean [E(t, x_t) − log(e^{E(t, x_t)} + Σ_k e^{E(t′_k, x_t)})] (InfoNCE over the time: the model must tell the
+/// true time of x_t). Adds scale · ∂L/∂parameters.
 pub fn contrastive<N: Network, R: Real>(
     network: &N,
     parameters: &[R],

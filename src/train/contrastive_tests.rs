@@ -38,7 +38,7 @@ fn check_gradient(parameters: &[f64], loss: impl Fn(&[f64], &mut [f64]) -> f64) 
     assert!(gradient.iter().any(|g| g.abs() > 1e-2));
 }
 
-/// More rows than a chunk holds, and a last chunk that is not full.
+/// More rows than one chunk holds, with a last chunk that is not full.
 #[test]
 fn gradients_match_differences() {
     let (network, parameters) = small();
@@ -50,7 +50,7 @@ fn gradients_match_differences() {
     });
 }
 
-/// Score matching with a weight that differs from row to row.
+/// Score matching with row-dependent weights.
 #[test]
 fn weighted_gradients_match_differences() {
     let (network, parameters) = small();
@@ -73,7 +73,7 @@ fn gradients_do_not_depend_on_threads() {
     assert_eq!(gradient(1), gradient(3));
 }
 
-/// The true time is any of a row's times in order with the same probability, and none pile up at the ends.
+/// Sorted by value, the true time has each rank with the same probability, and no times pile up at the ends.
 #[test]
 fn nothing_but_x_tells_the_true_time() {
     let n = 30_000;
@@ -92,7 +92,7 @@ fn nothing_but_x_tells_the_true_time() {
         for end in [0.0, 1.0] {
             let even = |t: &f64| t.powf(1.0 / time_power);
             let close = batch.negatives.iter().filter(|t| (even(t) - end).abs() < 0.02).count();
-            // the two other times of a row are alike at worst
+            // in the worst case the two other times of a row coincide
             assert!(
                 (close as f64 / (2 * n) as f64 - 0.02).abs() < spread(0.02, n),
                 "window {window}: {close} at {end}"
@@ -101,7 +101,7 @@ fn nothing_but_x_tells_the_true_time() {
     }
 }
 
-/// Near the data the noise of the target, 1/σ, drops out of the gradient.
+/// Near the data the noise of the target, 1/σ, cancels in the gradient.
 #[test]
 fn antithetic_rows_quiet_the_gradient_near_the_data() {
     let (network, parameters) = small();

@@ -1,11 +1,12 @@
-//! What an energy-based model is trained for, measured: how far it is from log-densities that are known, those that a
-//! flow's samples come with. Neither of its losses tells that.
+//! Measures the purpose of an energy-based model: its deviation from known log-densities, those that a flow's samples
+//! come with. Neither of its losses shows that.
 
 use crate::models::network::{narrow, Network};
 use crate::nn::{Real, Tape};
 use rayon::prelude::*;
 
-/// Standard deviation of E(t, x) − log q(x) over those rows of `x[n][dimension]` whose log q is not NaN, for unknown.
+/// Standard deviation of E(t, x) − log q(x) over the rows of `x[n][dimension]`; NaN marks rows whose log q is unknown,
+/// which are left out.
 pub fn deviation<N: Network, R: Real>(network: &N, parameters: &[R], t: f64, x: &[f64], log_density: &[f64]) -> f64 {
     let (d, chunk) = (network.dimension(), network.chunk());
     let mut errors = log_density.to_vec();

@@ -1,18 +1,18 @@
-//! When a training is beyond help.
+//! Detection of a diverged training.
 
 use crate::error::{Error, Result};
 
-/// Steps in a row that the optimiser may skip: a single batch may be out of the numbers' range, not all of them.
+/// Steps in a row that the optimiser may skip: a single batch may overflow, but not all of them.
 const MOST_SKIPPED: usize = 100;
 
-/// Counts steps in a row whose gradient was not finite.
+/// Counts consecutive steps whose gradient was not finite.
 #[derive(Default)]
 pub struct Divergence {
     skipped: usize,
 }
 
 impl Divergence {
-    /// After a step, by the norm of its gradient. Errors: as many steps in a row were skipped as may be.
+    /// Records a step by its gradient norm. Errors: too many steps skipped in a row.
     pub fn step(&mut self, step: usize, norm: f64) -> Result<()> {
         self.skipped = if norm.is_finite() { 0 } else { self.skipped + 1 };
         match self.skipped < MOST_SKIPPED {
@@ -22,7 +22,7 @@ impl Divergence {
     }
 }
 
-/// At a report: losses by name, if any step was taken since the last one, and the averaged parameters.
+/// Checks the losses (by name, if any step was taken since the last report) and the averaged parameters.
 ///
 /// Errors: one of them is not finite.
 pub fn check<'a>(step: usize, losses: impl IntoIterator<Item = (&'a str, f64)>, average: &[f32]) -> Result<()> {
@@ -35,7 +35,7 @@ pub fn check<'a>(step: usize, losses: impl IntoIterator<Item = (&'a str, f64)>, 
     }
 }
 
-/// Of the log-weights of samples. Errors: none of them has a weight.
+/// Checks the log-weights of samples. Errors: none is finite.
 pub fn check_weights(step: usize, log_w: &[f64]) -> Result<()> {
     match log_w.iter().any(|w| w.is_finite()) {
         true => Ok(()),

@@ -1,8 +1,8 @@
-//! Frames from nothing: short runs at a high temperature, each followed by cooling and a run at the temperature of
-//! interest.
+//! Frames without prior data: short runs at a high temperature, each followed by cooling and a run at the temperature
+//! of interest.
 //!
-//! The frames cover the basins that the hot run reaches, with basin weights that are not those of the cold ensemble;
-//! energy training and self-refinement put the weights right.
+//! The frames cover the basins that the hot run reaches, but with basin weights other than those of the cold ensemble;
+//! energy training and self-refinement correct the weights.
 
 use super::hot::HotReplicas;
 use crate::engines::openmm::{OpenMmTarget, Simulation, SimulationOptions, System};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::hot::ExploreOptions;
 
-/// Dynamics that makes frames, a segment after the other.
+/// Dynamics that produces frames, one segment after another.
 ///
 /// Without constraints all walkers advance in one batch over `threads`; with constraints OpenMM's own integrator runs
 /// one, since its Reference platform cannot run two simulations at once.
@@ -26,7 +26,7 @@ enum Walkers {
     Single { hot: Simulation, cold: Simulation, x: Vec<f64>, segment: u64 },
 }
 
-/// What an [`Exploration`] goes on from, bit for bit.
+/// State from which an [`Exploration`] continues bit for bit.
 #[derive(Serialize, Deserialize)]
 pub enum ExplorationState {
     Batch(Box<HotReplicas>),
@@ -39,7 +39,7 @@ pub enum ExplorationState {
 }
 
 impl Exploration {
-    /// From `x0[particles][3]`, nm. Errors: those of [`ExploreOptions::check`], and of OpenMM.
+    /// Starts at `x0[particles][3]` (nm). Errors: those of [`ExploreOptions::check`], and of OpenMM.
     pub fn new(system: &System, x0: &[f64], options: &ExploreOptions, threads: usize) -> Result<Exploration> {
         options.check()?;
         let start = minimised(system, x0, options)?;
@@ -61,7 +61,7 @@ impl Exploration {
         Ok(Exploration { options: options.clone(), walkers })
     }
 
-    /// The frames `[n][particles][3]` (nm) of the next segment.
+    /// Frames `[n][particles][3]` (nm) of the next segment. Errors: OpenMM's.
     pub fn segment(&mut self) -> Result<Vec<f64>> {
         let options = &self.options;
         match &mut self.walkers {
@@ -87,18 +87,18 @@ impl Exploration {
         }
     }
 
-    /// Between two segments.
+    /// State between two segments. Errors: OpenMM's.
     pub fn state(&mut self) -> Result<ExplorationState> {
         Ok(match &mut self.walkers {
             Walkers::Batch { replicas, .. } => ExplorationState::Batch(replicas.clone()),
             Walkers::Single { hot, cold, segment, .. } => {
-                // of random numbers that both have in common the last one loaded has the state
+                // the random-number state that both share is that of the last one loaded
                 ExplorationState::Single { cold: cold.checkpoint()?, hot: hot.checkpoint()?, segment: *segment }
             }
         })
     }
 
-    /// Goes on where one of the same System and options was. Errors: a state of another System.
+    /// Continues from the state of an exploration with the same System and options. Errors: a state of another System.
     pub fn go_on_from(&mut self, state: ExplorationState) -> Result<()> {
         match (&mut self.walkers, state) {
             (Walkers::Batch { replicas, .. }, ExplorationState::Batch(state)) => {
@@ -116,7 +116,7 @@ impl Exploration {
     }
 }
 
-/// `x0[particles][3]` (nm) after a minimisation, with constraints kept.
+/// `x0[particles][3]` (nm) after an energy minimisation with constraints kept. Errors: OpenMM's.
 pub fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
     let mut simulation = Simulation::new(system, &dynamics(system, options, options.kelvin()))?;
     simulation.set_positions(x0)?;

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pairing {
-    /// As they come.
+    /// Independent pairs.
     Independent,
-    /// The assignment with the least Σ|x_data − x_prior|² (minibatch optimal transport: Tong et al. 2024; Pooladian et
+    /// The assignment that minimises Σ|x_data − x_prior|² (minibatch optimal transport: Tong et al. 2024; Pooladian et
     /// al. 2023).
     Assignment,
-    /// The data turned onto the prior points, for fields that turn with their input.
+    /// Data rotated onto the prior points, for equivariant fields.
     Superposed,
-    /// Both: the assignment by the distance after superposition, then superposed (equivariant flow matching, Klein et
+    /// Both: assignment by the distance after superposition, then superposition (equivariant flow matching, Klein et
     /// al. 2023).
     SuperposedAssignment,
 }
@@ -29,17 +29,17 @@ pub enum Pairing {
 pub struct Batch<'a> {
     pub data: &'a [f64],
     pub prior: &'a [f64],
-    /// The network's times.
+    /// Network times.
     pub t: &'a [f64],
 }
 
-/// The least weight of an end point.
+/// Lower bound of the weight of an end point.
 pub const LEAST_WEIGHT: f64 = 0.005;
 
 /// Loss and its gradient over a batch, L = mean over rows and coordinates of w(t) |f(t, x_t) − target|².
 ///
 /// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to
-/// [[`LEAST_WEIGHT`], `largest_weight`] as BoltzNCE has it: the errors of the velocity count by σ/|α′σ − ασ′|.
+/// [[`LEAST_WEIGHT`], `largest_weight`] as in BoltzNCE, so errors of the velocity are weighted by σ/|α′σ − ασ′|.
 pub fn flow_matching<N: Network, R: Real>(
     network: &N,
     parameters: &[R],
@@ -78,7 +78,7 @@ pub fn flow_matching<N: Network, R: Real>(
     })
 }
 
-/// Pairs data with prior points: reorders and turns the rows of `data[n][dimension]`.
+/// Pairs data with prior points: reorders and rotates the rows of `data[n][dimension]`.
 pub fn pair(pairing: Pairing, data: &mut Vec<f64>, prior: &[f64], dimension: usize) {
     let n = prior.len() / dimension;
     let row = |x: &[f64], i: usize| x[i * dimension..(i + 1) * dimension].to_vec();

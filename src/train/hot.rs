@@ -1,24 +1,24 @@
-//! Replicas at a high temperature, cooled now and then: frames of basins that dynamics at the temperature of interest
-//! does not find.
+//! Replicas at a high temperature, cooled from time to time: frames of basins that dynamics at the temperature of
+//! interest does not find.
 
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::error::{Error, Result};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 
-/// Lengths in steps.
+/// Options of hot exploration; lengths in steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExploreOptions {
-    /// Frames wanted in all.
+    /// Total number of frames wanted.
     pub frames: usize,
-    /// K; where none is given it is the caller's choice, see [`ExploreOptions::kelvin`].
+    /// Temperature of interest, K; if not given, see [`ExploreOptions::kelvin`].
     pub temperature: Option<f64>,
-    /// K.
+    /// Temperature of the hot replicas, K.
     pub hot_temperature: f64,
-    /// ps.
+    /// Time step, ps.
     pub timestep: f64,
-    /// 1/ps.
+    /// Friction of the Langevin thermostat, 1/ps.
     pub friction: f64,
     pub hot_steps: usize,
     pub cooling_steps: usize,
@@ -46,7 +46,7 @@ impl Default for ExploreOptions {
 }
 
 impl ExploreOptions {
-    /// Steps of dynamics that the frames take, of all walkers together.
+    /// Total number of dynamics steps needed for the frames, over all walkers.
     pub fn steps(&self) -> usize {
         let per_segment = self.frames_per_segment.max(1);
         self.frames.div_ceil(per_segment) * (self.hot_steps + self.cooling_steps + per_segment * self.stride)
@@ -57,7 +57,8 @@ impl ExploreOptions {
         self.temperature.unwrap_or(300.0)
     }
 
-    /// Errors: numbers by which no frame is recorded, or the same one again and again.
+    /// Checks the options. Errors: a `frames_per_segment` or `stride` of zero, which records no frames or the same one
+    /// repeatedly.
     pub fn check(&self) -> Result<()> {
         let numbers = [("frames_per_segment", self.frames_per_segment), ("stride", self.stride)];
         match numbers.iter().find(|(_, value)| *value == 0) {
@@ -70,8 +71,7 @@ impl ExploreOptions {
 /// Independent hot replicas; a fixed number, so that the frames do not depend on the threads.
 const REPLICAS: usize = 16;
 
-/// The replicas and how often they were cooled. Each cooling starts a walker of its own, which the replica does not
-/// notice.
+/// The replicas, and the number of coolings so far. Each cooling starts a new walker and leaves the replica unchanged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HotReplicas {
     options: ExploreOptions,
@@ -81,7 +81,7 @@ pub struct HotReplicas {
 }
 
 impl HotReplicas {
-    /// They start at `x[n][atoms][3]`, nm, one configuration after the other and the first again. `hot_target` has the
+    /// Starts the replicas at `x[n][atoms][3]` (nm), cycling through the configurations. `hot_target` gives the
     /// energies at the high temperature. Errors: those of [`ExploreOptions::check`] and [`Langevin::new`].
     pub fn new(
         hot_target: &mut dyn Target,
@@ -96,8 +96,8 @@ impl HotReplicas {
         Ok(HotReplicas { options: options.clone(), masses: masses.to_vec(), hot, segment: 0 })
     }
 
-    /// Runs hot, cools copies, and records frames `[n][atoms][3]` of them at the temperature of interest, that of
-    /// `target`.
+    /// Runs the hot replicas, cools copies of them, and records frames `[n][atoms][3]` at the temperature of interest,
+    /// that of `target`. Errors: the targets'.
     pub fn segment(&mut self, hot_target: &mut dyn Target, target: &mut dyn Target) -> Result<Vec<f64>> {
         let options = &self.options;
         self.segment += 1;
@@ -127,7 +127,7 @@ fn settings(options: &ExploreOptions, temperature: f64, segment: u64) -> Langevi
 mod tests {
     use super::*;
 
-    /// u = ½ s x², counting what it is asked.
+    /// u = ½ s x², counting its evaluations.
     struct Harmonic {
         scale: f64,
         asked: usize,
@@ -152,8 +152,7 @@ mod tests {
         }
     }
 
-    /// Each cooling starts where the hot replicas are, by the energies at the low temperature and by numbers of its
-    /// own.
+    /// Each cooling starts from the hot replicas, with the energies at the low temperature and its own random numbers.
     #[test]
     fn segments_are_heated_by_one_target_and_cooled_by_the_other() {
         let (mut hot, mut cold) = (Harmonic { scale: 30.0, asked: 0 }, Harmonic { scale: 80.0, asked: 0 });

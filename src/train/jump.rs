@@ -1,9 +1,9 @@
-//! Training of a jump between two modes: f = T_b ∘ T_a⁻¹ with T_a fixed, by the energies at both ends.
+//! Training of a jump between two modes: f = T_b ∘ T_a⁻¹ with T_a fixed, from the energies at both ends.
 //!
-//! With W(x) = e^{u(x) − u(f(x))} |∂f/∂x|, which is the acceptance of the jump before it is cut at 1, L = −½ E_{x ~ a}
+//! With W(x) = e^{u(x) − u(f(x))} |∂f/∂x|, the acceptance ratio of the jump before it is capped at 1, L = −½ E_{x ~ a}
 //! log W(x) − ½ E_{y ~ b} log W⁻¹(y): reverse KL from either end. The frames of b keep f from losing a part of b, which
-//! the frames of a alone would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), train on frames of both
-//! modes as well).
+//! the frames of a alone would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), also train on frames of
+//! both modes).
 
 use super::losses::{regularise, Pass};
 use super::map::{counted, usable, Map, MapLoss, Quality};
@@ -20,21 +20,21 @@ use std::sync::Arc;
 /// Frames of two modes, between which T_b ∘ T_a⁻¹ is to jump.
 pub struct Jump {
     modes: Modes,
-    /// Numbers of the modes a and b.
+    /// Indices of the modes a and b.
     ends: [usize; 2],
     there: Map,
     from: Arc<dyn Model>,
     /// Frames of b `[n][dimension]`, and their reduced potentials.
     frames: Vec<f64>,
     u: Vec<f64>,
-    /// Frames of b that are kept for evaluations, the first ones.
+    /// Number of frames of b held out for evaluations, the first ones.
     held_out: usize,
 }
 
 impl Jump {
-    /// Of a flow for mode `ends[0]` and frames `x[n][dimension]` of both modes with their reduced potentials `u[n]`, in
-    /// that order. The share `held_out` of either is never trained on. Proposals that are not in the mode they were
-    /// meant for do not count.
+    /// From a flow for mode `ends[0]` and frames `x[n][dimension]` of both modes with their reduced potentials `u[n]`,
+    /// in that order. The fraction `held_out` of either is never trained on. Proposals outside the intended mode do not
+    /// count.
     ///
     /// Errors: a model without a latent space; too few frames.
     pub fn new(
@@ -65,7 +65,7 @@ impl Jump {
         Within { target, modes: self.modes.clone(), mode: self.ends[end] }
     }
 
-    /// The images of these frames of b in a, and what the way there needs.
+    /// Images of these frames of b in a, and the intermediates of the pass.
     fn back(&self, flow: &CouplingFlow<f32>, rows: &[usize]) -> Result<Back> {
         let d = self.from.dimension();
         let pass = Pass::encode(flow, rows.iter().flat_map(|&i| &self.frames[i * d..][..d]).copied().collect());
@@ -82,7 +82,7 @@ impl Jump {
         Ok(Back { pass, z, x, log_det, evaluations })
     }
 
-    /// log W⁻¹ of frames of b with images of these reduced potentials.
+    /// log W⁻¹ of frames of b whose images have these reduced potentials.
     fn weigh(&self, back: &Back, rows: &[usize], u: &[f64]) -> Vec<f64> {
         let there = back.pass.log_det();
         let weigh = |i: usize| usable(self.u[rows[i]] - u[i] + back.log_det[i] - there[i], &back.evaluations[i]);
@@ -90,12 +90,12 @@ impl Jump {
     }
 }
 
-/// Frames of b on their way to a.
+/// Frames of b mapped to a.
 struct Back {
-    /// T_b⁻¹.
+    /// Pass through T_b⁻¹.
     pass: Pass,
     z: Vec<f64>,
-    /// T_a(z), ln|∂T_a/∂z| and whether there is an image at all.
+    /// T_a(z), ln|∂T_a/∂z| and whether there is an image.
     x: Vec<f64>,
     log_det: Vec<f64>,
     evaluations: Vec<Evaluation>,
@@ -169,7 +169,7 @@ mod tests {
     const MEANS: [f64; 2] = [-2.0, 2.0];
     const SDS: [[f64; 2]; 2] = [[0.3, 0.5], [0.4, 0.2]];
 
-    /// Affine couplings, the identity to begin with, then the normal density about one of the means.
+    /// Affine couplings, initially the identity, then a normal density about one of the means.
     fn flow(mean: f64, sds: [f64; 2], couplings: usize) -> CouplingFlow<f32> {
         let coupling = |turn: usize| LayerConfig::Affine {
             transformed: vec![turn % 2],
@@ -194,7 +194,7 @@ mod tests {
         flow
     }
 
-    /// Two normal densities, the second lifted by one kT.
+    /// Two normal densities, the second raised by one kT.
     struct Two;
 
     impl Target for Two {
@@ -243,7 +243,7 @@ mod tests {
         Jump::new(from(), modes(), [0, 1], [&x[0], &x[1]], [&u[0], &u[1]], 0.3).unwrap()
     }
 
-    /// Of the right mode, with wrong widths and a mean a little off.
+    /// In the right mode, with wrong widths and a slightly wrong mean.
     fn start() -> CouplingFlow<f32> {
         flow(1.8, [0.25, 0.3], 4)
     }
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn proposals_in_the_wrong_mode_and_useless_frames_do_not_count() {
-        // a map that stays near the left mode: every proposal is where it must not be
+        // a map that stays near the left mode: every proposal is in the wrong one
         let stays = flow(-1.9, [0.3, 0.3], 4);
         let quality = jump().quality(&stays, &mut Two, 300).unwrap();
         assert_eq!((quality.acceptance, quality.ess), (0.0, 0.0));

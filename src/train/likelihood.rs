@@ -1,4 +1,4 @@
-//! Maximum likelihood of TarFlow on Cartesian frames, turned at random and with noise of the centroid (Tan et al., ICML
+//! Maximum likelihood of TarFlows on Cartesian frames, randomly rotated and with centroid noise (Tan et al., ICML
 //! 2025).
 
 use super::batch::accumulate;
@@ -21,8 +21,8 @@ pub fn negative_log_likelihood<R: Real>(network: &TarNetwork, parameters: &[R], 
     negative_log_likelihood_of_all(&[(network, x)], parameters, gradient)
 }
 
-/// The same over the configurations of several molecules, of each the transferable network for it and rows of its own
-/// length: the mean over all rows, each per coordinate. Nothing is padded.
+/// As [`negative_log_likelihood`], over configurations of several molecules, each given as its transferable network and
+/// rows of its own length: the mean over all rows, each per coordinate. No padding.
 pub fn negative_log_likelihood_of_all<R: Real>(
     molecules: &[(&TarNetwork, &[f64])],
     parameters: &[R],
@@ -51,7 +51,7 @@ fn add<R: Real>(network: &TarNetwork, parameters: &[R], x: &[f64], norm: f64, gr
     })
 }
 
-/// Maximum likelihood of molecules.
+/// Maximum-likelihood objective for one molecule.
 pub struct Likelihood {
     /// Standard deviation of the centroid's noise in the network's units.
     pub centroid: Option<f64>,
@@ -77,18 +77,18 @@ impl Objective<TarNetwork> for Likelihood {
     }
 }
 
-/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as
-/// likely: of the trainer's peptide the frame that the trainer has drawn, of another one any of its frames, all as
-/// likely. Frames with the numbers of those held out are held out of all peptides. Fewer frames than the trainer has
-/// are a panic.
+/// Maximum-likelihood objective for a transferable network on several peptides. Each row of a batch is from one of
+/// them, chosen uniformly: for the trainer's peptide the frame drawn by the trainer, for another one a frame drawn
+/// uniformly. Frames with held-out indices are held out for all peptides. Panics if a peptide has fewer frames than the
+/// trainer.
 pub struct Peptides {
-    /// Noise of the centroid of standard deviation 1/√N in the network's units.
+    /// Whether the centroid has noise of standard deviation 1/√N in the network's units.
     pub noisy_centroid: bool,
-    /// Peptides beside the trainer's.
+    /// Peptides besides the trainer's.
     pub others: Vec<OtherPeptide>,
 }
 
-/// A peptide beside the trainer's.
+/// A peptide besides the trainer's.
 pub struct OtherPeptide {
     /// The transferable network for it.
     pub network: TarNetwork,

@@ -1,4 +1,5 @@
-//! Losses and their gradients. Each adds `scale · ∂L/∂parameters` to `gradient` and returns what a progress line shows.
+//! Losses and their gradients. Each adds `scale · ∂L/∂parameters` to `gradient` and returns the value for progress
+//! lines. Errors are those of the target or of the flow.
 
 use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
@@ -11,12 +12,12 @@ use crate::rng::Stream;
 use crate::target::Target;
 use rayon::prelude::*;
 
-/// Beyond this excess over the typical reduced energy the energy loss grows by its logarithm only (Noé et al. 2019,
-/// supplement). Training only: moves use the energy as it is.
+/// Beyond this excess over the typical reduced energy the energy loss grows only logarithmically (Noé et al. 2019,
+/// supplement). Training only: moves use the plain energy.
 const ENERGY_KNEE: f64 = 40.0;
-/// Largest norm of one sample's gradient by x, 1/nm.
+/// Largest norm of one sample's gradient with respect to x, 1/nm.
 const LARGEST_FORCE: f64 = 3e4;
-/// Displacement of a configuration for the directional difference of force matching, unit of x.
+/// Displacement of a configuration in the directional difference of force matching, in the unit of x.
 const DISPLACEMENT: f64 = 1e-5;
 
 /// Maximum likelihood: L = −mean log q(x). Frames outside the support are left out. Returns L.
@@ -28,7 +29,7 @@ pub fn maximum_likelihood(flow: &CouplingFlow<f32>, x: &[f64], scale: f64, gradi
     Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
 }
 
-/// Samples of the model with their energies: what reverse KL and self-refinement are made of.
+/// Samples of the model with their energies, the input to reverse KL and self-refinement.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
     /// `[n][dimension]`, nm.
@@ -64,7 +65,7 @@ fn collect(x: Vec<f64>, log_q: &[Evaluation], u: Vec<f64>) -> Samples {
 /// the target.
 ///
 /// With `spread`, a reaction coordinate and a weight, its loss over the same samples is added. Returns the samples and
-/// that loss, or NaN.
+/// that loss, or NaN without it.
 pub fn reverse_kl(
     flow: &CouplingFlow<f32>,
     target: &mut dyn Target,
@@ -90,7 +91,7 @@ pub fn reverse_kl(
     Ok((collect(pass.x, &pass.log_q, u), spread))
 }
 
-/// Rows on their way through a flow, with what the way back needs.
+/// Rows passed through a flow, with the intermediates needed for the backward pass.
 pub(super) struct Pass {
     /// `[n][dimension]`, nm.
     pub x: Vec<f64>,
@@ -99,14 +100,14 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// Latent points to configurations; point number `row` is what `fill(row, z)` writes.
+    /// Maps latent points to configurations; `fill(row, z)` writes point number `row`.
     pub fn new(flow: &CouplingFlow<f32>, n: usize, fill: &(dyn Fn(usize, &mut [f64]) + Sync)) -> Pass {
         let mut pass = Pass::of(vec![0.0; n * flow.dimension()], n);
         pass.each_chunk(flow, |chunk, ws, x| flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z)));
         pass
     }
 
-    /// Configurations `x[n][dimension]` to latent points.
+    /// Maps configurations `x[n][dimension]` to latent points.
     pub fn encode(flow: &CouplingFlow<f32>, x: Vec<f64>) -> Pass {
         let n = x.len() / flow.dimension();
         let mut pass = Pass::of(x, n);
@@ -133,25 +134,25 @@ impl Pass {
         self.workspaces.iter().flat_map(|ws| ws.log_det.iter().copied()).collect()
     }
 
-    /// Where [`Pass::encode`] has led: `[n][latent]`.
+    /// Latent points after [`Pass::encode`], `[n][latent]`.
     pub fn latent(&self) -> Vec<f64> {
         self.workspaces.iter().flat_map(|ws| ws.u.iter().copied()).collect()
     }
 
-    /// After [`Pass::new`], from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to
-    /// `gradient`.
+    /// Backward pass after [`Pass::new`]: from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]`, adds those
+    /// of the parameters to `gradient`.
     pub fn back(&mut self, flow: &CouplingFlow<f32>, gx: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
         self.each_lane(flow, gx, g_log_det, gradient, |ws, x, gx, g, sum| flow.generate_vjp(ws, x, gx, g, Some(sum)));
     }
 
-    /// After [`Pass::encode`], from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]` adds the parameters' to
-    /// `gradient`.
+    /// Backward pass after [`Pass::encode`]: from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]`, adds those
+    /// of the parameters to `gradient`.
     pub fn back_from_latent(&mut self, flow: &CouplingFlow<f32>, gz: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
         self.each_lane(flow, gz, g_log_det, gradient, |ws, x, gz, g, sum| flow.encode_pull(ws, x, gz, g, sum));
     }
 
-    /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; a fixed number of sums, whatever the
-    /// threads.
+    /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; the number of partial sums does not depend
+    /// on the threads.
     fn each_lane(
         &mut self,
         flow: &CouplingFlow<f32>,
@@ -185,15 +186,15 @@ impl Pass {
 }
 
 /// Force matching (Köhler, Krämer, Noé, NeurIPS 2021, eq. 5): L = mean |F(x)/kT − ∇ₓ log q(x)|² over frames
-/// `x[n][dimension]`, with F/kT = −∇u from the target; unit of x to the power −2. Frames outside the support, or within
-/// a displacement of its end, are left out. Returns L.
+/// `x[n][dimension]`, with F/kT = −∇u from the target; in the unit of x to the power −2. Frames outside the support, or
+/// within a displacement of its boundary, are left out. Returns L.
 ///
 /// With v = F/kT − ∇ₓ log q held fixed, ∂L/∂θ = −2/n Σ ∂/∂ε ∂/∂θ log q(x + ε v): a central difference of two parameter
-/// gradients, in f64 whatever the flow's networks are. Splines are C¹ only, so ∇ₓ log q jumps at their knots: the loss
-/// is meant for affine couplings, and with splines its gradient is right but for a noise from those few frames that a
-/// displacement carries across a knot.
+/// gradients, in f64 whatever the type of the flow's networks. Splines are only C¹, so ∇ₓ log q jumps at their knots:
+/// the loss is meant for affine couplings, and with splines its gradient is right up to noise from the few frames that
+/// the displacement moves across a knot.
 ///
-/// Errors: a flow that keeps bonds at fixed lengths, along which it has no force.
+/// Errors: a flow with bonds of fixed length, along which it has no force.
 pub fn force_matching<R: Real>(
     flow: &CouplingFlow<R>,
     target: &mut dyn Target,
@@ -241,9 +242,9 @@ pub fn force_matching<R: Real>(
     Ok(rows.iter().map(|&i| norms[i] * norms[i]).sum::<f64>() / rows.len() as f64)
 }
 
-/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples: outside the support, without an
+/// gx ← factor · (softened ∇u + ∇ log q), clipped in norm; zero for rejected samples: outside the support, without an
 /// energy, or in another mode than the target's ([`crate::modes::Within`]). Without ∇u nothing would hold such a sample
-/// against ∇ log q, which drives it away from the model; what brings the model back to its mode is the likelihood.
+/// against ∇ log q, which drives it away from the model; the likelihood is what brings the model back to its mode.
 pub(super) fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
     let mut sorted: Vec<f64> = u.iter().copied().filter(|u| u.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -276,7 +277,7 @@ mod tests {
         let g_log_q = [0.5; 10];
         regularise(&u, &log_q, &mut gx, &g_log_q, 2.0);
         assert_eq!(gx[..8], [3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-        // far above the others: ∇u counts by the slope of the logarithm
+        // far above the others: ∇u is scaled by the slope of the logarithm
         let soften = ENERGY_KNEE / (1e4 - 2.0);
         assert_eq!(gx[8..], [2.0 * (9.0 * soften + 0.5), 2.0 * (10.0 * soften + 0.5)]);
     }

@@ -2,7 +2,7 @@
 //! Noé, J. Phys. Chem. Lett. 13, 11643 (2022)).
 //!
 //! Reverse KL with the frames of ensemble a in place of a prior: L = E_{x ~ a} [u_b(f(x)) − ln|∂f/∂x|], which is −E log
-//! W_a up to what T_b does not change, W_a = e^{u_a(x) − u_b(f(x))} |∂f/∂x|. Where T_b begins as T_a, f begins as the
+//! W_a up to terms independent of T_b, W_a = e^{u_a(x) − u_b(f(x))} |∂f/∂x|. If T_b starts as T_a, f starts as the
 //! identity. The latent points of the frames are computed once.
 
 use super::losses::{regularise, Pass};
@@ -14,10 +14,10 @@ use crate::rng::Stream;
 use crate::target::Target;
 use crate::weights::{self, Estimate};
 
-/// What trains T_b of a map T_b ∘ T_a⁻¹ in place of samples from the prior.
+/// Loss that trains T_b of a map T_b ∘ T_a⁻¹ in place of samples from the prior.
 pub trait MapLoss {
-    /// Over a batch of n frames adds scale · ∂L/∂parameters to `gradient`. Returns log W of the batch; L is minus their
-    /// mean, where they are finite, up to a constant.
+    /// Adds scale · ∂L/∂parameters over a batch of n frames to `gradient`. Returns log W of the batch; L is minus their
+    /// mean, where they are finite, up to a constant. Errors: the target's.
     fn reverse_kl(
         &self,
         flow: &CouplingFlow<f32>,
@@ -28,24 +28,25 @@ pub trait MapLoss {
         gradient: &mut [f32],
     ) -> Result<Vec<f64>>;
 
-    /// What the map is worth, from at most n frames (at either end) that are held out.
+    /// Quality of the map, from at most n held-out frames (at either end). Errors: the target's.
     fn quality(&self, flow: &CouplingFlow<f32>, target: &mut dyn Target, n: usize) -> Result<Quality>;
 }
 
-/// What a map is worth.
+/// Quality measures of a map.
 #[derive(Clone, Copy, Debug)]
 pub struct Quality {
-    /// Effective share of the frames, by log W.
+    /// Effective fraction of the frames, from log W.
     pub ess: f64,
     pub pareto_k: f64,
-    /// ln of the mean weight; NaN where weights go both ways.
+    /// Logarithm of the mean weight; NaN where the weights are for both directions.
     pub log_z: Estimate,
-    /// Mean acceptance of the move that the map is for, in equilibrium.
+    /// Mean equilibrium acceptance of the move that the map is used for.
     pub acceptance: f64,
 }
 
 impl Quality {
-    /// From log-weights whose pairs decide: proposals that do not depend on the state, and exchanges.
+    /// From log-weights of moves whose acceptance depends on pairs of them: independence proposals, and exchanges.
+    /// Errors: no finite log-weight.
     pub fn of(log_weights: &[f64]) -> Result<Quality> {
         Ok(Quality {
             ess: weights::effective_sample_size(log_weights)? / log_weights.len() as f64,
@@ -63,13 +64,13 @@ pub struct Map {
     latent: Vec<f64>,
     /// u_a(x) − ln|∂T_a/∂z| `[n]`.
     offset: Vec<f64>,
-    /// Frames that are kept for evaluations, the first ones.
+    /// Number of frames held out for evaluations, the first ones.
     held_out: usize,
 }
 
 impl Map {
-    /// Of frames `x[n][atoms][3]` with reduced potentials `u[n]` in their own ensemble; the share `held_out` is never
-    /// trained on. Frames outside the support of T_a are left out.
+    /// Encodes frames `x[n][atoms][3]` with reduced potentials `u[n]` in their own ensemble; the fraction `held_out` is
+    /// never trained on. Frames outside the support of T_a are left out.
     ///
     /// Errors: a model without a latent space; fewer than two usable frames to train on and to hold out.
     pub fn new(from: &dyn Model, x: &[f64], u: &[f64], held_out: f64) -> Result<Map> {
@@ -103,17 +104,17 @@ impl Map {
         Ok(map)
     }
 
-    /// Random frames to train on.
+    /// Indices of n random training frames.
     pub fn batch(&self, n: usize, stream: &mut Stream) -> Vec<usize> {
         (0..n).map(|_| self.held_out + stream.below(self.offset.len() - self.held_out)).collect()
     }
 
-    /// At most n of the frames that are held out.
+    /// Indices of at most n held-out frames.
     pub fn held_out(&self, n: usize) -> Vec<usize> {
         (0..self.held_out.min(n)).collect()
     }
 
-    /// log W_a of these frames by T_b; −∞ where there is no image.
+    /// log W_a of these frames under T_b; −∞ where there is no image. Errors: the target's.
     pub fn log_weights(&self, flow: &CouplingFlow<f32>, target: &mut dyn Target, rows: &[usize]) -> Result<Vec<f64>> {
         let pass = self.pass(flow, rows)?;
         let mut u = vec![0.0; rows.len()];
@@ -140,7 +141,7 @@ impl Map {
     }
 }
 
-/// log W of a row; −∞ if it has no image, or one without a weight.
+/// log W of a row; −∞ if it has no image or its weight is not finite.
 pub(super) fn usable(log_w: f64, image: &Evaluation) -> f64 {
     if log_w.is_finite() && image.is_inside() {
         log_w
@@ -149,7 +150,7 @@ pub(super) fn usable(log_w: f64, image: &Evaluation) -> f64 {
     }
 }
 
-/// The share of every row in the loss; none of rows without an image or its potential.
+/// Weight of every row in the loss; zero for rows without an image or without its potential.
 pub(super) fn counted(images: &[Evaluation], u: &[f64], share: f64) -> Vec<f64> {
     images.iter().zip(u).map(|(e, u)| if e.is_inside() && u.is_finite() { share } else { 0.0 }).collect()
 }
@@ -175,7 +176,7 @@ impl MapLoss for Map {
         Ok(self.weigh(&pass, &rows, &u))
     }
 
-    /// The acceptance is that of an exchange.
+    /// With the acceptance of an exchange.
     fn quality(&self, flow: &CouplingFlow<f32>, target: &mut dyn Target, n: usize) -> Result<Quality> {
         Quality::of(&self.log_weights(flow, target, &self.held_out(n))?)
     }
@@ -193,7 +194,7 @@ mod tests {
 
     const D: usize = 4;
 
-    /// Affine couplings, the identity to begin with.
+    /// Affine couplings, initially the identity.
     fn flow() -> CouplingFlow<f32> {
         let layer = |turn: usize| LayerConfig::Affine {
             transformed: vec![turn % 2, 2 + turn % 2],
@@ -210,7 +211,7 @@ mod tests {
         flow
     }
 
-    /// A normal density of this mean and standard deviation in every coordinate.
+    /// A normal density with this mean and standard deviation in every coordinate.
     struct Normal(f64, f64);
 
     impl Target for Normal {
@@ -265,7 +266,7 @@ mod tests {
         let batch = || Stream::new(7, StreamId::Test, 0, 0);
         let rows = map.batch(100, &mut batch());
         let mut gradient = vec![0.0; flow.parameters().len()];
-        // energies so close to each other that none is softened
+        // energies close enough to each other that none is softened
         let target = || Normal(0.3, 0.9);
         map.reverse_kl(&flow, &mut target(), 100, &mut batch(), 2.0, &mut gradient).unwrap();
         let mut largest: Vec<usize> = (0..gradient.len()).collect();

@@ -1,8 +1,8 @@
-//! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies,
-//! perhaps spread along a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in
-//! any mix ([`trainer`]). Networks (vector fields, energies, TarFlows) are trained by [`network_trainer`]: flow
-//! matching, score matching with contrastive estimation, likelihood. Nothing here enters an acceptance: a finished
-//! model is frozen.
+//! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies
+//! (optionally spread along a reaction coordinate), and self-refinement on the model's own importance-weighted samples,
+//! in any combination ([`trainer`]). Networks (vector fields, energies, TarFlows) are trained by [`network_trainer`]:
+//! flow matching, score matching with contrastive estimation, likelihood. Training never enters an acceptance
+//! probability: a finished model is frozen.
 
 pub mod architecture;
 mod batch;

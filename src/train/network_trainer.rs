@@ -1,5 +1,5 @@
-//! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for
-//! energies.
+//! The training loop of regressed networks: flow matching and energy-based models. It needs no energies from the
+//! engine.
 
 use super::contrastive::ContrastiveOptions;
 use super::density;
@@ -16,26 +16,26 @@ use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Rows of the held-out frames that an evaluation looks at.
+/// Held-out frames used in an evaluation.
 const MOST_HELD_OUT: usize = 256;
 
-/// Frames with a torsion in a range, drawn more often than they occur, so that a rare basin is learned as well as the
-/// common one. The model then has that share of the basin; weights or the acceptance of a move take it back.
+/// Frames with a torsion in a given range, drawn more often than they occur, so that a rare basin is learned as well as
+/// the common one. The model then has that fraction in the basin; weights or the acceptance of a move correct it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Emphasis {
-    /// The torsion's atoms, counted from 0.
+    /// Atoms of the torsion, counted from 0.
     pub atoms: [usize; 4],
     /// Its range, rad within ±π.
     pub range: [f64; 2],
-    /// Share of a batch that is drawn from the range.
+    /// Fraction of a batch drawn from the range.
     pub share: f64,
 }
 
 impl Emphasis {
-    /// Numbers of the frames `[n][dimension]` inside the range, and of those outside.
+    /// Indices of the frames `[n][dimension]` inside the range, and of those outside.
     ///
-    /// Errors: a share beyond [0, 1], an atom that the frames do not have, no frame inside or none outside.
+    /// Errors: a fraction outside [0, 1], an atom that the frames do not have, no frame inside or none outside.
     fn split(&self, frames: &[f64], dimension: usize, first: usize) -> Result<[Vec<usize>; 2]> {
         if !(0.0..=1.0).contains(&self.share) {
             return Err(Error::invalid(format!("emphasis.share = {}; a number from 0 to 1 is needed", self.share)));
@@ -69,20 +69,20 @@ pub struct NetworkOptions {
     pub rate: f64,
     pub schedule: Schedule,
     pub batch: usize,
-    /// Frames to be drawn more often.
+    /// Frames to draw more often.
     pub emphasis: Option<Emphasis>,
     /// How data and prior are paired in flow matching.
     pub pairing: Pairing,
-    /// Largest weight of an end-point model near the data.
+    /// Upper bound of the weight of an end-point model near the data.
     pub largest_weight: f64,
     pub weight_decay: f64,
     /// Decay of AdamW's second moments.
     pub beta2: f64,
-    /// Largest gradient norm.
+    /// Gradient-clipping norm.
     pub clip: f64,
-    /// Decay of the moving average of the parameters; the average is what is saved.
+    /// Decay of the exponential moving average of the parameters; the average is what is saved.
     pub average: f64,
-    /// Share of the frames held out.
+    /// Fraction of the frames held out.
     pub held_out: f64,
     /// Steps between evaluations.
     pub evaluate: usize,
@@ -111,7 +111,7 @@ impl Default for NetworkOptions {
 }
 
 impl NetworkOptions {
-    /// Errors name the setting that is out of range.
+    /// Checks the settings. Errors name the setting that is out of range.
     pub fn check(&self) -> Result<()> {
         check_rows("batch", self.batch)?;
         if self.batch == 0 || self.steps == 0 {
@@ -140,30 +140,30 @@ impl NetworkOptions {
 
 /// Frames of a batch, in the network's units.
 pub struct Drawn {
-    /// Their numbers.
+    /// Indices of the frames.
     pub frames: Vec<usize>,
-    /// The numbers of those that might have been drawn: all that are trained on, or all that are held out.
+    /// Range of indices they were drawn from: all training frames, or all held-out frames.
     pub among: Range<usize>,
     /// `[n][dimension]`
     pub x: Vec<f64>,
 }
 
-/// What a batch is made into, and the loss of it.
+/// A training objective: how a batch is prepared, and its loss.
 pub trait Objective<N: Trainable>: Sync {
     /// Loss of a batch, with times and noise from `stream`; adds its gradient.
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
 
-    /// What else it depends on, beside the network's card: a training that goes on must have the same.
+    /// Further settings, besides the network's card, that a continued training must share.
     fn settings(&self) -> String {
         String::new()
     }
 
-    /// What it has of frames beside those that the trainer draws from.
+    /// Frames it holds besides those that the trainer draws from.
     fn frames(&self) -> Vec<f64> {
         Vec::new()
     }
 
-    /// Standard deviation of log q_model − log q over frames whose log q is known; NaN without such knowledge.
+    /// Standard deviation of log q_model − log q over frames whose log q is known; NaN if none is.
     fn deviation(&self, _network: &N, _parameters: &[f32], _batch: &Drawn) -> f64 {
         f64::NAN
     }
@@ -193,7 +193,7 @@ impl<N: Network> Objective<N> for FlowMatching {
 /// Score matching and contrastive estimation of an energy-based model.
 pub struct Contrast {
     pub options: ContrastiveOptions,
-    /// Molecules: noise without a centroid.
+    /// Whether the noise has no centroid, as for molecules.
     pub mean_free: bool,
     /// log q of each frame, for comparison; NaN where it is not known.
     pub log_density: Vec<f64>,
@@ -219,7 +219,7 @@ impl<N: Network> Objective<N> for Contrast {
     }
 }
 
-/// Everything that a later run needs to continue.
+/// Everything needed to continue a training.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NetworkState {
     pub options: NetworkOptions,
@@ -229,7 +229,7 @@ pub struct NetworkState {
     loss: f64,
     norm: f64,
     since: usize,
-    /// The model so far, if there was an evaluation.
+    /// Best model so far, if there was an evaluation.
     kept: Option<Kept>,
     pub history: Vec<Progress>,
 }
@@ -240,7 +240,7 @@ pub struct NetworkTrainer<'a, N, O> {
     objective: O,
     frames: Vec<f64>,
     n_held_out: usize,
-    /// Frames inside and outside the range of `emphasis`.
+    /// Indices of the frames inside and outside the range of `emphasis`, and the fraction to draw inside.
     pools: Option<(f64, [Vec<usize>; 2])>,
     state: NetworkState,
     gradient: Vec<f32>,
@@ -248,7 +248,7 @@ pub struct NetworkTrainer<'a, N, O> {
 }
 
 impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
-    /// `frames[n][dimension]` in the network's units, centred.
+    /// `frames[n][dimension]` are in the network's units, centred. Errors: options out of range, too few frames.
     pub fn new(
         network: &'a N,
         parameters: Vec<f32>,
@@ -298,13 +298,13 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Ok(NetworkTrainer { network, objective, frames, n_held_out, pools, state, gradient, divergence })
     }
 
-    /// Everything that a later run needs to continue.
+    /// Everything needed to continue the training.
     pub fn state(&self) -> &NetworkState {
         &self.state
     }
 
-    /// The averaged parameters of the best evaluation so far: the latest, unless an earlier one was better in all that
-    /// is measured.
+    /// Averaged parameters of the best evaluation so far: the latest, unless an earlier one was better in everything
+    /// that is measured.
     pub fn best(&self) -> &[f32] {
         self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters)
     }
@@ -314,7 +314,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         self.state.step >= self.state.options.steps
     }
 
-    /// One step. Returns an evaluation when one was due.
+    /// Makes one step. Returns an evaluation when one is due.
     ///
     /// Errors: the training diverges.
     pub fn step(&mut self) -> Result<Option<Progress>> {
@@ -344,7 +344,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Drawn { frames, among, x }
     }
 
-    /// Number of a frame to train on.
+    /// Draws the index of a training frame.
     fn draw(&self, stream: &mut Stream) -> usize {
         let Some((share, [inside, outside])) = &self.pools else {
             return self.n_held_out + stream.below(self.frames.len() / self.network.dimension() - self.n_held_out);
@@ -374,8 +374,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Ok(progress)
     }
 
-    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; without
-    /// such frames they stay NaN.
+    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; NaN
+    /// without such frames.
     fn held_out(&mut self, progress: Progress) -> Progress {
         let rows = self.n_held_out.min(MOST_HELD_OUT);
         if rows == 0 {
@@ -391,7 +391,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
     }
 }
 
-/// Frames `[n][dimension]` in nm as a network's units, without their centroids.
+/// Converts frames `[n][dimension]` from nm to the network's units and centres them.
 pub fn in_units(frames: &[f64], dimension: usize, units_per_nm: f64) -> Vec<f64> {
     let mut x: Vec<f64> = frames.iter().map(|v| v * units_per_nm).collect();
     x.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
@@ -413,7 +413,7 @@ mod tests {
         Emphasis { atoms: [0, 1, 2, 3], range: [0.5, 1.5], share: 0.3 }
     }
 
-    /// A network of one parameter.
+    /// A network with a single parameter.
     struct Number(Layout);
 
     impl Trainable for Number {
@@ -426,7 +426,7 @@ mod tests {
         }
     }
 
-    /// Training frames drive the parameter upwards for ever, held-out frames (the first four) want it at 0.5.
+    /// Training frames drive the parameter up forever; held-out frames (the first four) want it at 0.5.
     struct Overfitting;
 
     impl Objective<Number> for Overfitting {

@@ -1,20 +1,21 @@
-//! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and a moving average of
-//! parameters.
+//! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and an exponential moving
+//! average of the parameters.
 
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-/// The learning rate on its way through a phase, as a factor of its peak.
+/// Learning-rate schedule over a phase, as a factor of the peak rate.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
     Constant,
-    /// Linear warm-up over the first 2 %, then half a cosine down to zero.
+    /// Linear warm-up over the first 2 %, then cosine decay to zero.
     Cosine,
-    /// Linear rise over the first 30 %, then half a cosine down to zero (Smith and Topin 2017).
+    /// Linear rise over the first 30 %, then cosine decay to zero (Smith and Topin 2017).
     OneCycle,
-    /// The same with these shares: of the steps in which the rate rises, and of the peak where it begins and ends.
+    /// Like [`Schedule::OneCycle`] with other fractions: of the steps in which the rate rises, and of the peak rate at
+    /// the start and the end.
     Cycle {
         rise: f64,
         lowest: f64,
@@ -38,7 +39,7 @@ impl Schedule {
         }
     }
 
-    /// Errors: shares that are none.
+    /// Checks the fractions of the schedule. Errors: fractions outside their range.
     pub fn check(self) -> Result<()> {
         match self {
             Schedule::Cycle { rise, lowest } if !((0.0..1.0).contains(&rise) && (0.0..=1.0).contains(&lowest)) => {
@@ -51,7 +52,7 @@ impl Schedule {
     }
 }
 
-/// Optimiser state: first and second moments and the moving average, all laid out as the parameters.
+/// Optimiser state: first and second moments and the moving average, all in the layout of the parameters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamW {
     step: u64,
@@ -61,18 +62,18 @@ pub struct AdamW {
     pub average: Vec<f32>,
     weight_decay: f32,
     decay: f32,
-    /// Decay of the second moments.
+    /// Decay rate β₂ of the second moments.
     beta2: f32,
 }
 
 const BETA1: f32 = 0.9;
-/// Unless said otherwise.
+/// Default decay rate of the second moments.
 pub const BETA2: f64 = 0.999;
 const EPSILON: f32 = 1e-8;
 const BLOCK: usize = 32_768;
 
-/// Errors: settings (name, value) of a step that are no numbers to step by. A rate and the largest gradient norm are
-/// positive, a weight decay is not negative, and a moving average keeps less than all.
+/// Checks settings (name, value). Errors: a rate or clipping norm that is not positive, a negative weight decay, or an
+/// averaging decay outside [0, 1).
 pub fn check_settings(rates: impl IntoIterator<Item = f64>, clip: f64, weight_decay: f64, average: f64) -> Result<()> {
     let refuse = |name: &str, value: f64, what: &str| Err(Error::invalid(format!("`{name}` is {value}; {what}")));
     if let Some(rate) = rates.into_iter().find(|rate| !(*rate > 0.0 && rate.is_finite())) {
@@ -104,13 +105,13 @@ impl AdamW {
         }
     }
 
-    /// With another decay of the second moments.
+    /// The same optimiser with another decay rate of the second moments.
     pub fn with_beta2(self, beta2: f64) -> AdamW {
         AdamW { beta2: beta2 as f32, ..self }
     }
 
-    /// One step down the gradient, which is scaled to at most `clip` in norm first. Returns the norm before scaling; a
-    /// non-finite gradient is skipped.
+    /// Makes one descent step, with the gradient clipped to norm `clip`. Returns the norm before clipping; a step with
+    /// a non-finite gradient is skipped.
     pub fn update(&mut self, parameters: &mut [f32], gradient: &[f32], rate: f64, clip: f64) -> f64 {
         let norm = gradient.par_chunks(BLOCK).map(sum_of_squares).collect::<Vec<_>>().iter().sum::<f64>().sqrt();
         if !norm.is_finite() {
@@ -132,7 +133,7 @@ impl AdamW {
                 let g = scale * g[i];
                 m[i] = BETA1 * m[i] + (1.0 - BETA1) * g;
                 v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
-                // what no gradient has ever reached is frozen
+                // parameters that no gradient has ever reached are frozen
                 let shrink = if v[i] > 0.0 { shrink } else { 1.0 };
                 p[i] = shrink * p[i] - rate * (m[i] / c1) / ((v[i] / c2).sqrt() + EPSILON);
                 average[i] = keep * average[i] + (1.0 - keep) * p[i];
@@ -142,7 +143,7 @@ impl AdamW {
     }
 }
 
-/// In eight partial sums, which vectorise; the same whatever the threads.
+/// Sum of squares in eight partial sums, which vectorise; independent of the threads.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let mut sums = [0.0f64; 8];
     let (groups, rest) = values.as_chunks::<8>();
@@ -157,8 +158,8 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 mod tests {
     use super::*;
 
-    /// The published recipe of TarFlows: up in a twentieth of the steps from a five-hundredth of the peak, and down to
-    /// that.
+    /// The published recipe of TarFlows: warm-up over a twentieth of the steps from 1/500 of the peak, and decay back
+    /// to that.
     #[test]
     fn a_cycle_begins_and_ends_where_it_is_told_to() {
         let cycle = Schedule::Cycle { rise: 0.05, lowest: 0.002 };

@@ -1,11 +1,11 @@
-//! The settings of a training: phases of a mix of losses.
+//! Settings of a training: phases of combined losses.
 
 use super::optimiser::{check_settings, Schedule};
 use super::reaction_coordinate::ReactionCoordinate;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// One stretch of training with its own learning rate and mix of losses. Weight zero switches a loss off.
+/// A phase of training with its own learning rate and combination of losses. Weight zero switches a loss off.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Phase {
@@ -19,10 +19,10 @@ pub struct Phase {
     /// Reverse KL by the engine's energies: weight and batch.
     pub reverse_kl: f64,
     pub energy_batch: usize,
-    /// τ, temperatures over that of training, at which reverse KL of a steerable flow is taken, one after the other;
-    /// empty: at 1 alone.
+    /// Relative temperatures τ (over that of training) at which reverse KL of a steerable flow is taken, in turn; if
+    /// empty, 1 alone.
     pub latent_temperatures: Vec<f64>,
-    /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
+    /// Weight of the [`TrainOptions::reaction_coordinate`] loss over the samples of reverse KL.
     pub reaction_coordinate: f64,
     /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power
     /// −2.
@@ -30,12 +30,12 @@ pub struct Phase {
     /// Maximum likelihood on the model's own importance-resampled samples: weight and batch.
     pub refinement: f64,
     pub refinement_batch: usize,
-    /// Steps between draws of new samples for refinement, how many, and how many are kept.
+    /// Steps between draws of new samples for refinement, number of samples drawn, and number kept.
     pub refresh: usize,
     pub draw: usize,
     pub keep: usize,
-    /// Share of the kept samples that has to be effective: the weights are taken to a power below 1 as long as it is
-    /// not. 0 takes them as they are.
+    /// Fraction of the kept samples that must be effective: otherwise the weights are raised to a power below 1. 0
+    /// takes them as they are.
     pub effective: f64,
 }
 
@@ -62,7 +62,7 @@ impl Default for Phase {
     }
 }
 
-/// Rows that are in memory at once.
+/// Checks the number of rows in memory at once.
 pub(super) fn check_rows(name: &str, rows: usize) -> Result<()> {
     const MOST: usize = 1 << 24;
     match rows > MOST {
@@ -72,8 +72,8 @@ pub(super) fn check_rows(name: &str, rows: usize) -> Result<()> {
 }
 
 impl Phase {
-    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is
-    /// off.
+    /// Checks the settings of a phase. Errors: weights that are negative or not finite; a phase that trains nothing
+    /// because a number is 0; settings of a loss that is off.
     fn check(&self) -> Result<()> {
         self.schedule.check()?;
         let weights = [
@@ -121,8 +121,8 @@ impl Phase {
         rows.try_for_each(|(name, number, _)| check_rows(name, *number))
     }
 
-    /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then
-    /// refinement by samples of the flow itself.
+    /// Phases for energies with frames that are few or from no proper ensemble: maximum likelihood until the flow is
+    /// near, then refinement on its own samples.
     pub fn with_energies() -> Vec<Phase> {
         let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
         let [draw, keep] = [2048, 30_000];
@@ -141,14 +141,14 @@ impl Phase {
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     pub phases: Vec<Phase>,
-    /// What the samples of reverse KL are spread along in phases that give it a weight.
+    /// Coordinate along which phases with a weight for it spread the samples of reverse KL.
     pub reaction_coordinate: Option<ReactionCoordinate>,
     pub weight_decay: f64,
-    /// Largest gradient norm.
+    /// Gradient-clipping norm.
     pub clip: f64,
-    /// Decay of the moving average of the parameters; the average is what is saved.
+    /// Decay of the exponential moving average of the parameters; the average is what is saved.
     pub average: f64,
-    /// Share of the frames held out.
+    /// Fraction of the frames held out.
     pub held_out: f64,
     /// Steps between evaluations, and samples drawn in each for the effective sample size.
     pub evaluate: usize,
@@ -176,8 +176,9 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator; one
-    /// with temperatures of the latent points, which are those of the near end.
+    /// Checks the phases for [`super::trainer::Trainer::with_map`]. Errors: a phase with another loss than reverse KL,
+    /// which would train the far end of a map as a generator; a phase with latent temperatures, which are those of the
+    /// near end.
     pub fn check_for_map(&self) -> Result<()> {
         if self.phases.iter().any(|p| !p.latent_temperatures.is_empty()) {
             return Err(Error::invalid(
@@ -194,7 +195,7 @@ impl TrainOptions {
         }
     }
 
-    /// Errors: other temperatures for a flow that has one, or such that are not positive.
+    /// Checks the latent temperatures. Errors: temperatures for a flow that is not steerable, or that are not positive.
     pub fn check_temperatures(&self, steerable: bool) -> Result<()> {
         let given: Vec<f64> = self.phases.iter().flat_map(|p| p.latent_temperatures.iter().copied()).collect();
         if !given.is_empty() && !steerable {
@@ -208,12 +209,13 @@ impl TrainOptions {
         }
     }
 
-    /// How many of n frames are held out: the first ones.
+    /// Number of held-out frames out of n: the first ones.
     pub fn held_out_of(&self, n: usize) -> usize {
         (n as f64 * self.held_out) as usize
     }
 
-    /// Errors: losses without what they are made of, or by which nothing is trained.
+    /// Checks all settings. Errors: settings out of range, losses whose inputs are missing, or settings that train
+    /// nothing.
     pub fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
         let refuse = |message: &str| Err(Error::invalid(message));

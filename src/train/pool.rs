@@ -1,4 +1,4 @@
-//! Weighted samples of a generator's own, from which refinement draws its batches.
+//! Weighted samples of the generator, from which self-refinement draws its batches.
 
 use super::losses::Samples;
 use crate::error::{Error, Result};
@@ -12,18 +12,19 @@ pub(super) struct Pool {
     /// `[n][dimension]`
     x: Vec<f64>,
     log_weight: Vec<f64>,
-    /// The weights that batches are drawn by; empty until there is a batch of the samples as they are.
+    /// Weights for drawing batches; empty until the first batch after a change of the samples.
     #[serde(skip)]
     softened: Vec<f64>,
 }
 
 impl Pool {
+    /// Log-weights of the samples, after truncation.
     pub fn log_weights(&self) -> &[f64] {
         &self.log_weight
     }
 
     /// Adds samples with truncated weights (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)): w ≤ mean(w) √n. The
-    /// oldest go where there are more than `capacity`.
+    /// oldest samples beyond `capacity` are dropped.
     pub fn add(&mut self, samples: &Samples, capacity: usize) {
         let n = samples.log_weight.len();
         let dimension = samples.x.len() / n.max(1);
@@ -38,7 +39,7 @@ impl Pool {
         self.softened.clear();
     }
 
-    /// n samples `[n][dimension]`, drawn by the weights, which are softened until this share of the pool is effective.
+    /// Draws n samples `[n][dimension]` by weights tempered until the fraction `effective` of the pool is effective.
     /// Errors: an empty pool.
     pub fn batch(&mut self, n: usize, effective: f64, stream: &mut Stream) -> Result<Vec<f64>> {
         if self.softened.is_empty() {
@@ -50,8 +51,8 @@ impl Pool {
     }
 }
 
-/// The weights to the largest power ≤ 1 with which this share of them is effective (tempered weights, as of adaptive
-/// importance sampling: their fixed point is the target all the same): a flow that fits few samples of large weight
+/// Weights raised to the largest power ≤ 1 at which this fraction of them is effective (tempered weights, as in
+/// adaptive importance sampling; their fixed point is still the target). A flow that fits few samples of large weight
 /// loses all others, and refines itself away.
 fn softened(log_weights: &[f64], share: f64) -> Result<Vec<f64>> {
     let to_power = |power: f64| log_weights.iter().map(|w| power * w).collect::<Vec<f64>>();

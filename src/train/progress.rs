@@ -1,9 +1,9 @@
-//! What the training loop reports.
+//! Reports of the training loop.
 
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 
-/// What an evaluation found, for the progress line, the log and the plot.
+/// Result of an evaluation, for the progress line, the log and the plot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub step: usize,
@@ -21,8 +21,7 @@ pub struct Progress {
     pub reaction_coordinate: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
     pub force_matching: f64,
-    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and that of held-out
-    /// frames.
+    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and the held-out loss.
     #[serde(with = "nan_as_none", default = "nothing")]
     pub loss: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
@@ -32,11 +31,11 @@ pub struct Progress {
     pub deviation: f64,
     #[serde(with = "nan_as_none")]
     pub gradient_norm: f64,
-    /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
+    /// −mean log q of held-out frames under the averaged parameters; NaN without frames.
     #[serde(with = "nan_as_none")]
     pub held_out: f64,
-    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target. Of a map: of
-    /// held-out frames, mapped.
+    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target. For a map,
+    /// those of the mapped held-out frames.
     #[serde(with = "nan_as_none")]
     pub ess: f64,
     #[serde(with = "nan_as_none")]
@@ -47,11 +46,11 @@ pub struct Progress {
     pub log_z: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
     pub log_z_stderr: f64,
-    /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples; of a
-    /// map, that of an exchange.
+    /// Mean acceptance of an independence proposal from the averaged model, estimated from pairs of its weighted
+    /// samples; for a map, that of an exchange.
     #[serde(with = "nan_as_none")]
     pub acceptance: f64,
-    /// Step of an earlier evaluation whose model was better in all that is measured, and is kept therefore.
+    /// Step of an earlier evaluation that was better in everything measured, and whose model is therefore kept.
     #[serde(default)]
     pub better: Option<usize>,
 }
@@ -87,28 +86,28 @@ impl Progress {
     }
 }
 
-/// The model of a training: that of the last evaluation which was not worse than the one kept before it in all that is
-/// measured.
+/// The kept model of a training: that of the last evaluation which was not worse than the one kept before in everything
+/// that is measured.
 ///
-/// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same
-/// time. One of them alone may get worse on purpose: frames that were cooled from a high temperature are of no
-/// ensemble, and a loss that spreads samples costs acceptance. Nor does either show states that only the newer model
-/// has, where the frames are without them: its ln Z is larger then. Of a regressed network the loss of held-out frames
-/// is measured, and the deviation from their log q where it is known.
+/// Overfitting, and refinement on too few effective samples, worsen the held-out loss and the acceptance at the same
+/// time. One of them alone may get worse on purpose: frames cooled from a high temperature are from no ensemble, and a
+/// loss that spreads samples costs acceptance. Both get worse when a model finds states that the frames lack: its ln Z
+/// is then larger, and it is not worse. For a regressed network the held-out loss is measured, and the deviation from
+/// log q where that is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
     step: usize,
     measured: [f64; 4],
-    /// ln Z with its standard error.
+    /// ln Z and its standard error.
     log_z: [f64; 2],
     pub parameters: Vec<f32>,
 }
 
-/// Standard errors of a difference that is none of chance.
+/// A difference of more standard errors than this is not due to chance.
 const SIGNIFICANT: f64 = 5.0;
 
 impl Kept {
-    /// Keeps the parameters of an evaluation, or notes in it which step was better.
+    /// Keeps the parameters of an evaluation, or records in it which earlier step was better.
     pub fn offer(kept: &mut Option<Kept>, progress: &mut Progress, parameters: &[f32]) {
         match kept.as_ref().filter(|kept| kept.is_better_than(progress)) {
             Some(kept) => progress.better = Some(kept.step),
@@ -125,19 +124,19 @@ impl Kept {
         known.peek().is_some() && known.all(Ordering::is_lt) && !self.lacks_states_of(other)
     }
 
-    /// Whether the other model's ln Z is larger by more than chance.
+    /// Whether the other model's ln Z is significantly larger.
     fn lacks_states_of(&self, other: &Progress) -> bool {
         other.log_z - self.log_z[0] > SIGNIFICANT * self.log_z[1].hypot(other.log_z_stderr)
     }
 }
 
-/// How far a model is off, each number the better the smaller; NaN where it was not measured.
+/// Deviations of a model, the smaller the better; NaN where not measured.
 fn measured(progress: &Progress) -> [f64; 4] {
     let Progress { held_out, acceptance, held_out_loss, deviation, .. } = *progress;
     [held_out, -acceptance, held_out_loss, deviation]
 }
 
-/// JSON has no NaN: a number that was not measured is written as null.
+/// Serialisation of NaN, which JSON does not have, as null.
 pub(super) mod nan_as_none {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -1,30 +1,30 @@
-//! The loss of a reaction coordinate: it spreads a generator's samples along a coordinate that they would otherwise
-//! cover in part (Noé et al., Science 365, eaaw1147 (2019)).
+//! Reaction-coordinate loss: spreads a generator's samples along a coordinate that they would otherwise cover only in
+//! part (Noé et al., Science 365, eaaw1147 (2019)).
 
 use crate::coordinates::Along;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// The widest kernel of a torsion, rad: with it the images at ±2π are all that count.
+/// Largest bandwidth for a torsion, rad: up to this only the images at ±2π matter.
 const WIDEST: f64 = 1.0;
 
 /// J = E[ln p̂(r)] over a batch of samples, with the kernel density p̂(r) = 1/n Σ_j K(r − r_j) of the samples in a
-/// range. It is minus the entropy of r, so its minimum is a flat p̂. K is a Gaussian, wrapped around the circle for a
-/// torsion.
+/// range. It is minus the entropy of r, so it is smallest for a flat p̂. K is a Gaussian, wrapped around the circle for
+/// a torsion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReactionCoordinate {
     pub along: Along,
-    /// Samples outside [min, max] neither count nor move.
+    /// Samples outside [min, max] neither count nor get a gradient.
     pub range: [f64; 2],
     /// Standard deviation of K, in the unit of r.
     pub bandwidth: f64,
 }
 
 impl ReactionCoordinate {
-    /// Errors: atoms or a component that x does not have, an empty range, a bandwidth that is not positive or wider
-    /// than the circle allows.
+    /// Checks the settings. Errors: atoms or a component that x does not have, an empty range, a bandwidth that is not
+    /// positive or wider than the circle allows.
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
         let [min, max] = self.range;
@@ -57,10 +57,10 @@ impl ReactionCoordinate {
         images.into_iter().fold([0.0; 2], |sum, k| [sum[0] + k[0], sum[1] + k[1]])
     }
 
-    /// J over the rows of `x[n][dimension]` that are `usable` and in the range; adds `scale · ∂J/∂x` to `gx`. NaN
-    /// without such a row.
+    /// J over the rows of `x[n][dimension]` that are `usable` and in the range; adds `scale · ∂J/∂x` to `gx`. NaN if
+    /// there is no such row.
     ///
-    /// With S_i = Σ_j K(r_i − r_j): ∂J/∂r_i = 1/n Σ_j K′(r_i − r_j) (1/S_i + 1/S_j), for K is even.
+    /// With S_i = Σ_j K(r_i − r_j): ∂J/∂r_i = 1/n Σ_j K′(r_i − r_j) (1/S_i + 1/S_j), since K is even.
     pub fn spread(&self, x: &[f64], usable: &[bool], scale: f64, gx: &mut [f64]) -> f64 {
         let d = x.len() / usable.len().max(1);
         let row = |i: usize| i * d..(i + 1) * d;
@@ -91,7 +91,7 @@ mod tests {
         ReactionCoordinate { along: Along::Torsion([0, 1, 2, 3]), range: [-PI, PI], bandwidth: 0.4 }
     }
 
-    /// Five configurations of four atoms, some of them with torsions near ±π.
+    /// Five configurations of four atoms, some with torsions near ±π.
     fn chains() -> Vec<f64> {
         let mut stream = Stream::new(4, StreamId::Test, 0, 0);
         (0..5).flat_map(|_| (0..12).map(|i| (i / 3) as f64 * 0.2 + stream.normal()).collect::<Vec<_>>()).collect()

@@ -1,10 +1,10 @@
 //! Adaptive rounds: simulate, train, freeze, simulate (Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022)).
 //!
 //! A chain whose generator learns from it is not a Markov chain, and averages over it are biased. Here parameters
-//! change between stages only: walkers move by dynamics and by jumps of a generator that is frozen, their frames are
-//! labelled with its epoch, and a training on them makes the generator of the next epoch, with a move of its own and no
-//! proposal of the last. When a frozen generator is good enough, or the rounds are used up, it makes the production
-//! stage, whose frames alone may be averaged. Every production is preceded by a stage of the same walkers with the same
+//! change only between stages: walkers move by dynamics and by jumps of a frozen generator, their frames are labelled
+//! with its epoch, and training on them makes the generator of the next epoch, with a new move and no pending proposal
+//! of the old one. When a frozen generator is good enough, or the rounds are used up, it runs the production stage,
+//! whose frames alone may be averaged. Every production is preceded by a stage of the same walkers with the same
 //! generator.
 
 use super::hot::{ExploreOptions, HotReplicas};
@@ -24,33 +24,33 @@ use crate::target::Target;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Steps of a training between two moments at which its state can be saved.
+/// Training steps between two moments at which its state can be saved.
 const TRAINING_STEPS: usize = 100;
 
-/// Lengths in steps of each walker.
+/// Options of adaptive rounds; lengths in steps of each walker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoundsOptions {
     pub walkers: usize,
-    /// Most trainings.
+    /// Largest number of trainings.
     pub rounds: usize,
     pub steps: u64,
     pub production_steps: u64,
     /// Steps between recorded frames.
     pub stride: u64,
-    /// Steps between attempts.
+    /// Steps between attempted moves.
     pub frequency: u64,
-    /// Production begins after a round with a frozen generator whose proposals have at least this acceptance and this
+    /// Production begins after a round in which the frozen generator's proposals have at least this acceptance and this
     /// effective sample size per proposal.
     pub acceptance: f64,
     pub ess: f64,
-    /// Most frames of walkers, and most of hot replicas, that a training sees: the latest.
+    /// Largest number of frames of walkers, and of hot replicas, used in a training: the latest.
     pub pool: usize,
-    /// Walks in the latent space of the frozen generator take the place of its proposals until production: exploration
-    /// (Noé et al., Science 365, eaaw1147 (2019)). Its seed is that of the walkers. All rounds are made, since
-    /// proposals are not measured.
+    /// Walks in the latent space of the frozen generator, which replace its proposals until production: exploration
+    /// (Noé et al., Science 365, eaaw1147 (2019)). The seed is that of the walkers. All rounds are run, since proposals
+    /// are not measured.
     pub latent_walk: Option<LatentWalkOptions>,
-    /// What populations are reported of.
+    /// Region whose population is reported.
     pub region: Option<Region>,
 }
 
@@ -98,13 +98,13 @@ impl RoundsOptions {
     }
 }
 
-/// What is being done.
+/// Stage of the rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
-    /// Dynamics with jumps of the generator of this epoch, for frames to train on.
+    /// Dynamics with jumps of the current generator, for training frames.
     Walk,
-    /// Hot replicas, for frames to train on.
+    /// Hot replicas, for training frames.
     Heat,
     Train,
     /// Dynamics with jumps of the last generator, for averages.
@@ -112,15 +112,15 @@ pub enum Stage {
     Finished,
 }
 
-/// What a stage found; numbers that it does not have are NaN.
+/// Results of a stage; NaN for numbers that it does not have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     pub stage: Stage,
-    /// Of the generator that was used, or made.
+    /// Epoch of the generator used or made.
     pub epoch: u32,
-    /// Steps of each walker, of its chain so far.
+    /// Steps of each walker's chain so far.
     pub steps: u64,
-    /// Frames that the stage recorded, or the training had.
+    /// Frames that the stage recorded or trained on.
     pub frames: usize,
     pub attempts: u64,
     #[serde(with = "nan_as_none")]
@@ -128,11 +128,11 @@ pub struct Record {
     /// Effective sample size per proposal.
     #[serde(with = "nan_as_none")]
     pub ess: f64,
-    /// Share of the frames in the region, and how often walkers were seen to enter or leave it.
+    /// Fraction of the frames in the region, and number of observed entries and exits.
     #[serde(with = "nan_as_none")]
     pub population: f64,
     pub transitions: usize,
-    /// ΔF = −ln P(region)/P(rest) with its standard error from the walkers, kT.
+    /// ΔF = −ln P(region)/P(rest) with its standard error over the walkers, kT.
     #[serde(with = "nan_as_none")]
     pub delta_f: f64,
     #[serde(with = "nan_as_none")]
@@ -141,10 +141,10 @@ pub struct Record {
     pub training: Option<Progress>,
 }
 
-/// Frames with the epoch of the generator that each was recorded with.
+/// Frames, each with the epoch of the generator it was recorded with.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Frames {
-    /// `[n][dimension]`; of walkers one after the other, then the same walkers later.
+    /// `[n][dimension]`; all walkers in turn, then the same walkers at a later time.
     pub x: Vec<f64>,
     pub epoch: Vec<u32>,
 }
@@ -155,43 +155,43 @@ impl Frames {
         self.epoch.resize(self.x.len() / dimension, epoch);
     }
 
-    /// The latest `n` at most.
+    /// The latest frames, at most `n`.
     fn latest(&self, n: usize, dimension: usize) -> &[f64] {
         &self.x[self.epoch.len().saturating_sub(n) * dimension..]
     }
 
-    /// How many were recorded with the generator of this epoch, the last so far.
+    /// Number of frames recorded with the generator of this epoch, the last so far.
     fn of_epoch(&self, epoch: u32) -> usize {
         self.epoch.iter().rev().take_while(|&&e| e == epoch).count()
     }
 }
 
-/// Everything that a later run needs to go on bit for bit.
+/// Everything needed to continue bit for bit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RoundsState {
     pub options: RoundsOptions,
     pub explore: ExploreOptions,
     pub train: TrainOptions,
     pub stage: Stage,
-    /// Trainings done.
+    /// Number of trainings done.
     pub epoch: u32,
-    /// The walkers' step at which the stage began.
+    /// Step of the walkers at which the stage began.
     stage_start: u64,
     walkers: Langevin,
     hot: Option<HotReplicas>,
-    /// Bytes of the model file of the frozen generator; empty before the first training.
+    /// Model file of the frozen generator; empty before the first training.
     pub model: Vec<u8>,
     statistics: Statistics,
     training: Option<Training>,
-    /// Frames of walkers and of hot replicas to train on, which must not be averaged.
+    /// Training frames of walkers and of hot replicas, which must not be averaged.
     pub chain: Frames,
     pub heated: Frames,
-    /// Frames to average.
+    /// Frames for averages.
     pub production: Frames,
     pub log: Vec<Record>,
 }
 
-/// A training that is not over: the model file that it began with, and how far it has come.
+/// An unfinished training: the model file it started from, and its state.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Training {
     start: Vec<u8>,
@@ -206,15 +206,15 @@ pub struct Rounds<'a> {
     target: &'a mut dyn Target,
     hot_target: &'a mut dyn Target,
     design: Design<'a>,
-    /// Of the frozen generator.
+    /// Move of the frozen generator.
     jump: Option<Box<dyn Move>>,
     state: RoundsState,
 }
 
 impl<'a> Rounds<'a> {
-    /// Walkers and hot replicas start at `x[n][atoms][3]` (nm), one configuration after the other and the first again.
-    /// The targets have the same energies at the temperatures of `explore`; walkers have its temperature, time step,
-    /// friction and seed. Without frames in `explore` there are no hot replicas.
+    /// Starts walkers and hot replicas at `x[n][atoms][3]` (nm), cycling through the configurations. The targets have
+    /// the same energies at the temperatures of `explore`; walkers have its temperature, time step, friction and seed.
+    /// If `explore` wants no frames, there are no hot replicas.
     ///
     /// Errors: options out of range, and those of [`Langevin::new`].
     pub fn new(
@@ -228,7 +228,7 @@ impl<'a> Rounds<'a> {
         let (options, explore, train) = options;
         let dimension = target.dimension();
         options.check(dimension)?;
-        // not after hours of walking
+        // rather than after hours of walking
         train.check(dimension, true, true)?;
         if train.phases.is_empty() {
             return Err(Error::invalid("`phases` is empty: rounds need at least one to train by"));
@@ -264,7 +264,7 @@ impl<'a> Rounds<'a> {
         Rounds::resume(target, hot_target, design, state)
     }
 
-    /// Goes on from a saved state.
+    /// Continues from a saved state. Errors: those of [`Rounds::new`], and a state that does not fit.
     pub fn resume(
         target: &'a mut dyn Target,
         hot_target: &'a mut dyn Target,
@@ -279,8 +279,8 @@ impl<'a> Rounds<'a> {
         Ok(rounds)
     }
 
-    /// Has production make this many steps of each walker. One that is finished goes on if these are more, as if so many
-    /// had been asked for from the beginning.
+    /// Sets the number of production steps of each walker. Finished rounds continue if there are more, as if that many
+    /// had been requested from the beginning.
     pub fn set_production_steps(&mut self, steps: u64) {
         self.state.options.production_steps = steps;
         if self.is_finished() && self.walked() < steps {
@@ -289,7 +289,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Everything that a later run needs to continue.
+    /// Everything needed to continue.
     pub fn state(&mut self) -> &RoundsState {
         if let Some(jump) = &self.jump {
             self.state.statistics = jump.statistics().clone();
@@ -302,7 +302,7 @@ impl<'a> Rounds<'a> {
         self.state.stage == Stage::Finished
     }
 
-    /// The part of the present stage that is done.
+    /// Completed fraction of the current stage.
     pub fn stage_progress(&self) -> f64 {
         let state = &self.state;
         let share = |done: usize, all: usize| done as f64 / all.max(1) as f64;
@@ -317,8 +317,8 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Does a little of the present stage, after which the state can be saved. Returns what the stage found when it
-    /// ends.
+    /// Does a small part of the current stage, after which the state can be saved. Returns the results of a stage when
+    /// it ends. Errors: the target's, and those of the training.
     pub fn advance(&mut self) -> Result<Option<Record>> {
         let record = match self.state.stage {
             Stage::Walk | Stage::Production => self.walk()?,
@@ -330,7 +330,7 @@ impl<'a> Rounds<'a> {
         Ok(record)
     }
 
-    /// A new move of the frozen generator for this stage; nothing of the last one's stays.
+    /// Makes a new move of the frozen generator for this stage; nothing of the previous one remains.
     fn freeze(&mut self) -> Result<()> {
         if self.state.model.is_empty() {
             return Ok(());
@@ -360,7 +360,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// To the next frame.
+    /// Advances the walkers to the next frame.
     fn walk(&mut self) -> Result<Option<Record>> {
         let (stride, frequency) = (self.state.options.stride, self.state.options.frequency);
         let mut left = stride;
@@ -384,7 +384,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// One attempt of every walker.
+    /// Attempts one move of every walker.
     fn attempt(&mut self) -> Result<()> {
         let dimension = self.dimension();
         let Some(jump) = &mut self.jump else { return Ok(()) };
@@ -411,7 +411,7 @@ impl<'a> Rounds<'a> {
         let options = &self.state.options;
         let good = record.acceptance >= options.acceptance && record.ess >= options.ess;
         if self.state.stage == Stage::Production {
-            // what it has found stays, for a later run may go on
+            // the results are kept, as a later run may continue
             self.state.stage = Stage::Finished;
             return Ok(record);
         }
@@ -453,7 +453,7 @@ impl<'a> Rounds<'a> {
         record
     }
 
-    /// Of frames in the order in which they were recorded.
+    /// Fills in the populations from frames in the order of recording.
     fn populations(&self, inside: &[bool], record: &mut Record) {
         let walkers = self.state.options.walkers;
         record.population = inside.iter().filter(|i| **i).count() as f64 / inside.len() as f64;
@@ -482,7 +482,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Frames of hot replicas in this round.
+    /// Number of hot-replica frames in this round.
     fn heated(&self) -> usize {
         self.state.heated.of_epoch(self.state.epoch)
     }
@@ -506,10 +506,10 @@ impl<'a> Rounds<'a> {
         Ok(Some(record))
     }
 
-    /// The frames that this round trains on, in random order behind those that are held out, and how many these are: a
-    /// stretch of the walkers' frames and one of the hot replicas', for frames a few steps from those of the training
-    /// would only tell how well it knows them. The stretches are of this epoch, whose frames no earlier generator was
-    /// trained on.
+    /// Frames that this round trains on: those held out first, then the rest in random order, with the number held out.
+    /// Held out are one contiguous stretch of the walkers' frames and one of the hot replicas', since frames a few
+    /// steps from training frames would only show how well the model knows those. The stretches are of this epoch,
+    /// whose frames no earlier generator was trained on.
     pub(super) fn pool(&self) -> (Vec<f64>, usize) {
         let (dimension, n) = (self.dimension(), self.state.options.pool);
         let parts = [&self.state.chain, &self.state.heated];
@@ -525,7 +525,7 @@ impl<'a> Rounds<'a> {
 
     fn train(&mut self) -> Result<Option<Record>> {
         let (frames, held_out) = self.pool();
-        // the share of all frames that is as many, whichever way it is rounded
+        // the fraction of all frames that gives this number, whichever way it is rounded
         let held_out = (held_out as f64 + 0.5) / (frames.len() / self.dimension()) as f64;
         let training = self.state.training.take();
         let (start, saved) = match training {
@@ -561,8 +561,8 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// Numbers of the frames that are held out, the share of each of the `new` parts that `options` says as one stretch of
-/// it, and of all others; both in random order.
+/// Indices of the held-out frames (from each of the `new` parts one stretch, of the fraction given by `options`), and
+/// of all others; both in random order.
 fn split(new: [Range<usize>; 2], all: usize, options: &TrainOptions, stream: &mut Stream) -> (Vec<usize>, Vec<usize>) {
     let stretches = new.map(|part| {
         let n = options.held_out_of(part.len());

@@ -1,5 +1,5 @@
-//! Rounds on a double well with a barrier that dynamics does not cross: the second well is found, weighed, and a run
-//! that was cut goes on to the same end.
+//! Rounds on a double well with a barrier that dynamics does not cross: the second well is found and weighted
+//! correctly, and an interrupted run continues to the same result.
 
 use super::optimiser::Schedule;
 use super::phases::{Phase, TrainOptions};
@@ -108,7 +108,7 @@ fn options() -> (RoundsOptions, ExploreOptions, TrainOptions) {
     (rounds, explore, train)
 }
 
-/// Runs to the end from the left well, through a file after every `cut` advances if wanted.
+/// Runs to the end from the left well, reloading from a file after every `cut` advances if given.
 fn run(name: &str, cut: Option<usize>) -> RoundsState {
     run_from(name, &[-UNIT, -0.5 * UNIT, 0.0], options(), cut)
 }
@@ -157,7 +157,7 @@ fn rounds_find_the_other_well_and_production_weighs_it_right() {
     assert!(last.acceptance > 0.2 && last.transitions > 100, "{last:?}");
     let error = last.delta_f - exact_delta_f();
     assert!(error.abs() < 5.0 * last.delta_f_stderr && last.delta_f_stderr < 0.15, "{error} ± {}", last.delta_f_stderr);
-    // frames know their epoch, and those of production have the last generator's only
+    // frames know their epoch, and those of production are all of the last generator
     assert!(state.production.epoch.iter().all(|&e| e == state.epoch));
     assert_eq!((state.production.epoch.len(), last.frames), (8 * 300, 8 * 300));
     let walked: usize = state.log.iter().filter(|r| r.stage == Stage::Walk).map(|r| r.frames).sum();
@@ -191,7 +191,7 @@ fn frames_that_a_generator_was_trained_on_are_not_held_out_from_the_next() {
             rounds.advance().unwrap();
         }
         let (x, held_out) = rounds.pool();
-        // of 40 new frames of walkers, and of the 50 of hot replicas that the pool has room for
+        // of 40 new walker frames, and of the 50 hot-replica frames that fit into the pool
         assert_eq!((x.len() / 3, held_out), ([90, 100][epoch as usize], 2 + 2));
         let state = rounds.state();
         let is_new = |x: &[f64]| {
@@ -204,7 +204,7 @@ fn frames_that_a_generator_was_trained_on_are_not_held_out_from_the_next() {
     }
 }
 
-/// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side,
+/// Exploration from a configuration in either well, without hot replicas: half of the walkers start on the wrong side,
 /// and latent walks bring them over.
 #[test]
 fn latent_walks_explore_and_production_weighs_them_right() {

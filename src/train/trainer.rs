@@ -1,4 +1,4 @@
-//! The training loop: phases of a mix of losses, with a state that can be saved and continued bit for bit.
+//! The training loop: phases of combined losses, with a state that can be saved and continued bit for bit.
 
 use super::divergence::{self, Divergence};
 use super::losses;
@@ -16,10 +16,10 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 
-/// Replicas of the training stream from here on draw auxiliary coordinates.
+/// Stream replicas from here on draw auxiliary coordinates.
 const AUXILIARY: u32 = 1 << 20;
 
-/// Everything that a later run needs to continue.
+/// Everything needed to continue a training.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrainState {
     pub options: TrainOptions,
@@ -48,10 +48,10 @@ struct Sums {
     gradient_norm: f64,
 }
 
-/// Frames that are looked at before a training.
+/// Frames checked before training starts.
 const FIRST_FRAMES: usize = 64;
 
-/// Errors: frames of which none has a density, so that there is nothing to learn from them.
+/// Requires that some frames have a density. Errors: none has, so that there is nothing to learn from them.
 fn require_density(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<()> {
     let n = frames.len() / flow.dimension();
     let mut log_q = vec![Evaluation::inside(0.0); n];
@@ -70,10 +70,10 @@ fn require_density(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<()> {
 pub struct Trainer<'a> {
     flow: CouplingFlow<f32>,
     frames: &'a [f64],
-    /// With auxiliary coordinates, if the flow has such.
+    /// Held-out frames, with auxiliary coordinates if the flow has them.
     held_out: Vec<f64>,
     target: Option<JointTarget<'a>>,
-    /// Where the latent points of reverse KL come from instead of the prior.
+    /// Source of the latent points of reverse KL in place of the prior.
     map: Option<Box<dyn MapLoss>>,
     state: TrainState,
     gradient: Vec<f32>,
@@ -81,9 +81,11 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise. Both are of
-    /// configurations x and of the temperature of training: a steerable flow with auxiliary coordinates gets these
-    /// here, drawn afresh for every batch.
+    /// `frames[n][dimension]` may be empty if no phase uses them; likewise `target` may be absent. Both are for
+    /// configurations x at the training temperature: the auxiliary coordinates of a steerable flow are added here,
+    /// drawn afresh for every batch.
+    ///
+    /// Errors: options out of range; frames or a target that are missing, do not fit, or have no density.
     pub fn new(
         flow: CouplingFlow<f32>,
         frames: &'a [f64],
@@ -108,7 +110,7 @@ impl<'a> Trainer<'a> {
         Trainer::resume(flow, frames, target, state)
     }
 
-    /// Continues from a saved state.
+    /// Continues from a saved state. Errors: those of [`Trainer::new`], and a state that does not fit the flow.
     pub fn resume(
         mut flow: CouplingFlow<f32>,
         frames: &'a [f64],
@@ -148,20 +150,20 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
-    /// Everything that a later run needs to continue.
+    /// Everything needed to continue the training.
     pub fn state(&mut self) -> &TrainState {
         self.state.parameters.copy_from_slice(self.flow.parameters());
         &self.state
     }
 
-    /// The model with averaged parameters, as it is now.
+    /// The current model with averaged parameters.
     pub fn averaged(&self) -> Result<CouplingFlow<f32>> {
         self.with_parameters(&self.state.optimiser.average)
     }
 
-    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames, by the
-    /// acceptance that is expected of its proposals and by ln Z, as far as these are measured: what is worth saving of a
-    /// training that overfits, or runs away. As it is now before the first evaluation, and in a phase with a reaction
+    /// The averaged model of the last evaluation that was not worse than its best predecessor, by held-out frames, by
+    /// the expected acceptance of its proposals and by ln Z, as far as these are measured: the model worth saving if the
+    /// training overfits or diverges. The current one before the first evaluation, and in a phase with a reaction
     /// coordinate.
     pub fn best(&self) -> Result<CouplingFlow<f32>> {
         self.with_parameters(self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters))
@@ -173,12 +175,12 @@ impl<'a> Trainer<'a> {
         Ok(model)
     }
 
-    /// Steps of all phases together.
+    /// Total number of steps of all phases.
     pub fn total_steps(&self) -> usize {
         self.state.options.phases.iter().map(|p| p.steps).sum()
     }
 
-    /// Steps that were made, in all phases.
+    /// Number of steps done, over all phases.
     pub fn step_count(&self) -> usize {
         self.state.step
     }
@@ -188,7 +190,7 @@ impl<'a> Trainer<'a> {
         self.state.phase >= self.state.options.phases.len()
     }
 
-    /// One step. Returns an evaluation when one was due.
+    /// Makes one step. Returns an evaluation when one is due.
     ///
     /// Errors: the training diverges; the target fails.
     pub fn step(&mut self) -> Result<Option<Progress>> {
@@ -222,7 +224,7 @@ impl<'a> Trainer<'a> {
             self.state.sums.gradient_norm += norm;
             self.state.sums.steps += 1.0;
         } else {
-            self.state.sums = sums; // of the steps that were taken
+            self.state.sums = sums; // of the steps taken
         }
         let ends = done + 1 >= phase.steps;
         let progress = match ends || self.state.step.is_multiple_of(self.state.options.evaluate.max(1)) {
@@ -233,7 +235,7 @@ impl<'a> Trainer<'a> {
             self.state.phase += 1;
             self.state.phase_start = self.state.step;
             self.state.evaluations_since_best = 0;
-            self.state.best_held_out = f64::INFINITY; // the next one has losses of its own
+            self.state.best_held_out = f64::INFINITY; // the next phase has its own losses
         }
         Ok(progress)
     }
@@ -251,7 +253,7 @@ impl<'a> Trainer<'a> {
         Stream::new(self.state.options.seed, id, self.state.step as u64, replica)
     }
 
-    /// Random frames.
+    /// Draws random training frames.
     fn batch(&self, n: usize) -> Vec<f64> {
         let dx = dimension_without_auxiliary(&self.flow);
         let mut stream = self.stream(StreamId::Train, 0);
@@ -374,7 +376,7 @@ fn finite_mean(values: &[f64]) -> f64 {
     finite.iter().sum::<f64>() / finite.len().max(1) as f64
 }
 
-/// −mean log q over at most 8192 of the held-out frames.
+/// Held-out loss: −mean log q over at most 8192 of the held-out frames.
 fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
     let dx = model.dimension();
     let n = (frames.len() / dx).min(8192);

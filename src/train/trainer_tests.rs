@@ -1,4 +1,4 @@
-//! A training that was saved and loaded goes on bit for bit; the losses that need a flow.
+//! A training that was saved and loaded continues bit for bit; losses that need a flow.
 
 use super::losses;
 use super::optimiser::Schedule;
@@ -106,7 +106,7 @@ fn of_a_training_that_overfits_the_best_model_is_kept() {
     assert_eq!(held_out(trainer.averaged().unwrap()), last.held_out);
 }
 
-/// Energies of another place lead away from the frames; the way back is no loss of patience.
+/// Energies centred elsewhere lead away from the frames; patience is not spent on the way back.
 #[test]
 fn patience_begins_anew_with_each_phase() {
     let frames = frames();
@@ -277,7 +277,7 @@ fn the_gradient_of_force_matching_agrees_with_differences() {
     }
 }
 
-/// A batch with a frame on which no flow has a density is worth what its other frames are.
+/// A batch that includes a frame outside the flow's support has the loss of its other frames.
 #[test]
 fn force_matching_leaves_out_what_is_outside_the_support() {
     let mut flow = flow_of(splines(), 2).cast::<f64>().unwrap();
@@ -332,7 +332,8 @@ fn splines() -> CouplingConfig {
     CouplingConfig { uniform: vec![0, 1], layers: vec![spline(0), spline(1), spline(0), stretch] }
 }
 
-/// Share of 2000 samples with r > 0 of a generator that saw frames of the left well, and was then trained by energies.
+/// Fraction of 2000 samples with r > 0 from a generator that saw frames of the left well, and was then trained on
+/// energies.
 fn share_on_the_right(reaction_coordinate: f64) -> f64 {
     let mut stream = Stream::new(6, StreamId::Test, 0, 0);
     let left: Vec<f64> = (0..500).flat_map(|_| [0.12 * stream.normal() - 1.0, 0.5 * stream.normal()]).collect();
@@ -424,7 +425,7 @@ fn a_steerable_flow_is_trained_at_several_temperatures() {
     assert!(refusal(flow(), vec![1.0, 0.0]).contains("positive"));
 }
 
-/// Settings by which nothing would be trained, or which would end in a panic.
+/// Settings that would train nothing, or would end in a panic.
 #[test]
 fn phases_that_train_nothing_are_refused() {
     let x = frames();
@@ -457,7 +458,7 @@ fn phases_that_train_nothing_are_refused() {
     assert!(of_map(plain()).unwrap_err().contains("by reverse KL alone"));
     let at_other = Phase { latent_temperatures: vec![0.5], ..Phase::of_map() };
     assert!(of_map(at_other).unwrap_err().contains("leave `latent_temperatures` out"));
-    // without phases the design is written as it is, and what is not used may be anything
+    // without phases the design is written as it is, and unused settings may have any value
     Trainer::new(flow(), &x, None, TrainOptions { phases: vec![], ..TrainOptions::default() }).unwrap();
     let unused = Phase { energy_batch: 0, refinement_batch: 0, draw: 0, keep: 0, ..plain() };
     Trainer::new(flow(), &x, None, TrainOptions { evaluation_samples: 0, ..of(unused) }).unwrap();

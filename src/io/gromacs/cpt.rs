@@ -1,15 +1,15 @@
-//! `.cpt`: the state of a run. Positions and velocities are found and replaced in place; all else, the step and the
-//! state of thermostat and random numbers among it, stays as it is.
+//! `.cpt` files: the state of a run. Positions and velocities are found and replaced in place; everything else, such as
+//! the step and the states of thermostat and random numbers, is left unchanged.
 //!
-//! GROMACS writes each array of the state as its number of values, their type (1 float, 2 double) and the values, and
-//! positions and velocities one after the other. A pair of such arrays of three numbers an atom is looked for. Nothing
-//! checks sums over a checkpoint, and GROMACS reads the edited file as its own (2022 and 2026 write the state in the
+//! GROMACS writes each array of the state as its number of values, their type (1 float, 2 double) and the values, with
+//! positions and velocities adjacent. The reader searches for such a pair of arrays with three numbers per atom.
+//! Checkpoints have no checksum, and GROMACS reads the edited file like its own (2022 and 2026 write the state in the
 //! same way).
 
 use super::xdr::{decode, encode};
 use crate::coordinates::whole::BoxVectors;
 
-/// Floats and doubles, as the file calls them.
+/// Type codes in the file and bytes of float and double.
 const TYPES: [(i32, usize); 2] = [(1, 4), (2, 8)];
 
 /// A checkpoint in memory.
@@ -22,7 +22,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Errors: positions and velocities of this many atoms are not there, or are there more than once.
+    /// Finds positions and velocities in a file's bytes. Errors: those of this many atoms are missing or ambiguous.
     pub fn new(bytes: Vec<u8>, atoms: usize) -> Result<Checkpoint, String> {
         let mut found = Vec::new();
         for (kind, width) in TYPES {
@@ -35,7 +35,7 @@ impl Checkpoint {
             }
         }
         match found[..] {
-            // of three atoms the arrays before them, of the box, are as long
+            // for three atoms the preceding arrays, of the box, have the same length
             [.., (double, x, v)] if found.len() == 1 || atoms == 3 => Ok(Checkpoint { bytes, atoms, double, x, v }),
             _ => Err(format!(
                 "positions and velocities of {atoms} atoms are there {} times, not once: either this is no checkpoint of \
@@ -45,7 +45,7 @@ impl Checkpoint {
         }
     }
 
-    /// The box, where there is one that agrees with `about` (nm) to five digits.
+    /// The box, if one is found that agrees with `about` (nm) to five digits.
     pub fn box_vectors(&self, about: &BoxVectors) -> Option<BoxVectors> {
         let (kind, width) = TYPES[usize::from(self.double)];
         let head = [9i32.to_be_bytes(), kind.to_be_bytes()].concat();
@@ -63,17 +63,17 @@ impl Checkpoint {
         decode(&self.bytes[start..start + 3 * width * self.atoms], self.double)
     }
 
-    /// `[atoms][3]`, nm.
+    /// Positions `[atoms][3]`, nm.
     pub fn positions(&self) -> Vec<f64> {
         self.array(self.x)
     }
 
-    /// `[atoms][3]`, nm/ps, as the integrator stores them: half a step behind the positions.
+    /// Velocities `[atoms][3]`, nm/ps, as the integrator stores them: half a step behind the positions.
     pub fn velocities(&self) -> Vec<f64> {
         self.array(self.v)
     }
 
-    /// Replaces both, rounded to the precision of the file.
+    /// Replaces positions and velocities, rounded to the precision of the file.
     pub fn set(&mut self, positions: &[f64], velocities: &[f64]) {
         for (start, values) in [(self.x, positions), (self.v, velocities)] {
             let encoded = encode(values, self.double);
@@ -82,6 +82,7 @@ impl Checkpoint {
         }
     }
 
+    /// Bytes of the file, with the changes made.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -91,7 +92,7 @@ impl Checkpoint {
 mod tests {
     use super::*;
 
-    /// Something before, positions and velocities of two atoms, something after.
+    /// Arbitrary data, positions and velocities of two atoms, more data.
     fn example(kind: i32, double: bool) -> Vec<u8> {
         let array = |values: &[f64]| {
             let head = [6i32.to_be_bytes(), kind.to_be_bytes()].concat();
@@ -122,7 +123,7 @@ mod tests {
         }
     }
 
-    /// Whose arrays are as long as those of the box before them.
+    /// Three atoms, whose arrays are as long as those of the box before them.
     #[test]
     fn three_atoms_have_the_last_arrays() {
         let array = |first: f64| {

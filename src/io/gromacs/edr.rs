@@ -1,17 +1,17 @@
-//! `.edr`: energies and what else is computed with them.
+//! `.edr` files: energies and the other quantities written with them.
 
 use super::xdr::Reader;
 use super::{walk, Span};
 
 const NAMES_MAGIC: i32 = -55555;
 const FRAME_MAGIC: i32 = -7777777;
-/// What stands before a frame's magic number.
+/// Number before a frame's magic number.
 const FIRST: f64 = -2e10;
-/// Widths in bytes of the items of a block, by their type: int, float, double, 64-bit int, char (as an int).
+/// Bytes per item of a block, by type: int, float, double, 64-bit int, char (stored as an int).
 const WIDTHS: [usize; 5] = [4, 4, 8, 8, 4];
 const STRING: usize = 5;
 
-/// All frames of a file, in the units of the file: kJ/mol for energies, K for the temperature.
+/// All frames of a file, in its units: kJ/mol for energies, K for the temperature.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Energies {
     pub names: Vec<String>,
@@ -21,7 +21,7 @@ pub struct Energies {
 }
 
 impl Energies {
-    /// The values of one term in all frames. Errors: no such term; those there are.
+    /// Values of one term in all frames. Errors: no such term; lists those there are.
     pub fn series(&self, name: &str) -> Result<Vec<f64>, String> {
         let column = self.names.iter().position(|n| n == name);
         let column = column.ok_or_else(|| format!("no term `{name}`; there are {}", self.names.join(", ")))?;
@@ -29,7 +29,8 @@ impl Energies {
     }
 }
 
-/// Errors: what is no `.edr`, was written before version 4 of the format (GROMACS 4.5), or is cut off, with the frame.
+/// Parses a file. Errors: not an `.edr` file, written before version 4 of the format (GROMACS 4.5), or cut off (with
+/// the frame).
 pub fn read(bytes: &[u8]) -> Result<Energies, String> {
     let (names, start) = names(bytes)?;
     let mut energies = Energies { names, ..Energies::default() };
@@ -53,7 +54,7 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
     walk(bytes, start, |reader| Ok(frame(reader)?.0))
 }
 
-/// The names of the terms and where the frames begin.
+/// Names of the terms, and the position of the first frame.
 fn names(bytes: &[u8]) -> Result<(Vec<String>, usize), String> {
     let mut reader = Reader::new(bytes, 0);
     if reader.i32()? != NAMES_MAGIC {
@@ -76,7 +77,7 @@ fn known(version: i32) -> Result<(), String> {
 }
 
 fn frame(reader: &mut Reader) -> Result<(i64, Vec<f64>), String> {
-    // both precisions begin with the same number
+    // frames in either precision begin with the same number
     let start = reader.position();
     let single = f64::from(reader.f32()?) == f64::from(FIRST as f32) && reader.i32()? == FRAME_MAGIC;
     let double = !single;

@@ -1,11 +1,11 @@
-//! `.gro`: structures as text, nm, fixed columns; the distance of the decimal points tells the precision.
+//! `.gro` files: structures as text, nm, in fixed columns whose width follows from the distance of the decimal points.
 
 use crate::coordinates::topology::residue_columns;
 use crate::coordinates::whole::BoxVectors;
 use crate::coordinates::Topology;
 use std::fmt::Write;
 
-/// Names and residues of the first frame's atoms; a line that is too short has none.
+/// Names and residues of the first frame's atoms; empty for lines that are too short.
 pub fn names(text: &str) -> Topology {
     let mut lines = text.lines().skip(1);
     let atoms = lines.next().and_then(|count| count.trim().parse().ok()).unwrap_or(0);
@@ -22,8 +22,8 @@ pub fn names(text: &str) -> Topology {
 /// First column of the coordinates.
 const START: usize = 20;
 
-/// `[atoms][3]` of every frame, and their boxes, of no size where there is none. Errors: a line that cannot be read, a
-/// file cut off.
+/// Coordinates `[atoms][3]` (nm) of every frame, and their boxes, zero where there is none. Errors: a line that cannot
+/// be read, a file cut off.
 pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
     let mut lines = text.lines().enumerate();
     let (mut frames, mut boxes) = (Vec::new(), Vec::new());
@@ -47,7 +47,7 @@ pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
     Ok((frames, boxes))
 }
 
-/// The diagonal, and then the other components, where there are any.
+/// Parses the diagonal, and the off-diagonal components if there are any.
 fn box_vectors(line: &str) -> Option<BoxVectors> {
     let numbers: Vec<f64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
     match numbers[..] {
@@ -65,13 +65,13 @@ fn position(line: &str) -> Option<[f64; 3]> {
     Some([field(0)?, field(1)?, field(2)?])
 }
 
-/// A position in three columns of eight, as PDB files have it too; none where a number does not fit.
+/// A position in three columns of width eight, as in PDB files too; None if a number does not fit.
 pub(in crate::io) fn columns([a, b, c]: [f64; 3]) -> Option<String> {
     let fields = [a, b, c].map(|v| format!("{v:8.3}"));
     fields.iter().all(|field| field.len() == 8).then(|| fields.concat())
 }
 
-/// What is wrong with an atom whose position does not fit.
+/// Error message for an atom whose position does not fit.
 pub(in crate::io) fn too_far(frame: usize, atom: &str) -> String {
     format!(
         "frame {}: {atom} is too far away for the columns of this format; write dcd, xtc, trr, npy or safetensors",
@@ -79,8 +79,8 @@ pub(in crate::io) fn too_far(frame: usize, atom: &str) -> String {
     )
 }
 
-/// Frames `x[n][dimension]`, nm, with the names of the topology, and their boxes: one a frame, or none, which a box of
-/// no size means. Errors: a position that the columns do not hold.
+/// Formats frames `x[n][dimension]` (nm) with the names of the topology and their boxes: one per frame (zero means
+/// none), or an empty slice. Errors: a position that does not fit into the columns.
 pub fn write(dimension: usize, x: &[f64], boxes: &[BoxVectors], topology: &Topology) -> Result<String, String> {
     let mut text = String::new();
     for (k, frame) in x.chunks_exact(dimension).enumerate() {
@@ -96,7 +96,7 @@ pub fn write(dimension: usize, x: &[f64], boxes: &[BoxVectors], topology: &Topol
     Ok(text)
 }
 
-/// The diagonal, and the other components where there are any.
+/// Formats the diagonal, and the off-diagonal components if there are any.
 fn box_line([a, b, c]: &BoxVectors) -> String {
     let others = [a[1], a[2], b[0], b[2], c[0], c[1]];
     let others = if others == [0.0; 6] { &[][..] } else { &others };

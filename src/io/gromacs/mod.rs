@@ -1,7 +1,7 @@
-//! Files of GROMACS: trajectories (`.trr`, `.xtc`), structures (`.gro`), energies (`.edr`), checkpoints (`.cpt`).
+//! GROMACS files: trajectories (`.trr`, `.xtc`), structures (`.gro`), energies (`.edr`), checkpoints (`.cpt`).
 //!
-//! All but `.gro` are XDR: big-endian numbers, strings padded to four bytes. Numbers are floats in files of a
-//! mixed-precision build and doubles in those of a double-precision one; the sizes tell.
+//! All but `.gro` are XDR: big-endian numbers, strings padded to four bytes. Reals are floats in files of a
+//! mixed-precision build and doubles in those of a double-precision build; the sizes tell which.
 
 pub mod cpt;
 pub mod edr;
@@ -12,16 +12,16 @@ mod xtc;
 
 use std::ops::Range;
 
-/// Where a frame is in a file, and the step it belongs to.
+/// Byte range of a frame in a file, and its step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     pub step: i64,
     pub bytes: Range<usize>,
 }
 
-/// The frames of a `.trr`, `.xtc` or `.edr` file. What comes before the first of an `.edr` is its list of names.
+/// Frames of a `.trr`, `.xtc` or `.edr` file. In an `.edr` file a list of names precedes the first.
 ///
-/// Errors: another extension, a file that is none of these or is cut off, with the frame.
+/// Errors: another extension, a file of none of these formats, or one that is cut off (with the frame).
 pub fn spans(extension: &str, bytes: &[u8]) -> Result<Vec<Span>, String> {
     match extension {
         "trr" => trr::spans(bytes),
@@ -31,7 +31,7 @@ pub fn spans(extension: &str, bytes: &[u8]) -> Result<Vec<Span>, String> {
     }
 }
 
-/// Frames one after the other to the end of the file, each as long as `frame` says.
+/// Walks over consecutive frames to the end of the file, their lengths given by `frame`.
 fn walk(
     bytes: &[u8],
     start: usize,
@@ -47,7 +47,7 @@ fn walk(
     Ok(spans)
 }
 
-/// Files that GROMACS 2022.5 wrote, in mixed and in double precision; what it prints of them.
+/// Files written by GROMACS 2022.5 in mixed and in double precision, compared with what it prints of them.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! `.trr`: positions, velocities and forces in full precision.
+//! `.trr` files: positions, velocities and forces in full precision.
 
 use super::xdr::Reader;
 use super::{walk, Span};
@@ -7,13 +7,13 @@ use crate::coordinates::whole::BoxVectors;
 const MAGIC: i32 = 1993;
 const NAME: &[u8; 12] = b"GMX_trn_file";
 
-/// One frame; nm, ps, nm/ps, kJ/(mol nm). What a frame does not have is empty.
+/// One frame, in nm, ps, nm/ps and kJ/(mol nm). Parts that a frame does not have are empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
     pub step: i32,
     pub time: f64,
     pub box_vectors: Option<BoxVectors>,
-    /// `[atoms][3]`, like `v` and `f`.
+    /// `[atoms][3]`, as are `v` and `f`.
     pub x: Vec<f64>,
     pub v: Vec<f64>,
     pub f: Vec<f64>,
@@ -65,7 +65,7 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
     })
 }
 
-/// All frames of a file in memory. Errors: what is no `.trr` or is cut off, with the frame.
+/// All frames of a file in memory. Errors: not a `.trr` file, or cut off (with the frame).
 pub fn read(bytes: &[u8]) -> Result<Vec<Frame>, String> {
     let mut reader = Reader::new(bytes, 0);
     let mut frames = Vec::new();
@@ -90,7 +90,7 @@ fn frame(reader: &mut Reader) -> Result<Frame, String> {
     Ok(Frame { step, time, box_vectors, x: part(x)?, v: part(v)?, f: part(f)? })
 }
 
-/// A file of frames in double precision, which builds of either precision read.
+/// Serialises frames in double precision, which builds of either precision read.
 pub fn write(frames: &[Frame]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for frame in frames {

@@ -1,29 +1,34 @@
-//! External data representation (RFC 4506), as much of it as GROMACS uses.
+//! The subset of XDR (external data representation, RFC 4506) that GROMACS uses. Errors of all reads: too few bytes
+//! left, or a value out of range.
 
-/// Reads from a position on; every read checks what is left.
+/// Reads from a given position; every read checks the remaining length.
 pub struct Reader<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// Reader of `bytes` from `position` on.
     pub fn new(bytes: &'a [u8], position: usize) -> Reader<'a> {
         Reader { bytes, position: position.min(bytes.len()) }
     }
 
-    /// A reader of the same bytes at another position.
+    /// Reader of the same bytes at another position.
     pub fn again(&self, position: usize) -> Reader<'a> {
         Reader::new(self.bytes, position)
     }
 
+    /// Current position.
     pub fn position(&self) -> usize {
         self.position
     }
 
+    /// Whether no bytes are left.
     pub fn at_end(&self) -> bool {
         self.position == self.bytes.len()
     }
 
+    /// The next n bytes.
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
         let left = &self.bytes[self.position..];
         if n > left.len() {
@@ -53,12 +58,13 @@ impl<'a> Reader<'a> {
         Ok(f64::from_be_bytes(self.array()?))
     }
 
-    /// A count or size, which must not be negative.
+    /// A non-negative count or size.
     pub fn size(&mut self, what: &str) -> Result<usize, String> {
         let value = self.i32()?;
         usize::try_from(value).map_err(|_| format!("{what} is {value}"))
     }
 
+    /// A double or a float.
     pub fn real(&mut self, double: bool) -> Result<f64, String> {
         if double {
             self.f64()
@@ -67,12 +73,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// n doubles or floats.
     pub fn reals(&mut self, n: usize, double: bool) -> Result<Vec<f64>, String> {
         let width = if double { 8 } else { 4 };
         let bytes = self.take(n.checked_mul(width).ok_or("a count out of range")?)?;
         Ok(decode(bytes, double))
     }
 
+    /// A string, padded to four bytes.
     pub fn string(&mut self) -> Result<String, String> {
         let length = self.size("the length of a string")?;
         let bytes = self.take(length.div_ceil(4) * 4)?;
@@ -80,7 +88,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Numbers of floats or doubles.
+/// Decodes floats or doubles.
 pub fn decode(bytes: &[u8], double: bool) -> Vec<f64> {
     if double {
         bytes.chunks_exact(8).map(|b| f64::from_be_bytes(b.try_into().expect("eight bytes"))).collect()
@@ -89,7 +97,7 @@ pub fn decode(bytes: &[u8], double: bool) -> Vec<f64> {
     }
 }
 
-/// Floats or doubles of numbers.
+/// Encodes values as floats or doubles.
 pub fn encode(values: &[f64], double: bool) -> Vec<u8> {
     if double {
         values.iter().flat_map(|v| v.to_be_bytes()).collect()

@@ -1,11 +1,11 @@
-//! `.xtc`: where its frames are. Their contents are read by [`crate::io::trajectory`].
+//! `.xtc` files: positions of the frames. Their contents are read by [`crate::io::trajectory`].
 
 use super::{walk, Span};
 
-/// 1995: the size of the packed coordinates has 32 bits; 2023: 64.
+/// Magic numbers: with 1995 the size of the packed coordinates has 32 bits, with 2023 64.
 const MAGIC: [i32; 2] = [1995, 2023];
 
-/// How many sizes of packed numbers the format knows.
+/// Number of packed sizes in the format's table.
 const SIZES: i32 = 73;
 
 pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {

@@ -14,28 +14,28 @@ use zip::ZipArchive;
 
 /// First bytes of a zip archive.
 pub const MAGIC: [u8; 4] = *b"PK\x03\x04";
-/// Real pickles hold names and shapes only; a node costs up to a hundred times its byte.
+/// Real pickles hold only names and shapes; a node takes up to a hundred times its bytes in the file.
 const LARGEST_PICKLE: u64 = 1 << 24;
-/// Levels of nested containers.
+/// Largest nesting depth of containers.
 const DEEPEST: usize = 64;
-/// Containers and tensors looked at: shared parts could be visited exponentially often.
+/// Largest number of containers and tensors visited: shared parts could be visited exponentially often.
 const MOST_VISITS: usize = 1 << 20;
 const LONGEST_NAME: usize = 1024;
-/// In the names of the functions that make tensors: of other kinds than those that are read sparse, quantised and fp8 ones.
+/// Prefix of the functions that make tensors; kinds not read here are sparse, quantised and fp8 ones.
 const REBUILT: &str = "torch._utils._rebuild_";
-/// Parts of a checkpoint that are none of a network's.
+/// Parts of a checkpoint that do not belong to the network.
 const BESIDE: [&str; 5] = ["optimizer", "optimizer_states", "lr_schedulers", "callbacks", "loops"];
-/// PyTorch's own limit is 64; no weight has as many, and every view has its own copy of its sizes.
+/// PyTorch's own limit is 64; no weight has that many, and every view stores its own sizes.
 const MOST_DIMENSIONS: usize = 16;
-/// Elements of all tensors together per byte of the file (views can overlap), and at least.
+/// Largest number of elements of all tensors together per byte of the file (views can overlap), and its lower bound.
 const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
-/// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of
-/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known, and complex numbers of
-/// f32 and f64, whose parts are a last dimension of 2.
+/// All tensors of a PyTorch file as f64, named by the path to each: `state_dict.net.0.weight`. Elements of lists and
+/// tuples are numbered. Supported are f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool, and complex numbers of f32
+/// and f64, whose parts form a last dimension of 2.
 ///
-/// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or
+/// `name` stands for the path in error messages. Errors: not a zip archive, entries that are compressed, missing or
 /// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     read(bytes).map_err(|reason| Error::file(name, reason))
@@ -85,7 +85,7 @@ fn describe(pickle: &Pickle) -> String {
 
 struct Archive<'a> {
     archive: ZipArchive<Cursor<&'a [u8]>>,
-    /// Bytes that the storages can still have: together they are no longer than the file.
+    /// Bytes left for storages: together they may not exceed the file.
     bytes_left: u64,
     /// Folder that holds `data.pkl`, with the slash.
     root: String,
@@ -100,7 +100,7 @@ impl Archive<'_> {
         names.find_map(|name| root(&name)).ok_or_else(|| "the archive has no data.pkl: not a PyTorch file".into())
     }
 
-    /// Numbers are read as little-endian.
+    /// Requires little-endian numbers. Errors: another byte order.
     fn check_byte_order(&mut self) -> Outcome<()> {
         let name = format!("{}byteorder", self.root);
         if self.archive.index_for_name(&name).is_none() {
@@ -112,7 +112,7 @@ impl Archive<'_> {
         }
     }
 
-    /// The bytes of an entry; its checksum is tested.
+    /// Bytes of an entry, with its checksum verified.
     fn entry(&mut self, name: &str, limit: u64) -> Outcome<Vec<u8>> {
         let full = format!("{}{name}", self.root);
         let file = self.archive.by_name(&full).map_err(|e| format!("entry {full}: {e}"))?;
@@ -141,10 +141,9 @@ struct Collector<'a> {
     pickle: &'a Pickle,
     archive: Archive<'a>,
     tensors: BTreeMap<String, Tensor>,
-    /// Containers that the one which is looked at lies in: one that refers back to them, as those of OmegaConf do, has
-    /// nothing new.
+    /// Containers that enclose the current one; back references to them, as in OmegaConf, add nothing new.
     path: BTreeSet<Id>,
-    /// Containers in which no tensor was found.
+    /// Containers known to hold no tensor.
     barren: BTreeSet<Id>,
     visits: usize,
     elements_left: usize,
@@ -251,8 +250,8 @@ impl Collector<'_> {
     }
 }
 
-/// A tensor of complex numbers as one of their real and imaginary parts, in a last dimension of 2, as PyTorch's function
-/// of this name has it.
+/// A view of complex numbers as real and imaginary parts in a last dimension of 2, like PyTorch's function of this
+/// name.
 fn view_as_real(view: &View) -> View {
     let Some(parts) = view.storage.class.strip_prefix("torch.Complex") else { return view.clone() };
     let storage = Storage { class: parts.into(), key: view.storage.key.clone() };
@@ -273,7 +272,7 @@ fn join(path: &str, name: &str) -> String {
 
 type Decode = fn(&[u8]) -> f64;
 
-/// Bytes per number of a storage class, and how to read one.
+/// Bytes per number of a storage class, and its decoder.
 fn number_type(class: &str) -> Outcome<(usize, Decode)> {
     fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
         std::array::from_fn(|i| bytes[i])

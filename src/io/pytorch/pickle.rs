@@ -2,20 +2,20 @@
 //!
 //! A pickle is a program for a stack machine, and Python's own machine calls whatever function the file names. This one
 //! calls nothing: `collections.OrderedDict` becomes a dictionary, the two functions that PyTorch uses to rebuild
-//! tensors become a [`View`], and every other name becomes an [`Object`] that keeps the name and what was given to it.
+//! tensors become a [`View`], and every other name becomes an [`Object`] that holds the name and its arguments.
 //!
 //! Memory is bounded by the length of the input: every instruction makes at most one node, nodes share names and views
-//! that are made of others, and what they copy has a largest length. Instructions of protocols 2 to 5, which is what
-//! PyTorch writes, are known; the text forms of protocol 0 are not.
+//! derived from others, and copies are limited in length. The instructions of protocols 2 to 5, which PyTorch writes,
+//! are supported; the text forms of protocol 0 are not.
 
 use super::MOST_DIMENSIONS;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Bytes of a name that is put together of two others, which many may share.
+/// Largest length in bytes of a name composed of two others, which many nodes may share.
 const LONGEST_GLOBAL: usize = 256;
 
-/// Place of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost
+/// Index of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost
 /// nothing.
 pub type Id = usize;
 
@@ -55,7 +55,7 @@ pub struct View {
     pub stride: Vec<usize>,
 }
 
-/// What a call would have made, uncalled.
+/// The result that a call would have had; the call is not made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object {
     pub class: Rc<str>,
@@ -89,7 +89,7 @@ struct Machine<'a> {
 
 type Outcome<T> = Result<T, String>;
 
-/// Runs the pickle. The error says at which byte.
+/// Runs the pickle. Errors give the byte.
 pub fn parse(bytes: &[u8]) -> Outcome<Pickle> {
     let mut machine =
         Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
@@ -123,7 +123,7 @@ impl Machine<'_> {
     }
 
     fn text(&mut self, n: usize) -> Outcome<String> {
-        // Python's strings may hold what is no text, such as bytes of a file's name
+        // Python strings may hold non-text, such as the bytes of a file name
         Ok(String::from_utf8_lossy(self.take(n)?).into_owned())
     }
 
@@ -140,7 +140,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The top of the stack above the last open mark.
+    /// Pops the top of the stack above the last open mark. Errors: there is nothing.
     fn pop(&mut self) -> Outcome<Id> {
         if self.stack.len() <= self.marks.last().copied().unwrap_or(0) {
             return Err("the stack is empty".into());
@@ -175,7 +175,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// One instruction; false at the end.
+    /// Runs one instruction; false at the end.
     fn step(&mut self) -> Outcome<bool> {
         let code = self.take(1)?[0];
         match code {
@@ -257,7 +257,7 @@ impl Machine<'_> {
         self.push(node)
     }
 
-    /// Appends to the list, set or dictionary below.
+    /// Appends to the list, set or dictionary below on the stack.
     fn fill(&mut self, code: u8) -> Outcome<()> {
         let parts = match code {
             b'a' => self.pop_several(1)?,
@@ -299,7 +299,7 @@ impl Machine<'_> {
             }
             b'b' => {
                 let (state, object) = (self.pop()?, self.top()?);
-                // dictionaries and tensors carry attributes here that are no data
+                // for dictionaries and tensors these are attributes, not data
                 if let Node::Object(object) = &mut self.nodes[object] {
                     object.state = Some(state);
                 }
@@ -316,7 +316,7 @@ impl Machine<'_> {
         }
     }
 
-    /// What stands for `function(*arguments)`.
+    /// The node that represents `function(*arguments)`.
     fn rebuild(&self, function: Id, arguments: Id) -> Outcome<Node> {
         let arguments = self.tuple(arguments)?;
         let name = match &self.nodes[function] {
@@ -368,7 +368,7 @@ impl Machine<'_> {
         let [storage, offset, shape, stride, ..] = arguments else {
             return Err("a tensor with too few arguments".into());
         };
-        // what a view does to its numbers, beside where they lie
+        // flags that change the numbers of a view rather than their positions
         if let Some(Node::Dict(marks)) = arguments.get(6).map(|&marks| &self.nodes[marks]) {
             if marks.iter().any(|&(_, value)| matches!(self.nodes[value], Node::Bool(true))) {
                 return Err(
@@ -400,7 +400,7 @@ impl Machine<'_> {
     }
 }
 
-/// Little-endian two's complement; beyond 64 bits only the fact that it is an integer is kept.
+/// Little-endian two's complement; beyond 64 bits only the type, integer, is kept.
 fn long(bytes: &[u8]) -> Node {
     if bytes.len() > 8 {
         return Node::Object(Object::of("int".into()));

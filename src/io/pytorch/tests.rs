@@ -5,7 +5,7 @@ fn file(name: &str) -> Vec<u8> {
     std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/pytorch").join(name)).unwrap()
 }
 
-/// A stored zip archive of these entries.
+/// A zip archive of these entries, uncompressed.
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     use std::io::Write;
     let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
@@ -63,12 +63,12 @@ fn a_hostile_file_executes_nothing() {
         [("weight".into(), Tensor { shape: vec![1], data: vec![1.5] })]
     );
     assert!(!std::path::Path::new("modejump-was-executed").exists());
-    // what the call would have made is kept by name
+    // the result of a call is represented by its name
     let pickle = pickle::parse(b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.").unwrap();
     assert!(matches!(&pickle.nodes[pickle.root], Node::Object(object) if object.class.as_ref() == "posix.system"));
 }
 
-/// What a call keeps does not grow with its arguments, which many calls may share.
+/// Memory for a call does not grow with its arguments, which many calls may share.
 #[test]
 fn long_arguments_are_not_copied() {
     let mut tuple = b"\x80\x02(".to_vec();
@@ -99,7 +99,7 @@ fn flipped_bits_never_panic_and_never_change_a_number() {
         for bit in [0x01, 0x10, 0x80] {
             let mut damaged = bytes.clone();
             damaged[i] ^= bit;
-            // what still reads was damaged outside the checked contents
+            // files that can still be read were damaged outside the checked contents
             if let Ok(tensors) = read(&damaged) {
                 assert!(tensors == sound, "bit {bit:#04x} of byte {i} changed a tensor");
             }
@@ -109,7 +109,7 @@ fn flipped_bits_never_panic_and_never_change_a_number() {
 
 #[test]
 fn damaged_pickles_never_panic() {
-    // past the archive's checksum: the pickle itself is damaged
+    // damage behind the archive's checksum: in the pickle itself
     let mut archive = ZipArchive::new(Cursor::new(file("types.pt"))).unwrap();
     let mut pickle = Vec::new();
     archive.by_name("types/data.pkl").unwrap().read_to_end(&mut pickle).unwrap();
@@ -147,7 +147,7 @@ fn small_integers_have_signs() {
     }
 }
 
-/// Those of rotary embeddings, which stand among a network's tensors.
+/// Complex numbers of rotary embeddings, which appear among a network's tensors.
 #[test]
 fn complex_numbers_are_read_as_their_parts() {
     let bytes: Vec<u8> = [1.0_f32, -2.0, 3.0, 4.0].iter().flat_map(|part| part.to_le_bytes()).collect();
@@ -178,7 +178,7 @@ fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
     }
 }
 
-/// As `save_hyperparameters` of Lightning leaves them of OmegaConf: each entry knows the container that it is in.
+/// Lightning's `save_hyperparameters` with OmegaConf: each entry refers back to its container.
 #[test]
 fn tensors_beside_containers_that_refer_back_are_read() {
     let of_tensor = tensor("FloatStorage", 0, [1, 2], [2, 1]);
@@ -220,7 +220,7 @@ fn a_view_that_negates_is_refused() {
     assert!(message.contains("negated or conjugated view"), "{message}");
 }
 
-/// Unless they are none of a network's.
+/// Except for tensors outside the network.
 #[test]
 fn tensors_of_kinds_that_are_not_read_are_named() {
     let sparse = b"ctorch._utils\n_rebuild_sparse_tensor\n)Rs";

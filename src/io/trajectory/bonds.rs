@@ -1,4 +1,5 @@
-//! Frames whose bonds are none: of another unit, another order of atoms, or molecules that are not whole.
+//! Frames with impossible bond lengths: in another unit, with another order of atoms, or with molecules that are not
+//! whole.
 
 use super::Frames;
 use crate::coordinates::vector::distance;
@@ -7,22 +8,22 @@ use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use std::path::Path;
 
-/// A bond longer than this (nm) is none.
+/// Atoms farther apart than this (nm) are not bonded.
 const LONGEST_BOND: f64 = 0.3;
-/// Half of the bonds of molecules, or of beads of several atoms, are shorter (nm).
+/// Upper limit of the median bond length (nm) of molecules, or of beads of several atoms.
 const LONGEST_MEDIAN: f64 = 0.7;
-/// And are longer (nm): those of hydrogen molecules have 0.074.
+/// Lower limit of the median bond length (nm); hydrogen molecules have 0.074.
 const SHORTEST_MEDIAN: f64 = 0.05;
 
-/// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not
-/// whole.
+/// Frames in which bonded atoms are too far apart for a bond: in ångström, in another order, or of a molecule that is
+/// not whole.
 pub struct Torn {
     pub frames: usize,
     of: usize,
-    /// Atoms of the first few of the bonds.
+    /// The first few of the impossible bonds, by their atoms.
     bonds: String,
     whose: String,
-    /// Whether most frames have one bond torn.
+    /// Whether a single bond is impossible in most frames.
     pub are_most: bool,
 }
 
@@ -40,8 +41,8 @@ fn is_torn(x: &[f64], [i, j]: [usize; 2]) -> bool {
     distance(x, i, j) > LONGEST_BOND
 }
 
-/// Puts molecules that a periodic box cuts together by the frames' boxes: frames in which a bond of these atoms is none,
-/// if that makes all of them bonds. Returns how many.
+/// Uses the frames' boxes to reassemble molecules cut by the periodic boundary: changes frames with an impossible bond
+/// between these atoms if that makes all bonds possible. Returns how many it changed.
 pub fn make_whole(frames: &mut Frames, atoms: &Topology) -> usize {
     let Ok(molecule) = WholeMolecule::new(atoms.n_atoms(), &atoms.bonds) else { return 0 };
     let has_torn = |x: &[f64]| atoms.bonds.iter().any(|&bond| is_torn(x, bond));
@@ -56,7 +57,7 @@ pub fn make_whole(frames: &mut Frames, atoms: &Topology) -> usize {
     made
 }
 
-/// The frames, if any, in which a bond of these atoms is none; `whose` says of what `atoms` are the list.
+/// Finds frames in which a bond of these atoms is impossibly long; `whose` names the source of `atoms`.
 pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Torn> {
     const NAMED: usize = 3;
     let rows = || frames.x.chunks_exact(frames.dimension);
@@ -79,8 +80,8 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
     })
 }
 
-/// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in
-/// Angstrom, or ten times too short: of a file whose format has Angstrom, and numbers in nm.
+/// Requires frames in nm. Errors: at least one frame in twenty has bond lengths (of `atoms`) typical of ångström, or
+/// ten times too short: a file whose format uses ångström but whose numbers are in nm.
 pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
     let median = |x: &[f64]| {
         let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| distance(x, i, j)).collect();

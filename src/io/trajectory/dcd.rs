@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;
 
-/// Bytes of the record of a unit cell, six doubles.
+/// Bytes of a unit-cell record, six doubles.
 const CELL: usize = 48;
 /// CHARMM's unit of time, ps.
 const AKMA: f64 = 0.048_888_21;
@@ -58,6 +58,8 @@ impl<'a> Records<'a> {
     }
 }
 
+/// Reads all frames, in nm. Errors: a file that is not DCD, is cut short or malformed, or has fixed atoms or a fourth
+/// dimension.
 pub fn read(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     parse(&bytes).map_err(|reason| Error::file(path, reason))
@@ -69,10 +71,9 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
         records.big_endian = true;
     }
     let header = records.next().filter(|h| h.len() == 84 && &h[..4] == b"CORD").ok_or("not a DCD file")?;
-    // ICNTRL(k), counted from 1: the header starts behind its length, and they behind its name
+    // ICNTRL(k), counted from 1: the header follows its length, and these follow its name
     let int = |k: usize| records.word(4 + k * 4).unwrap_or(0);
-    // X-PLOR has no version, cell or fourth dimension, and a time step of eight bytes that reaches into the place of
-    // the cell's flag
+    // X-PLOR has no version, cell or fourth dimension, and an eight-byte time step that overlaps the cell's flag
     let is_charmm = int(20) != 0;
     let (has_cell, has_fourth, fixed) = (is_charmm && int(11) != 0, is_charmm && int(12) != 0, int(9));
     debug_assert_eq!(header.len(), 84);
@@ -110,7 +111,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     Ok(Frames::new(3 * n_atoms, x).in_boxes(boxes))
 }
 
-/// The box of a unit cell. Angles are degrees, or cosines, which are all within 1. None of what spans no volume.
+/// Box of a unit cell. Angles are in degrees, or cosines, which are all within 1. None if it has no volume.
 fn vectors(cell: &[f64]) -> Option<BoxVectors> {
     let [a, gamma, b, beta, alpha, c] = *cell else { return None };
     let angles = [alpha, beta, gamma];
@@ -119,7 +120,7 @@ fn vectors(cell: &[f64]) -> Option<BoxVectors> {
     Cell { lengths: [a, b, c].map(|length| length * NM_PER_ANGSTROM), cosines }.vectors()
 }
 
-/// A unit cell as OpenMM and NAMD write it: lengths in ångström, and cosines in the places of the angles.
+/// Unit cell as OpenMM and NAMD write it: lengths in ångström, and cosines in place of the angles.
 fn cell(vectors: &BoxVectors) -> [u8; CELL] {
     let Cell { lengths, cosines: [alpha, beta, gamma] } = Cell::new(vectors);
     let [a, b, c] = lengths.map(|length| length / NM_PER_ANGSTROM);
@@ -127,7 +128,7 @@ fn cell(vectors: &BoxVectors) -> [u8; CELL] {
     std::array::from_fn(|i| numbers[i / 8][i % 8])
 }
 
-/// Of frames of atoms, three coordinates each.
+/// Serialises frames of atoms with three coordinates each.
 pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut record = |data: &[u8]| {
@@ -166,8 +167,7 @@ pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of
-    /// each frame.
+    /// Two frames of two atoms, with the given header numbers, and a record before and after the axes of each frame.
     fn file(control: &[(usize, u32)], before: &[u8], after: &[u8]) -> Vec<u8> {
         let mut bytes = to_bytes(&Frames::new(6, Vec::new()), Clock::default());
         control.iter().for_each(|(k, value)| bytes[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes()));
@@ -190,12 +190,12 @@ mod tests {
         let expected = Ok(Frames::new(6, x));
         assert_eq!(parse(&file(&[], &[], &[])), expected);
         assert_eq!(parse(&file(&[(11, 1)], &[0; 48], &[])), expected);
-        // X-PLOR's time step is a double in the places of CHARMM's and of the flag of the cell
+        // X-PLOR's time step is a double in the place of CHARMM's and of the flag of the cell
         let [low, high] =
             [0, 4].map(|at| u32::from_le_bytes(0.04888821f64.to_le_bytes()[at..at + 4].try_into().unwrap()));
         assert!(low != 0 && high != 0);
         assert_eq!(parse(&file(&[(10, low), (11, high), (20, 0)], &[], &[])), expected);
-        // an axis in the place of a cell
+        // an axis in place of a cell
         assert!(parse(&file(&[(11, 1)], &[], &[])).unwrap_err().starts_with("frame 1 is cut short or malformed"));
         assert!(parse(&file(&[(12, 1)], &[], &[0; 8])).unwrap_err().contains("fourth dimension"));
     }

@@ -1,4 +1,4 @@
-//! Frames, and when they were taken.
+//! Frames, and the times at which they were taken.
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
@@ -12,17 +12,17 @@ pub struct Frames {
     pub dimension: usize,
     /// `[n][dimension]`, nm.
     pub x: Vec<f64>,
-    /// Of the periodic box of each frame, nm; of no size for a frame without one. Empty where no frame has a box.
+    /// Periodic box of each frame, nm; zero for a frame without one. Empty if no frame has a box.
     pub boxes: Vec<BoxVectors>,
 }
 
 impl Frames {
-    /// Without boxes.
+    /// Frames without boxes.
     pub fn new(dimension: usize, x: Vec<f64>) -> Frames {
         Frames { dimension, x, boxes: Vec::new() }
     }
 
-    /// With the boxes that a file has for them.
+    /// The frames with the boxes in their file; none if all are zero.
     pub(super) fn in_boxes(self, boxes: Vec<BoxVectors>) -> Frames {
         let is_none = |vectors: &BoxVectors| vectors == &[[0.0; 3]; 3];
         let boxes = if boxes.iter().all(is_none) { Vec::new() } else { boxes };
@@ -34,7 +34,7 @@ impl Frames {
         self.x.len() / self.dimension.max(1)
     }
 
-    /// An error if the frames do not have this many numbers.
+    /// The frames, if they have this dimension. Errors: another one.
     pub fn require(self, path: &Path, dimension: usize) -> Result<Frames> {
         if self.dimension == dimension {
             return Ok(self);
@@ -48,7 +48,7 @@ impl Frames {
         Err(Error::file(path, reason))
     }
 
-    /// `[n][atoms][3]`, or `[n][dimension]` where the dimension is no multiple of three.
+    /// Array shape: `[n][atoms][3]`, or `[n][dimension]` if the dimension is not a multiple of three.
     pub(super) fn shape(&self) -> Vec<usize> {
         match self.dimension % 3 {
             0 => vec![self.n(), self.dimension / 3, 3],
@@ -56,7 +56,7 @@ impl Frames {
         }
     }
 
-    /// An array of either shape. Errors: another one.
+    /// Frames from an array of either shape. Errors: another shape.
     pub(super) fn from_shape(path: &Path, shape: &[usize], x: Vec<f64>) -> Result<Frames> {
         let dimension = match *shape {
             [_, atoms, 3] => atoms.checked_mul(3),
@@ -72,7 +72,7 @@ impl Frames {
         }
     }
 
-    /// Errors: no frames, or frames of different sizes.
+    /// Joins frames. Errors: no frames, or frames of different sizes.
     pub(super) fn join(path: &Path, frames: Vec<Vec<f64>>) -> Result<Frames> {
         let dimension = frames.first().map_or(0, Vec::len);
         if dimension == 0 {
@@ -86,12 +86,12 @@ impl Frames {
     }
 }
 
-/// When frames were taken, for the formats that say it.
+/// Times of the frames, for formats that store them.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock<'a> {
-    /// Steps that were done at each frame; beyond the last one, and without any, frames are numbered.
+    /// Steps done at each frame; frames beyond the last entry are numbered.
     pub steps: &'a [u64],
-    /// ps
+    /// Time step, ps.
     pub timestep: f64,
 }
 
@@ -110,7 +110,7 @@ impl Clock<'_> {
         }
     }
 
-    /// ps
+    /// Time of a frame, ps.
     pub(super) fn time(&self, frame: usize) -> f64 {
         self.step(frame) as f64 * self.timestep
     }

@@ -24,7 +24,7 @@ use crate::io::{check_writable, read_text, write_atomically};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a file is by its extension.
+/// File format, given by the extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Pdb,
@@ -47,7 +47,7 @@ impl Format {
         ("safetensors", Format::Safetensors),
     ];
 
-    /// Errors: an unknown extension.
+    /// Format of a file by its extension. Errors: an unknown extension.
     pub fn of(path: &Path) -> Result<Format> {
         let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
         let known = Format::EXTENSIONS.iter().find(|(name, _)| *name == extension);
@@ -57,17 +57,17 @@ impl Format {
         })
     }
 
-    /// Whether the extension says so.
+    /// Whether the file's extension is that of this format.
     pub fn is_of(self, path: &Path) -> bool {
         Format::of(path).is_ok_and(|format| format == self)
     }
 
-    /// Whether its frames are of atoms and nothing else.
+    /// Whether the format can only hold frames of atoms.
     fn is_of_atoms(self) -> bool {
         !matches!(self, Format::Npy | Format::Safetensors)
     }
 
-    /// Columns of an atom's name, where atoms have names.
+    /// Columns for an atom's name, in formats with names.
     fn name_columns(self) -> Option<usize> {
         match self {
             Format::Pdb => Some(4),
@@ -100,8 +100,8 @@ pub fn read(path: &Path) -> Result<Frames> {
     }
 }
 
-/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another
-/// order or other names in a format that has them.
+/// Reads frames of these atoms; `whose` names the source of the list. Errors: those of [`read`], another number of
+/// atoms, and, in formats with names, another order or other names.
 pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
     let given = match Format::of(path)? {
@@ -113,7 +113,8 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     Ok(frames)
 }
 
-/// Errors: a format that has no place for an array of this name beside the frames, which [`write()`] would leave out.
+/// Requires a format for further arrays. Errors: one that cannot store an array of this name beside the frames, so that
+/// [`write()`] would leave it out.
 pub fn require_array(path: &Path, name: &str) -> Result<()> {
     match Format::Safetensors.is_of(path) {
         true => Ok(()),
@@ -124,11 +125,11 @@ pub fn require_array(path: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// Formats of numbers, of texts and of networks that are written by nothing here that is written as safetensors.
+/// Formats of numbers, texts and networks; safetensors output must not have their extensions.
 const OTHER_FORMATS: [&str; 10] = ["csv", "json", "jsonl", "npz", "onnx", "pt", "pth", "svg", "txt", "xml"];
 
-/// Errors: the name of a file of frames or of another well-known format, for something that is written as safetensors:
-/// it would hold another format than it says.
+/// Checks the name of a file to be written as safetensors. Errors: the extension of a frame format or of another
+/// well-known format, which the contents would contradict.
 pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let is_of_frames = Format::of(path).is_ok_and(|format| format != Format::Safetensors);
@@ -139,11 +140,12 @@ pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
 }
 
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
+/// Errors: those of [`check`], names or positions that do not fit into the format's columns, and those of writing.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
     write_timed(path, frames, Clock::default(), topology, extra)
 }
 
-/// The same for frames of a trajectory in time. Boxes are in all formats but npy; in safetensors they are `box`
+/// As [`write()`], for frames of a trajectory in time. Boxes are stored in all formats but npy; in safetensors as `box`
 /// `[n][3][3]`, nm.
 pub fn write_timed(
     path: &Path,
@@ -172,8 +174,8 @@ pub fn write_timed(
     write_atomically(path, &bytes)
 }
 
-/// Whether [`write()`] will find all it needs for frames of this dimension, to be asked before long work: an extension
-/// it knows, the atoms that the format names, a place for the file.
+/// Checks in advance of long work that [`write()`] will have all it needs for frames of this dimension. Errors: an
+/// unknown extension, no atom names for a format with names, no place for the file.
 pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
     check_format(path, dimension, topology)?;
     check_writable(path)
@@ -191,8 +193,8 @@ fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> R
     }
 }
 
-/// The topology that a format with names needs. Errors: also names that its columns do not hold, which would be others
-/// in the file.
+/// Topology for a format with names. Errors: no topology, another number of atoms, or names that do not fit into its
+/// columns and would be altered in the file.
 fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, columns: usize) -> Result<&'a Topology> {
     let topology = topology
         .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
@@ -227,7 +229,7 @@ fn read_safetensors(path: &Path) -> Result<Frames> {
             let (vectors, _) = boxes.data.as_chunks::<9>();
             Ok(frames.in_boxes(vectors.iter().map(box_from_slice).collect()))
         }
-        // of something else, or of all frames together
+        // boxes of something else, or of all frames together
         _ => Ok(frames),
     }
 }

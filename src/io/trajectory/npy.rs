@@ -1,18 +1,19 @@
-//! Arrays of NumPy: `[n][atoms][3]` or `[n][dimension]`, float32 or float64.
+//! NumPy arrays: `[n][atoms][3]` or `[n][dimension]`, float32 or float64.
 
 use super::Frames;
 use crate::error::{Error, Result};
 use std::path::Path;
 
+/// Reads all frames. Errors: another type or shape, or a malformed file.
 pub fn read(path: &Path) -> Result<Frames> {
     use ndarray_npy::{ViewNpyError, ViewNpyExt};
     let file = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    // where numbers lie as the views want them; a view allocates nothing that the file does not hold
+    // numbers aligned as the views require; a view allocates nothing that the file does not hold
     let mut numbers = vec![0.0f64; file.len().div_ceil(8)];
     let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];
     bytes.copy_from_slice(&file);
     let bytes = &*bytes;
-    // The reader asserts that what a shape names can be numbered; a panic there is a malformed file.
+    // The reader asserts that a shape does not overflow; a panic there means a malformed file.
     let read = std::panic::catch_unwind(|| match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
         Err(ViewNpyError::WrongDescriptor(_)) => Ok(ndarray::ArrayViewD::<f32>::view_npy(bytes)?.mapv(f64::from)),
         array => Ok(array?.to_owned()),
@@ -29,6 +30,8 @@ pub fn read(path: &Path) -> Result<Frames> {
     Frames::from_shape(path, array.shape(), array.iter().copied().collect())
 }
 
+/// Formats frames as float64, `[n][atoms][3]` if the dimension is a multiple of three, else `[n][dimension]`. Errors:
+/// those of the writer.
 pub fn write(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
     use ndarray_npy::WriteNpyExt;
     let bad = |e: String| Error::file(path, e);

@@ -1,4 +1,4 @@
-//! Models of PDB files, in ångström there.
+//! Models of PDB files (in ångström there).
 
 use super::Frames;
 use crate::coordinates::cell::Cell;
@@ -11,10 +11,11 @@ use crate::io::read_text;
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;
 
+/// Reads all models, in nm. Errors: coordinates that cannot be read, models of different sizes, or none.
 pub fn read(path: &Path) -> Result<Frames> {
     let text = read_text(path)?;
     let (mut models, mut x) = (Vec::new(), Vec::new());
-    // of each model, and the last that was given
+    // box of each model, and the latest one given
     let (mut boxes, mut vectors) = (Vec::new(), [[0.0; 3]; 3]);
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("ENDMDL") {
@@ -42,8 +43,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     Ok(Frames::join(path, models)?.in_boxes(boxes))
 }
 
-/// The box of the first CRYST1 record, if it has one: structures without a crystal have a box of 1 Å there, or of
-/// nothing.
+/// Box of the first CRYST1 record, if it has one: structures without a crystal have a box of 1 Å or of zero size there.
 pub fn read_box(path: &Path) -> Result<Option<BoxVectors>> {
     let text = read_text(path)?;
     Ok(text.lines().find(|line| line.starts_with("CRYST1")).and_then(parse_box))
@@ -58,7 +58,7 @@ fn parse_box(line: &str) -> Option<BoxVectors> {
     cell.vectors().filter(|_| !is_none)
 }
 
-/// Errors: a box that the columns do not hold.
+/// A CRYST1 record. Errors: a box that does not fit into the columns.
 fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
     let cell = Cell::new(vectors);
     let lengths = cell.lengths.map(|length| format!("{:9.3}", length / NM_PER_ANGSTROM)).concat();
@@ -70,9 +70,10 @@ fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
     Ok(format!("CRYST1{lengths}{angles} P 1           1 \n"))
 }
 
-/// `topology` names the atoms. A box at the top is that of all frames. Where they differ it is the first one's, and each
-/// model has its own, too, behind MODEL, where GROMACS, VMD and MDAnalysis read it; programs with one box a file, as
-/// OpenMM and MDTraj, take the last.
+/// Formats frames as models; `topology` names the atoms. A box at the top applies to all frames. If boxes differ, the
+/// one at the top is the first frame's, and each model also has its own behind MODEL, where GROMACS, VMD and MDAnalysis
+/// read it; programs with one box per file, such as OpenMM and MDTraj, take the last. Errors: a position or box that
+/// does not fit into the columns.
 pub fn write(path: &Path, frames: &Frames, topology: &Topology) -> Result<Vec<u8>> {
     use std::fmt::Write;
     let boxes = frames.boxes.iter().enumerate().map(|(k, vectors)| box_line(path, k, vectors));
@@ -87,7 +88,7 @@ pub fn write(path: &Path, frames: &Frames, topology: &Topology) -> Result<Vec<u8
         for (i, r) in x.chunks_exact(3).enumerate() {
             let (name, (residue, number)) = (&topology.names[i], residue_columns(&topology.residues[i], 4));
             let name = if name.len() < 4 { format!(" {name}") } else { name.clone() };
-            // three letters and a free column, which a fourth letter may take
+            // three letters and a free column, which a fourth letter may use
             let residue = format!("{residue:>3}");
             let xyz = gro::columns([r[0], r[1], r[2]].map(|v| v / NM_PER_ANGSTROM));
             let xyz = xyz.ok_or_else(|| Error::file(path, gro::too_far(model, &topology.label(i))))?;

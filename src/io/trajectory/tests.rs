@@ -42,7 +42,7 @@ fn every_format_gives_the_frames_back() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Sizes that a header claims and its file does not hold.
+/// Sizes claimed by a header that exceed the file.
 #[test]
 fn no_memory_is_taken_for_what_is_not_there() {
     let folder = std::env::temp_dir().join(format!("modejump-hostile-{}", std::process::id()));
@@ -54,7 +54,7 @@ fn no_memory_is_taken_for_what_is_not_there() {
     bytes[shape..shape + 28].copy_from_slice(b"(1000000000, 22, 1000000), }");
     std::fs::write(&path, &bytes).unwrap();
     assert!(read(&path).is_err());
-    // nothing at all, of a size that has no number
+    // no data at all, with a size that overflows
     for claimed in
         [b"(0, 9223372036854775, 3), }  ", b"(0, 6148914691236517206, 3),}", b"(0, 18446744073709551615),}  "]
     {
@@ -67,7 +67,7 @@ fn no_memory_is_taken_for_what_is_not_there() {
     let frames = Frames::new(36, (0..36).map(f64::from).collect());
     write(&path, &frames, None, &[]).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
-    // the number of atoms is there twice
+    // the number of atoms is stored twice
     for place in [4, 52] {
         assert_eq!(bytes[place..place + 4], 12i32.to_be_bytes());
         bytes[place..place + 4].copy_from_slice(&i32::MAX.to_be_bytes());
@@ -92,7 +92,7 @@ fn numbers_of_other_types_are_told_how_to_be_saved() {
     std::fs::remove_file(&path).unwrap();
 }
 
-/// Columns have a width, which what is written into them must not burst.
+/// Columns have a fixed width, which written values must not overflow.
 #[test]
 fn names_and_numbers_stay_in_their_columns() {
     let folder = std::env::temp_dir().join(format!("modejump-columns-{}", std::process::id()));
@@ -162,7 +162,7 @@ fn formats_with_times_have_those_of_the_clock() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// In each format, and the frames come back.
+/// Boxes in each format, and the frames are recovered.
 #[test]
 fn boxes_are_where_other_programs_look_for_them() {
     let folder = std::env::temp_dir().join(format!("modejump-boxes-{}", std::process::id()));
@@ -214,7 +214,7 @@ fn boxes_are_where_other_programs_look_for_them() {
         assert_eq!([at, at + 52].map(|at| dcd[at..at + 4].to_vec()), [48u32; 2].map(|v| v.to_le_bytes().to_vec()));
         [0, 8, 16, 24, 32, 40].map(|k| f64::from_le_bytes(std::array::from_fn(|i| dcd[at + 4 + k + i])))
     };
-    // the heads are an atom count, a title and 84 bytes of numbers, each with its length before and behind
+    // the headers are an atom count, a title and 84 bytes of numbers, each with its length before and after
     let (head, frame) = (12 + 92 + 92, 3 * (8 + 4 * 12));
     assert_eq!((dcd[48], bare[48], dcd.len() - bare.len()), (1, 0, 2 * 56), "ICNTRL(11) says that there is a cell");
     assert_eq!(record(head), [25.0, 0.0, 30.0, 0.0, 0.0, 35.0]);
@@ -251,7 +251,7 @@ fn boxes_are_where_other_programs_look_for_them() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// With the box of their frame, and only where that makes bonds of all of them.
+/// Molecules are made whole by the box of their frame, and only if that makes all bonds possible.
 #[test]
 fn molecules_that_a_box_cuts_are_made_whole() {
     let topology = Topology {
@@ -272,7 +272,7 @@ fn molecules_that_a_box_cuts_are_made_whole() {
     assert_eq!([rows[0], rows[2], rows[3], rows[4]], [whole, torn, cut, cut].map(|x| x.to_vec()));
     assert!(close(rows[1], &whole), "{:?}", rows[1]);
     assert_eq!(torn_frames(&frames, &topology, "topology").unwrap().frames, 3);
-    // without boxes, or a way along bonds to each atom, nothing can be said
+    // without boxes, or a path along bonds to each atom, nothing can be done
     let bonds = vec![[0, 1]];
     assert_eq!(make_whole(&mut Frames::new(9, cut.to_vec()), &topology), 0);
     assert_eq!(
@@ -284,7 +284,7 @@ fn molecules_that_a_box_cuts_are_made_whole() {
     );
 }
 
-/// 1 Å is what the format has for structures without a crystal.
+/// The format uses a box of 1 Å for structures without a crystal.
 #[test]
 fn a_box_of_nothing_is_none() {
     let path = std::env::temp_dir().join(format!("modejump-box-{}.pdb", std::process::id()));

@@ -1,10 +1,11 @@
-//! Trajectories of GROMACS in full precision; their frames without positions are left out.
+//! Trajectories of GROMACS in full precision; frames without positions are left out.
 
 use super::{Clock, Frames};
 use crate::error::{Error, Result};
 use crate::io::gromacs::trr;
 use std::path::Path;
 
+/// Reads all frames with positions. Errors: a malformed or truncated file.
 pub fn read(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let frames = trr::read(&bytes).map_err(|e| Error::file(path, e))?;
@@ -13,7 +14,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     Ok(Frames::join(path, x)?.in_boxes(boxes))
 }
 
-/// Frames without a box have one of no size.
+/// Serialises frames; those without a box get one of zero size.
 pub fn write(frames: &Frames, clock: Clock) -> Vec<u8> {
     let (rows, boxes) = (frames.x.chunks_exact(frames.dimension).enumerate(), &frames.boxes);
     let frame = |(i, x): (usize, &[f64])| {

@@ -6,13 +6,14 @@ use crate::error::{Error, Result};
 use crate::io::gromacs::spans;
 use std::path::Path;
 
-/// XTC keeps 1e-5 nm.
+/// Precision of XTC, 1e-5 nm.
 const XTC_PRECISION: f32 = 1e5;
 
+/// Reads all frames. Errors: a malformed or truncated file.
 pub fn read(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     spans("xtc", &bytes).map_err(|reason| Error::file(path, reason))?;
-    // The reader asserts what it finds in headers; a panic there is a malformed file.
+    // The reader asserts properties of headers; a panic there means a malformed file.
     let read = std::panic::catch_unwind(move || {
         let length = bytes.len() as u64;
         let mut reader = molly::XTCReader::new(std::io::Cursor::new(bytes));
@@ -37,7 +38,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
 }
 
-/// Frames without a box have one of no size.
+/// Formats frames; those without a box get one of zero size. Errors: those of the writer.
 pub fn write(path: &Path, frames: &Frames, clock: Clock) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = molly::XTCWriter::new(&mut bytes);

@@ -1,4 +1,4 @@
-//! What a continuous flow is and how it runs, as the model file says it; the interpolants and what follows from them.
+//! Configuration of a continuous flow in the model file; interpolants and quantities derived from them.
 
 use crate::coordinates::Stereocentre;
 use crate::density::Exactness;
@@ -8,7 +8,7 @@ use crate::ode::Method;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
 
-/// What the network's output means.
+/// Parametrisation: the meaning of the network's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Parametrisation {
@@ -18,7 +18,7 @@ pub enum Parametrisation {
     Endpoint,
 }
 
-/// x_t = α(t) x_data + σ(t) x_prior, with t counted from the data.
+/// Interpolant x_t = α(t) x_data + σ(t) x_prior, with t counted from the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Interpolant {
@@ -29,7 +29,7 @@ pub enum Interpolant {
 }
 
 impl Interpolant {
-    /// At time t from the data.
+    /// Coefficients at time t from the data.
     pub fn schedule(self, t: f64) -> Schedule {
         match self {
             Interpolant::Linear => Schedule { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
@@ -41,42 +41,42 @@ impl Interpolant {
     }
 }
 
-/// The density that the flow starts from, in the network's units.
+/// Prior density of the flow, in the network's units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Prior {
-    /// The standard normal density of centred configurations, normalised on their 3N − 3 dimensions.
+    /// Standard normal density of centred configurations, normalised on their 3N − 3 dimensions.
     #[default]
     MeanFree,
-    /// −|z|²/2 in all 3N dimensions without its constant, as BoltzNCE has it: samples carry a random centroid that
-    /// e^{−u} does not know, so the density is a surrogate. Log-densities are in the network's units. For comparison
+    /// −|z|²/2 in all 3N dimensions without its constant, as in BoltzNCE: samples have a random centroid that e^{−u}
+    /// does not account for, so the density is a surrogate. Log-densities are in the network's units. For comparison
     /// only.
     Reference,
 }
 
-/// How the divergence is computed.
+/// Method of computing the divergence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Divergence {
-    /// All directions, by forward mode.
+    /// Exactly, along all directions by forward mode.
     #[default]
     Exact,
-    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, the same along the path of a sample (Grathwohl et
-    /// al., ICLR 2019); they are a function of the point where the path starts.
+    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, which are fixed along a sample's path (Grathwohl
+    /// et al., ICLR 2019) and a function of its starting point.
     Hutchinson { probes: usize },
 }
 
-/// How a continuous flow runs, as the model file says it.
+/// Configuration of a continuous flow in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContinuousConfig {
     pub parametrisation: Parametrisation,
     pub interpolant: Interpolant,
-    /// Network time of the prior, and of the data, both in [0, 1]; the integration ends exactly there.
+    /// Network times of the prior and of the data, both in [0, 1]; the integration ends exactly there.
     pub times: [f64; 2],
     /// Units of the network per nm.
     pub units_per_nm: f64,
-    /// Mirror images are folded to these hands, which gives ln 2; empty: samples of both hands.
+    /// Mirror images are folded to these hands, which adds ln 2 to log q; if empty, samples have both hands.
     #[serde(default)]
     pub stereocentres: Vec<Stereocentre>,
     #[serde(default)]
@@ -88,7 +88,7 @@ pub struct ContinuousConfig {
 }
 
 impl ContinuousConfig {
-    /// What the log-density of such a flow is worth: Dormand–Prince and RK4 count as exact to their step errors, which
+    /// Exactness of the flow's log-density: Dormand–Prince and RK4 count as exact up to their step errors, which
     /// [`super::ContinuousFlow::round_trip`] measures; Euler's are too large for that.
     pub fn exactness(&self) -> Exactness {
         match (self.prior, self.solver, self.divergence) {
@@ -128,16 +128,16 @@ impl ContinuousConfig {
         Ok(())
     }
 
-    /// The interpolant at network time t.
+    /// Coefficients at network time t.
     pub fn schedule(&self, t: f64) -> Schedule {
-        // time from the data, and its rate in the network's time
+        // time from the data, and its rate of change in network time
         let (s, rate) = if self.times[0] > self.times[1] { (t, 1.0) } else { (1.0 - t, -1.0) };
         let Schedule { alpha, sigma, d_alpha, d_sigma } = self.interpolant.schedule(s);
         Schedule { alpha, sigma, d_alpha: rate * d_alpha, d_sigma: rate * d_sigma }
     }
 }
 
-/// The interpolant at one time, with derivatives by that time.
+/// Coefficients of the interpolant at one time, with their time derivatives.
 pub struct Schedule {
     pub alpha: f64,
     pub sigma: f64,
@@ -146,15 +146,15 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ
-    /// and b = α′ − α σ′/σ.
+    /// Coefficients (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior
+    /// has a = σ′/σ and b = α′ − α σ′/σ.
     pub fn by_endpoint(&self) -> (f64, f64) {
         let a = self.d_sigma / self.sigma;
         (a, self.d_alpha - self.alpha * a)
     }
 
-    /// (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ) E[x_prior |
-    /// x].
+    /// Coefficients (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ)
+    /// E[x_prior | x].
     pub fn score(&self) -> (f64, f64) {
         let scale = 1.0 / (self.sigma * (self.alpha * self.d_sigma - self.d_alpha * self.sigma));
         (self.d_alpha * scale, -self.alpha * scale)

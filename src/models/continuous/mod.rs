@@ -1,14 +1,14 @@
-//! Continuous normalizing flow: a vector field carried from the prior to the data by an ODE (Chen et al., NeurIPS 2018;
-//! flow matching: Lipman et al., ICLR 2023).
+//! Continuous normalizing flow: a vector field transported from the prior to the data by an ODE (Chen et al., NeurIPS
+//! 2018; flow matching: Lipman et al., ICLR 2023).
 //!
 //! ```text
 //! dx/dt = P v(t, x),   log q(x_data) = log p(x_prior) − ∫ div dt,   div = tr(P ∂v/∂x P)
 //! ```
 //!
-//! The prior is the standard normal density of the 3N − 3 dimensional space of configurations whose centroid is at the
-//! origin, P the projection on that space (subtract the mean over atoms), and the flow stays in it: log q is the
-//! normalised density with respect to its volume. A velocity that does not change with translation has ∂v/∂x P = ∂v/∂x,
-//! so its divergence needs no correction; for any other, (1/N) Σ_c 1_cᵀ ∂v/∂x 1_c over the three translations 1_c is
+//! The prior is the standard normal density on the (3N − 3)-dimensional space of configurations with their centroid at
+//! the origin, P the projection onto that space (subtract the mean over atoms), and the flow stays in it: log q is the
+//! normalised density with respect to its volume. For a translation-invariant velocity ∂v/∂x P = ∂v/∂x, so its
+//! divergence needs no correction; for any other, (1/N) Σ_c 1_cᵀ ∂v/∂x 1_c over the three translations 1_c is
 //! subtracted.
 
 mod config;
@@ -33,14 +33,14 @@ use rayon::prelude::*;
 use std::f64::consts::LN_2;
 use std::sync::{Arc, OnceLock};
 
-/// How well a sample finds its way back.
+/// Round-trip errors of a sample carried to the prior and back.
 #[derive(Clone, Copy, Debug)]
 pub struct RoundTrip {
-    /// |Δ log q| between the way to the prior and the way back; infinite if either failed.
+    /// |Δ log q| between the two directions; infinite if either failed.
     pub log_density: f64,
     /// Largest |Δx| of a coordinate, nm.
     pub position: f64,
-    /// To the prior, and back to the data.
+    /// Integration reports: to the prior, and back to the data.
     pub reports: [Report; 2],
 }
 
@@ -48,20 +48,20 @@ const SAMPLES_THERE_AND_BACK: usize = 2;
 
 /// A continuous flow over the vector field `F`.
 ///
-/// Latent points are prior points `[3N]` in the network's units. With folded mirror images z and −z give the same
+/// Latent points are prior points `[3N]` in the network's units. With mirror images folded, z and −z give the same
 /// sample.
 pub struct ContinuousFlow<F> {
     field: F,
     card: ModelCard,
     config: ContinuousConfig,
     hash: String,
-    /// Of a few samples there and back, found when it is first asked for.
+    /// Round-trip error of a few samples, computed on first request.
     integration_error: OnceLock<Option<f64>>,
 }
 
 impl<F: VectorField> ContinuousFlow<F> {
-    /// Errors: options out of range; a card of other coordinates or another exactness; stereocentres with a field that
-    /// does not turn with its input, for then mirror images have different densities.
+    /// Builds the flow on a field. Errors: options out of range; a card of other coordinates or another exactness;
+    /// stereocentres with a field that is not equivariant, for then mirror images have different densities.
     pub fn new(field: F, config: ContinuousConfig, card: ModelCard, hash: String) -> Result<ContinuousFlow<F>> {
         let dimension = field.dimension();
         config.check(dimension)?;
@@ -84,17 +84,17 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(ContinuousFlow { field, card, config, hash, integration_error: OnceLock::new() })
     }
 
-    /// The same flow over another implementation of its field.
+    /// The same flow with another implementation of its field.
     fn with_field<G: VectorField>(self, field: G) -> Result<ContinuousFlow<G>> {
         ContinuousFlow::new(field, self.config, self.card, self.hash)
     }
 
-    /// The field that is integrated.
+    /// The vector field that is integrated.
     pub fn vector_field(&self) -> &F {
         &self.field
     }
 
-    /// How it is integrated, from what to what.
+    /// The flow's configuration: prior, times, solver and the rest.
     pub fn config(&self) -> &ContinuousConfig {
         &self.config
     }
@@ -103,12 +103,12 @@ impl<F: VectorField> ContinuousFlow<F> {
         self.config.prior == Prior::MeanFree
     }
 
-    /// Dimensions of the space the flow lives in.
+    /// Dimension of the space the flow lives in.
     fn degrees_of_freedom(&self) -> f64 {
         (self.field.dimension() - if self.mean_free() { 3 } else { 0 }) as f64
     }
 
-    /// ln|∂(x in nm)/∂(x of the network)|.
+    /// ln|∂(x in nm)/∂(x in network units)|.
     fn log_unit(&self) -> f64 {
         match self.config.prior {
             Prior::MeanFree => -self.degrees_of_freedom() * self.config.units_per_nm.ln(),
@@ -116,7 +116,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         }
     }
 
-    /// log p(z), and ln 2 for the two mirror images that share a sample.
+    /// log p(z), plus ln 2 where two mirror images share a sample.
     fn log_prior(&self, z: &[f64]) -> f64 {
         let quadratic = -0.5 * z.iter().map(|v| v * v).sum::<f64>();
         match self.config.prior {
@@ -135,7 +135,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         }
     }
 
-    /// The velocity of the flow, and its divergence where one is asked for.
+    /// Velocity of the flow, and its divergence where requested.
     fn velocity(&self, probes: &[f64], stage: Stage) {
         let Stage { rows, t, x, dx, rate } = stage;
         match self.config.divergence {
@@ -204,7 +204,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         }
     }
 
-    /// `[rows][probes][3N]` for paths that start at these points.
+    /// Random probe vectors `[rows][probes][3N]` for paths starting at these points.
     fn probes(&self, starts: &[f64]) -> Vec<f64> {
         let d = self.field.dimension();
         let mut probes = Vec::with_capacity(starts.len() * self.n_probes());
@@ -221,7 +221,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         probes
     }
 
-    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is
+    /// Carries points `y[n][3N]` (network units) over the span and adds ∫ div dt to `integral[n]`, unless that is
     /// empty. A sample's result does not depend on its chunk.
     fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Result<Vec<Report>> {
         let probes = |y: &[f64], integral: &[f64]| if integral.is_empty() { Vec::new() } else { self.probes(y) };
@@ -245,7 +245,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(reports.concat())
     }
 
-    /// Network's units → nm, and the mirror image where the hand is wrong.
+    /// Converts from network units to nm, and takes the mirror image where the hand is wrong.
     fn finish(&self, x: &mut [f64]) -> Status {
         x.iter_mut().for_each(|v| *v /= self.config.units_per_nm);
         if x.iter().any(|v| !v.is_finite()) {
@@ -265,8 +265,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         self.config.stereocentres.iter().all(|centre| centre.holds(x))
     }
 
-    /// [`Flow::generate`] with what the integration of each sample took; [`ode::failures`] names those that failed,
-    /// whose status is `NonFinite`.
+    /// [`Flow::generate`] with the integration report of each sample; failed ones, which [`ode::failures`] names, have
+    /// status `NonFinite`. Errors: sizes that do not match, a failure of the device.
     pub fn generate_reported(
         &self,
         z: &[f64],
@@ -294,8 +294,9 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(reports)
     }
 
-    /// [`Flow::encode`] with what the integration of each sample took. Configurations of the wrong hand are not
-    /// integrated: no evaluations, and z is NaN.
+    /// [`Flow::encode`] with the integration report of each sample. Configurations of the wrong hand are not
+    /// integrated: their reports count no evaluations, and z is NaN. Errors: sizes that do not match, a failure of the
+    /// device.
     pub fn encode_reported(
         &self,
         x: &[f64],
@@ -349,8 +350,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(())
     }
 
-    /// Carries `x[n][3N]` (nm) to the prior and back. The error of log q there is of the size of what the solver's
-    /// tolerance does to an acceptance; well below 0.01 is harmless.
+    /// Carries `x[n][3N]` (nm) to the prior and back. The error in log q is of the size of the effect of the solver's
+    /// tolerance on an acceptance; well below 0.01 is harmless. Errors: those of [`Self::encode_reported`].
     pub fn round_trip(&self, x: &[f64]) -> Result<Vec<RoundTrip>> {
         let d = self.field.dimension();
         let n = x.len() / d;
@@ -377,9 +378,10 @@ impl<F: VectorField> ContinuousFlow<F> {
             .collect())
     }
 
-    /// Samples of the stochastic equation with the same densities at every time,
-    /// dx = (v dt + σ/2 · ∇log p_t |dt|) + √σ dW, with the score from the velocity (Albergo, Boffi and Vanden-Eijnden,
-    /// arXiv 2303.08797), by equal Euler–Maruyama steps that end exactly at the data. They have no log q.
+    /// Samples of the stochastic equation with the same marginal densities at every time, dx = (v dt + σ/2 · ∇log p_t
+    /// |dt|) + √σ dW, with the score derived from the velocity (Albergo, Boffi and Vanden-Eijnden, arXiv 2303.08797),
+    /// by equal Euler–Maruyama steps that end exactly at the data. They have no log q. Errors: no steps, sizes that do
+    /// not match, a failure of the device.
     pub fn sample_stochastic(
         &self,
         steps: usize,
@@ -429,14 +431,14 @@ impl<F: VectorField> ContinuousFlow<F> {
     }
 }
 
-/// A hash of the bits (FNV-1a).
+/// FNV-1a hash of the bits.
 fn fingerprint(x: &[f64]) -> u64 {
     let bytes = x.iter().flat_map(|v| v.to_bits().to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 impl<R: Real> ContinuousFlow<GvpField<R>> {
-    /// The flow on a machine, where a call is one launch.
+    /// Moves the field to a GPU, where each call is one launch. Errors: the driver's.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<ContinuousFlow<FieldOnDevice<R>>> {
         let field = self.field.on_device(driver)?;
         self.with_field(field)
@@ -444,7 +446,7 @@ impl<R: Real> ContinuousFlow<GvpField<R>> {
 }
 
 impl<R: Real> ContinuousFlow<Evaluator<Egnn, R>> {
-    /// As for the other field.
+    /// Moves the field to a GPU. Errors: the driver's.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<ContinuousFlow<FieldOnDevice<R>>> {
         let field = self.field.on_device(driver)?;
         self.with_field(field)
@@ -469,7 +471,7 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
         let mut back = there;
         self.sample(&|row| Stream::new(u64::MAX, StreamId::Sample, row as u64, 0), &mut x, &mut there)?;
         self.log_density(&x, &mut back)?;
-        // a sample that does not find its way back has log q = −∞ there, and the error is infinite
+        // a sample that does not find its way back has log q = −∞, which makes the error infinite
         let samples = there.iter().zip(&back).filter(|(there, _)| there.is_inside());
         let found = samples.map(|(there, back)| (there.log_density - back.log_density).abs()).reduce(f64::max);
         Ok(*self.integration_error.get_or_init(|| found))
@@ -495,7 +497,7 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
         self.generate(&z, x, &mut vec![0.0; n], log_density)
     }
 
-    /// The same integration without the divergence, which is nearly all of its cost.
+    /// The same integration without the divergence, which takes nearly all of the time.
     fn sample_only(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),
@@ -519,8 +521,7 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
         self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
     }
 
-    /// Always an error: the gradient is the solution of the adjoint equation, for which networks have no derivatives
-    /// yet.
+    /// Always an error: the gradient requires the adjoint equation, for which networks have no derivatives yet.
     fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported(
             "a continuous flow has no gradient of its log-density: train it by flow matching, and use moves that need \

@@ -1,4 +1,4 @@
-//! Continuous flows over fields whose flow is known, or whose derivatives are.
+//! Continuous flows over fields whose flow or derivatives are known.
 
 use super::config::Schedule;
 use super::*;
@@ -65,8 +65,8 @@ fn log_density<F: VectorField>(flow: &ContinuousFlow<F>, x: &[f64]) -> Vec<f64> 
     e.iter().map(|e| e.log_density).collect()
 }
 
-/// The ideal field for centred normal data of width `wide` along one direction and `narrow` along the others. Off the
-/// space of centred configurations it goes on linearly, so it knows about translations.
+/// The ideal field for centred normal data of width `wide` along one direction and `narrow` along the others. It is
+/// continued linearly off the space of centred configurations, so it depends on translations.
 struct Gaussian {
     config: ContinuousConfig,
     direction: Vec<f64>,
@@ -82,7 +82,7 @@ impl Gaussian {
         direction.iter_mut().for_each(|v| *v /= length);
         Gaussian { config, direction, narrow: 0.5, wide }
     }
-    /// E[network's target | x]/x of normal data of this width.
+    /// E[network's target | x]/x for normal data of this width.
     fn factor(&self, t: f64, width: f64) -> f64 {
         let s = self.config.schedule(t);
         let data = s.alpha * width * width / variance(&s, width);
@@ -134,7 +134,7 @@ impl VectorField for Gaussian {
     }
 }
 
-/// Atoms that attract each other, fᵢ = strength · Σⱼ e^{−r²/2} (xⱼ − xᵢ), and a wind sin(xᵢ) over space.
+/// Attracting atoms, fᵢ = strength · Σⱼ e^{−r²/2} (xⱼ − xᵢ), with a wind sin(xᵢ) over space.
 struct Pairs {
     atoms: usize,
     strength: f64,
@@ -237,14 +237,14 @@ fn samples_have_the_covariance_of_the_data() {
             along += x.iter().zip(&direction).map(|(x, w)| 10.0 * x * w).sum::<f64>().powi(2) / n as f64;
             all += x.iter().map(|v| 100.0 * v * v).sum::<f64>() / n as f64;
         }
-        // five standard errors of a variance, and the bias of Euler's steps
+        // five standard errors of a variance, plus the bias of Euler's steps
         let error = |variance: f64, m: f64| 5.0 * variance * (2.0 / (m * n as f64)).sqrt() + bias * variance;
         assert!((along - wide).abs() < error(wide, 1.0), "{name}: {along} for {wide}");
         assert!(((all - along) / 5.0 - narrow).abs() < error(narrow, 5.0), "{name}: {all} {along} for {narrow}");
     }
 }
 
-/// Rows: an orthonormal basis of the centred configurations.
+/// An orthonormal basis of the centred configurations, as rows.
 fn basis(atoms: usize) -> Vec<Vec<f64>> {
     let helmert = |m: usize, i: usize| {
         let scale = 1.0 / ((m * (m + 1)) as f64).sqrt();
@@ -356,7 +356,7 @@ fn moves_refuse_a_flow_whose_steps_are_too_coarse() {
     assert!(error > 0.1 && refused.is_some_and(|refused| refused.contains("smaller tolerances")), "{error}");
 }
 
-/// A field that is finite for so many calls only.
+/// A field that is finite only for a limited number of calls.
 struct Tiring {
     calls: AtomicUsize,
     most: AtomicUsize,
@@ -388,7 +388,7 @@ fn samples_that_do_not_find_their_way_back_have_an_infinite_error() {
     let streams = |row| Stream::new(u64::MAX, StreamId::Sample, row as u64, 0);
     flow(&FIELD, plain()).sample(&streams, &mut samples.0, &mut samples.1).unwrap();
     assert!(samples.1.iter().all(|sample| sample.is_inside()));
-    // enough for the ways there once more
+    // enough calls for the first direction once more
     FIELD.most.store(2 * FIELD.calls.load(Ordering::Relaxed), Ordering::Relaxed);
     let lost = flow(&FIELD, plain());
     assert_eq!(lost.integration_error().unwrap(), Some(f64::INFINITY));
@@ -428,7 +428,7 @@ fn mirror_images_are_folded_to_one_hand() {
     assert!(refused.err().unwrap().to_string().contains("equivariant"));
 }
 
-/// With two centres half of the samples have the right hand at one and the wrong one at the other, either way round.
+/// With two centres, half of the samples have the right hand at one and the wrong one at the other, in either image.
 #[test]
 fn what_is_right_in_no_mirror_is_of_the_wrong_hand() {
     let other = Stereocentre { centre: 1, neighbours: [2, 3, 4], positive: true };
@@ -455,7 +455,7 @@ fn the_density_of_an_equivariant_field_ignores_rotation_and_translation() {
     let free = flow(Pairs { atoms: 4, strength: 0.5, wind: 0.0 }, plain());
     let (x, _) = sample(&free, 1);
     assert!((log_density(&free, &x)[0] - log_density(&free, &moved(&x))[0]).abs() < 1e-7);
-    // a field that knows directions has a density that does not turn, but still ignores translations
+    // a field with a preferred direction has a density that is not rotation-invariant, but still translation-invariant
     let bound = flow(Pairs { atoms: 4, strength: 0.5, wind: 0.5 }, plain());
     let mut shifted = x.clone();
     shift(&mut shifted, [0.3, -2.0, 1.0]);
@@ -488,7 +488,7 @@ fn the_prior_of_the_reference_is_unnormalised_and_a_surrogate() {
     let flow =
         flow(Pairs { atoms: 3, strength: 0.0, wind: 0.0 }, ContinuousConfig { prior: Prior::Reference, ..plain() });
     assert_eq!((flow.exactness(), flow.scope()), (Exactness::Surrogate, Scope::Full));
-    // the field is zero, so samples are the prior's
+    // the field is zero, so samples are those of the prior
     let (x, e) = sample(&flow, 5);
     for (x, e) in x.chunks_exact(9).zip(e) {
         assert!((e.log_density + 0.5 * x.iter().map(|v| 100.0 * v * v).sum::<f64>()).abs() < 1e-12);
@@ -524,7 +524,7 @@ fn samples_that_cannot_be_integrated_are_named_and_have_no_density() {
     let short = flow(Pairs { atoms: 3, strength: 0.5, wind: 0.0 }, ContinuousConfig { solver, ..plain() });
     let z: Vec<f64> = (0..18).map(|i| if i < 9 { 40.0 * i as f64 } else { (i as f64).sin() }).collect();
     let (mut x, mut log_det, mut e) = (vec![0.0; 18], vec![0.0; 2], vec![Evaluation::inside(0.0); 2]);
-    // atoms far apart do not feel each other: sample 0 arrives in a few steps
+    // distant atoms do not interact: sample 0 arrives in a few steps
     let reports = short.generate_reported(&z, &mut x, &mut log_det, &mut e).unwrap();
     assert_eq!((reports[0].end, reports[1].end), (End::Done, End::StepBudget));
     assert!(e[0].is_inside());

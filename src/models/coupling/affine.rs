@@ -1,4 +1,4 @@
-//! Affine coupling u′ = eˢ u + t, s = tanh(network) · e^{log α}; optionally volume-preserving (Dinh, Sohl-Dickstein,
+//! Affine coupling u′ = eˢ u + t, s = tanh(network) · e^{log α}; optionally volume-preserving (Dinh, Sohl-Dickstein and
 //! Bengio, "Density estimation using Real NVP", ICLR 2017; scale bound and mean subtraction as in bgflow).
 
 use super::conditioner::Conditioner;
@@ -8,16 +8,17 @@ use crate::nn::{Parameters, Real};
 
 #[derive(Clone, Debug)]
 pub struct AffineCoupling {
-    /// Shift t; with one network also s: outputs [t | s].
+    /// Shift t, and also s if there is only one network: outputs [t | s].
     pub shift: Conditioner,
     pub scale: Option<Conditioner>,
     pub(super) transformed: Vec<usize>,
     pub(super) preserve_volume: bool,
-    /// Place of log α in the parameters.
+    /// Offset of log α in the parameters.
     pub log_alpha: usize,
 }
 
 impl AffineCoupling {
+    /// Appends the layer's parameters at `*end`. Errors: a malformed configuration.
     pub fn new(config: &LayerConfig, end: &mut usize) -> Result<AffineCoupling> {
         let LayerConfig::Affine { transformed, features, hidden, activation, scale_activation, preserve_volume } =
             config
@@ -38,7 +39,7 @@ impl AffineCoupling {
         Ok(AffineCoupling { shift, scale, transformed, preserve_volume: *preserve_volume, log_alpha })
     }
 
-    /// Fills `tape.scale[rows][d]` with s and leaves tanh(network) in its place in the network's output.
+    /// Fills `tape.scale[rows][d]` with s and leaves tanh(network) in place of the network's output.
     fn scales<R: Real>(&self, parameters: &Parameters<R>, tape: &mut LayerTape<R>, rows: usize) {
         let d = self.transformed.len();
         let alpha = parameters[self.log_alpha].to_f64().exp();
@@ -58,6 +59,7 @@ impl AffineCoupling {
         }
     }
 
+    /// Transforms `rows.u` in place and adds to `log_det`, ln|∂u′/∂u| of the generating direction.
     pub fn apply<R: Real>(
         &self,
         direction: Direction,
@@ -80,7 +82,7 @@ impl AffineCoupling {
             let u = &mut rows.u[row * dimension..][..dimension];
             for (c, &i) in self.transformed.iter().enumerate() {
                 let t = shift[c].to_f64();
-                // a multiplication by e^±s, in this layer the only exponential
+                // multiply by e^±s, the only exponential in this layer
                 let factor = match direction {
                     Direction::Generate => scale[c].exp(),
                     Direction::Encode => (-scale[c]).exp(),
@@ -96,6 +98,7 @@ impl AffineCoupling {
         }
     }
 
+    /// Backward pass; see [`super::layers::Layer::vjp`].
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,
@@ -126,7 +129,7 @@ impl AffineCoupling {
             for (c, &i) in self.transformed.iter().enumerate() {
                 let g = gu[i];
                 let g_s = match direction {
-                    // u′ = eˢu + t and eˢu = u′ − t
+                    // u′ = eˢu + t, so eˢu = u′ − t
                     Direction::Generate => {
                         g_shift[c] = R::from_f64(g);
                         gu[i] = g * factor[c];

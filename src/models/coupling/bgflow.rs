@@ -1,4 +1,4 @@
-//! Checkpoints of bgflow: whole alanine-dipeptide generators and RealNVPs.
+//! Conversion of bgflow checkpoints: whole alanine-dipeptide generators and RealNVPs.
 
 use super::layers::{Ends, Layer, LayerConfig};
 use super::{CouplingConfig, CouplingFlow, Features};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Between the number of a block and the tensors of its marginals.
+/// Part of a tensor's name between the number of a block and the name in its marginals.
 const MARGINAL: &str = "._flow._delegate.distribution.";
 
 /// Tensors of a checkpoint by name, without any prefix.
@@ -22,11 +22,12 @@ pub type Tensors = BTreeMap<String, Tensor>;
 ///
 /// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given
 /// torsions, bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the
-/// density. Otherwise a RealNVP of dimension `dim`, with `preserve_volume`, `final_swap` and the activations of
-/// both networks.
+/// density. Otherwise a RealNVP of dimension `dim`, with `preserve_volume`, `final_swap` and the activations of both
+/// networks.
 ///
-/// `molecule`: its atoms in the model's order and their coordinates `[atoms][3]` (nm), which have the hands of a
-/// generator's stereocentres.
+/// `molecule`: atoms in the model's order and their coordinates `[atoms][3]` (nm), which define the chirality of a
+/// generator's stereocentres. Errors: a missing or unknown option, tensors that are missing, superfluous or of another
+/// architecture (named).
 pub fn convert(tensors: &Tensors, config: &Value, molecule: Option<(Topology, Vec<f64>)>) -> Result<CouplingFlow<f64>> {
     let tensors: Tensors =
         tensors.iter().map(|(k, v)| (k.strip_prefix("w.").unwrap_or(k).to_string(), v.clone())).collect();
@@ -39,8 +40,7 @@ pub fn convert(tensors: &Tensors, config: &Value, molecule: Option<(Topology, Ve
     Ok(flow)
 }
 
-/// What blocks hold beside parameters: numbers that follow from others, and constants of the frame and of constrained
-/// bonds.
+/// Whether a tensor is no parameter: derived numbers, and constants of the frame and of constrained bonds.
 fn is_buffer(name: &str) -> bool {
     let name = name.rsplit('.').next().unwrap_or(name);
     name.starts_with("_cdf_") || name.starts_with("_values_")
@@ -48,7 +48,7 @@ fn is_buffer(name: &str) -> bool {
 
 struct Checkpoint<'a> {
     tensors: &'a Tensors,
-    /// Names of the tensors that have become part of the model.
+    /// Names of the tensors used in the model.
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -58,7 +58,8 @@ impl Checkpoint<'_> {
         self.tensors.get(name).ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))
     }
 
-    /// Errors: a tensor of a block that is not part of the model: without it the density is another one.
+    /// Requires that all tensors were used. Errors: a tensor of a block was not, without which the density would be
+    /// another one.
     fn require_all_read(&self) -> Result<()> {
         let read = self.read.borrow();
         let mut blocks = self.tensors.keys().filter(|name| name.starts_with("_blocks.") && !is_buffer(name));
@@ -71,7 +72,7 @@ impl Checkpoint<'_> {
         }
     }
 
-    /// Numbers of the blocks that hold a tensor with this ending.
+    /// Numbers of the blocks that have a tensor with this suffix.
     fn blocks(&self, ending: &str) -> Vec<usize> {
         let number = |name: &String| name.strip_prefix("_blocks.")?.strip_suffix(ending)?.parse().ok();
         let mut blocks: Vec<usize> = self.tensors.keys().filter_map(number).collect();
@@ -79,7 +80,7 @@ impl Checkpoint<'_> {
         blocks
     }
 
-    /// The N blocks whose marginals have a tensor of this name, in their order; `what` they are.
+    /// The N blocks whose marginals have a tensor of this name, in order; `what` describes them for the error.
     fn marginals<const N: usize>(&self, name: &str, what: &str) -> Result<[usize; N]> {
         let blocks = self.blocks(&format!("{MARGINAL}{name}"));
         let n = blocks.len();
@@ -92,7 +93,7 @@ impl Checkpoint<'_> {
         Ok(self.get(&format!("_blocks.{block}{MARGINAL}{name}"))?.data.clone())
     }
 
-    /// The one end of all coordinates of a marginal.
+    /// The bound shared by all coordinates of a marginal. Errors: it differs between them.
     fn bound(&self, block: usize, name: &str) -> Result<f64> {
         match self.marginal(block, name)?[..] {
             [first, ref others @ ..] if others.iter().all(|&other| other == first) => Ok(first),
@@ -103,7 +104,7 @@ impl Checkpoint<'_> {
         }
     }
 
-    /// (input, hidden…, output) of a network of linear layers numbered 0, 2, 4…
+    /// Sizes (input, hidden…, output) of a network of linear layers numbered 0, 2, 4…
     fn sizes(&self, prefix: &str) -> Result<Vec<usize>> {
         let mut sizes = Vec::new();
         while let Some(weight) = self.tensors.get(&format!("{prefix}.{}.weight", 2 * sizes.len().saturating_sub(1))) {
@@ -144,7 +145,7 @@ fn card(config: CouplingConfig, coordinates: CoordinatesConfig, topology: Option
     }
 }
 
-/// That of the configuration under this key.
+/// Activation under this key of the configuration.
 fn activation(config: &Value, key: &str) -> Result<Activation> {
     let given = &config[key];
     let name = given.as_str().map(|name| Value::from(name.to_lowercase()));
@@ -152,7 +153,7 @@ fn activation(config: &Value, key: &str) -> Result<Activation> {
         .ok_or_else(|| Error::invalid(format!("{key} {given}: \"relu\", \"silu\" and \"tanh\" are known")))
 }
 
-/// Numbers of the internal coordinates, as bgflow has them one after the other.
+/// Indices of the internal coordinates, in bgflow's order.
 struct Numbers {
     bonds: Vec<usize>,
     angles: Vec<usize>,
@@ -160,7 +161,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Of a z-matrix of so many rows, which the frame's two bonds and its angle come before.
+    /// For a z-matrix of `n_rows` rows, preceded by the frame's two bonds and its angle.
     fn new(n_rows: usize, n_constraints: usize) -> Numbers {
         let bonds: Vec<usize> = (0..n_rows + 2 - n_constraints).collect();
         let angles: Vec<usize> = (bonds.len()..bonds.len() + n_rows + 1).collect();
@@ -169,7 +170,7 @@ impl Numbers {
     }
 }
 
-/// Names of the networks of spline couplings begin with this.
+/// Prefix of the networks of spline couplings.
 fn spline_network(block: usize) -> String {
     format!("_blocks.{block}.transformer._params_net.net._layers")
 }
@@ -212,8 +213,8 @@ fn generator(
     Ok(flow)
 }
 
-/// Numbers of the blocks that have tensors, where so many are spline couplings and the last three marginals: all but
-/// those of the split of torsions before their couplings and of the merge behind, if there are such couplings.
+/// Numbers of the blocks that have tensors, given the number of spline couplings, with the marginals as the last three:
+/// all except the split of torsions before their couplings and the merge behind, if there are such couplings.
 fn numbers_with_tensors(couplings: usize) -> Vec<usize> {
     match couplings.saturating_sub(2) {
         0 => (0..5).collect(),
@@ -221,14 +222,15 @@ fn numbers_with_tensors(couplings: usize) -> Vec<usize> {
     }
 }
 
-/// Errors: other gaps between the blocks that have tensors: what is there has none, and may be another density.
+/// Checks the block numbers. Errors: unexpected gaps between the blocks with tensors, where blocks without tensors may
+/// define another density.
 fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
     let with_tensors = numbers_with_tensors(couplings.len());
     let behind = with_tensors.last().map_or(0, |last| last + 1);
     let marginals =
         [checkpoint.blocks(&format!("{MARGINAL}_mu")), checkpoint.blocks(&format!("{MARGINAL}low"))].concat();
     let found: Vec<usize> = couplings.iter().copied().chain(marginals).collect();
-    // constants, of bonds and of the frame, come directly behind; what is too many or too few is told by the parts of it
+    // constants, of bonds and of the frame, follow directly; too many or too few are reported by the individual parts
     let constants = checkpoint.blocks("._values_0").first().copied().unwrap_or(behind);
     match found.len() == with_tensors.len() && (found != with_tensors || constants != behind) {
         true => Err(Error::invalid(format!(
@@ -239,7 +241,7 @@ fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
     }
 }
 
-/// Errors: the block behind the marginals merges constant bonds of other lengths.
+/// Checks the constant bonds. Errors: the block behind the marginals merges constant bonds of other lengths.
 fn require_lengths(checkpoint: &Checkpoint, couplings: &[usize], constraints: &[(usize, usize, f64)]) -> Result<()> {
     let last = numbers_with_tensors(couplings.len()).pop().unwrap_or_default();
     let name = format!("_blocks.{}._values_0", last + 1);
@@ -256,7 +258,7 @@ fn require_lengths(checkpoint: &Checkpoint, couplings: &[usize], constraints: &[
     }
 }
 
-/// Couplings of torsions with each other, then of angles given torsions and of bonds given both.
+/// Couplings among torsions, then of angles given torsions and of bonds given both.
 fn spline_layers(
     checkpoint: &Checkpoint,
     config: &Value,
@@ -308,7 +310,7 @@ fn spline_layers(
     Ok(layers)
 }
 
-/// Truncated normal distributions of bonds and angles, a uniform one of torsions.
+/// Truncated normal distributions for bonds and angles, a uniform one for torsions.
 fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -> Result<Vec<LayerConfig>> {
     let Numbers { bonds, angles, torsions } = numbers;
     let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals, of bonds and angles")?;
@@ -347,7 +349,7 @@ fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -
     Ok(layers)
 }
 
-/// Constrained bonds: `constrained_bond_idx` counts bgflow's bonds (the frame's two, then the rows').
+/// Constrained bonds: `constrained_bond_idx` counts bgflow's bonds (the frame's two, then those of the rows).
 fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize, usize, f64)>> {
     let Some(indices) = checkpoint.tensors.get("constrained_bond_idx") else { return Ok(Vec::new()) };
     let lengths = &checkpoint.get("constrained_bond_len")?.data;
@@ -371,8 +373,8 @@ fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize,
     each.collect()
 }
 
-/// Split in halves, then couplings that transform the second half given the first, with a swap between each two, and
-/// where the configuration says so after the last. Neither a split nor a swap has tensors.
+/// A split into halves, then couplings that transform the second half given the first, with a swap between each two
+/// and, if the configuration says so, after the last. Neither a split nor a swap has tensors.
 fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
     let dimension = config["dim"].as_u64().ok_or_else(|| {
         Error::invalid("the configuration needs `z_matrix` (internal-coordinate generator) or `dim` (RealNVP)")
@@ -402,7 +404,8 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
         )));
     }
     let n_swaps = blocks.len() - usize::from(!final_swap);
-    // of points of a prior that is the same in all coordinates the order does not matter, of x it is that at the end
+    // the order does not matter for prior points, as the prior is the same in all coordinates; for x it is the final
+    // one
     let half = dimension / 2;
     let halves: [Vec<usize>; 2] = match n_swaps % 2 {
         0 => [(0..half).collect(), (half..dimension).collect()],

@@ -1,4 +1,4 @@
-//! What a coupling's network sees of the coordinates that it leaves alone, and the network.
+//! Conditioner of a coupling: features of the coordinates that it leaves unchanged, and the network on them.
 
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Mlp, MlpTape, Parameters, Real};
@@ -24,6 +24,7 @@ fn one() -> usize {
 }
 
 impl Features {
+    /// Number of features.
     pub fn len(&self) -> usize {
         2 * self.harmonics * self.periodic.len() + self.plain.len()
     }
@@ -40,7 +41,7 @@ impl Features {
     fn write<R: Real>(&self, u: &[f64], features: &mut [R]) {
         let p = self.periodic.len();
         for (c, &i) in self.periodic.iter().enumerate() {
-            // the multiples of an angle by rotation, one after the other
+            // multiples of an angle by successive rotation
             let (sin, cos) = (2.0 * PI * u[i]).sin_cos();
             let (mut sin_k, mut cos_k) = (sin, cos);
             for block in features.chunks_exact_mut(2 * p).take(self.harmonics) {
@@ -53,7 +54,7 @@ impl Features {
         }
     }
 
-    /// Adds the cotangent of u; `features` are the values written before.
+    /// Adds to the cotangent of u; `features` are the values written by the forward pass.
     fn vjp<R: Real>(&self, features: &[R], g_features: &[R], gu: &mut [f64]) {
         let p = self.periodic.len();
         for k in 0..self.harmonics {
@@ -77,7 +78,7 @@ pub struct Conditioner {
     pub mlp: Mlp,
 }
 
-/// Workspace of one conditioner; `output[rows][n_out]` and its cotangent.
+/// Workspace of a conditioner, with `output[rows][n_out]` and its cotangent.
 #[derive(Clone, Debug, Default)]
 pub struct ConditionerTape<R> {
     mlp: MlpTape<R>,
@@ -87,6 +88,8 @@ pub struct ConditionerTape<R> {
 }
 
 impl Conditioner {
+    /// Appends the network's parameters at `*end`. Errors: no features, no harmonics, no outputs, or an empty hidden
+    /// layer.
     pub fn new(
         features: &Features,
         hidden: &[usize],
@@ -121,7 +124,7 @@ impl Conditioner {
         self.mlp.forward(parameters, &mut tape.mlp, &mut tape.output);
     }
 
-    /// From `tape.g_output`: adds the cotangents of u and, where wanted, of the parameters.
+    /// Backward pass from `tape.g_output`: adds the cotangents of u and, if `gradient` is given, of the parameters.
     pub fn vjp<R: Real>(
         &self,
         parameters: &Parameters<R>,

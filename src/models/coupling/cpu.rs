@@ -1,4 +1,4 @@
-//! Evaluation and derivatives on the CPU: chunks of rows over the threads, each through all layers.
+//! Evaluation and derivatives on the CPU: chunks of rows in parallel, each through all layers.
 
 use super::layers::{Direction, Layer, LayerTape, Rows};
 use super::CouplingFlow;
@@ -12,15 +12,15 @@ use crate::rng::Stream;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Rows that pass through the layers together. A row's result depends on its chunk only, never on the threads.
+/// Rows that pass through the layers together. A row's result depends only on its chunk, never on the threads.
 pub const CHUNK: usize = 64;
-/// Partial sums of a parameter gradient. A fixed number, so that the sum does not depend on the threads.
+/// Number of partial sums of a parameter gradient; fixed, so that the sum does not depend on the threads.
 pub const LANES: usize = 4;
 
-/// Everything one chunk needs; buffers grow once.
+/// Workspace of one chunk; buffers grow once.
 #[derive(Default)]
 pub struct Workspace<R> {
-    /// `[rows][dimension_u]`: the latent points after encoding, the generator's coordinates after generating.
+    /// `[rows][dimension_u]`: latent points after encoding, generator coordinates after generating.
     pub u: Vec<f64>,
     /// ln|∂x/∂z| per row.
     pub log_det: Vec<f64>,
@@ -45,6 +45,7 @@ impl<R: Real> Workspace<R> {
         self.tapes.resize_with(n_layers, LayerTape::default);
     }
 
+    /// log q and status of a row.
     pub fn evaluation(&self, row: usize) -> Evaluation {
         match self.status[row] {
             Status::Inside => Evaluation::inside(self.log_prior[row] - self.log_det[row]),
@@ -69,7 +70,7 @@ impl<R: Real> CouplingFlow<R> {
         self.workspaces.with(Workspace::default, body)
     }
 
-    /// A latent point from the prior.
+    /// Draws a latent point from the prior.
     pub fn draw_latent(&self, stream: &mut Stream, z: &mut [f64]) {
         let width = self.variance.sqrt();
         for (z, &uniform) in z.iter_mut().zip(&self.uniform) {
@@ -108,7 +109,7 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// The latent points in `ws.u` (n rows, drawn or given by `fill`) to `x[n][dimension]`.
+    /// Maps the latent points in `ws.u` (n rows, written by `fill`) to `x[n][dimension]`.
     pub fn generate_chunk(&self, ws: &mut Workspace<R>, x: &mut [f64], fill: impl Fn(usize, &mut [f64])) {
         let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
         let n = x.len() / dx;
@@ -123,7 +124,7 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// `x[n][dimension]` to the latent points, left in `ws.u`.
+    /// Maps `x[n][dimension]` to latent points, left in `ws.u`.
     pub fn encode_chunk(&self, ws: &mut Workspace<R>, x: &[f64]) {
         let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
         ws.reset(x.len() / dx, d, self.layers.len());
@@ -140,8 +141,8 @@ impl<R: Real> CouplingFlow<R> {
         self.prior(ws);
     }
 
-    /// After [`Self::encode_chunk`]: for L = Σ w·log q(x) adds ∂L/∂parameters to `gradient` and writes ∂L/∂x to `gx`,
-    /// each where wanted. Rows outside the support count as weight zero.
+    /// Backward pass after [`Self::encode_chunk`]: for L = Σ w·log q(x), adds ∂L/∂parameters to `gradient` and writes
+    /// ∂L/∂x to `gx`, each if given. Rows outside the support have weight zero.
     pub fn encode_vjp(
         &self,
         ws: &mut Workspace<R>,
@@ -163,8 +164,8 @@ impl<R: Real> CouplingFlow<R> {
         self.encode_back(ws, x, &g_log_det, gradient, gx);
     }
 
-    /// After [`Self::encode_chunk`]: from the cotangents of z `[rows][latent]` and of ln|∂x/∂z| adds the parameters' to
-    /// `gradient`. Rows outside the support count as zero.
+    /// Backward pass after [`Self::encode_chunk`]: from the cotangents of z `[rows][latent]` and of ln|∂x/∂z|, adds
+    /// those of the parameters to `gradient`. Rows outside the support contribute zero.
     pub fn encode_pull(&self, ws: &mut Workspace<R>, x: &[f64], gz: &[f64], g_log_det: &[f64], gradient: &mut [R]) {
         let d = self.dimension_u();
         let mut g_log_det = g_log_det.to_vec();
@@ -176,7 +177,7 @@ impl<R: Real> CouplingFlow<R> {
         self.encode_back(ws, x, &g_log_det, Some(gradient), None);
     }
 
-    /// From the cotangents of z, in `ws.gu`, and of ln|∂x/∂z| back through the layers.
+    /// Propagates the cotangents of z, in `ws.gu`, and of ln|∂x/∂z| back through the layers.
     fn encode_back(
         &self,
         ws: &mut Workspace<R>,
@@ -199,8 +200,9 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`,
-    /// where wanted, and leaves those of z in the workspace. Rows outside the support must have zero cotangents.
+    /// Backward pass after [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z|, adds those of the
+    /// parameters to `gradient`, if given, and leaves those of z in the workspace. Rows outside the support must have
+    /// zero cotangents.
     pub fn generate_vjp(
         &self,
         ws: &mut Workspace<R>,
@@ -226,7 +228,8 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// L = Σ w·log q(x) over `x[n][dimension]`: writes log q per row and adds ∂L/∂parameters to `gradient`.
+    /// For L = Σ w·log q(x) over `x[n][dimension]`: writes log q per row and adds ∂L/∂parameters to `gradient`. Errors:
+    /// sizes that do not match.
     pub fn parameter_gradient(
         &self,
         x: &[f64],
@@ -261,7 +264,7 @@ impl<R: Real> CouplingFlow<R> {
         Ok(())
     }
 
-    /// Zeros, as many as parameters, in memory that is kept: fresh pages cost more than clearing old ones.
+    /// A zero gradient, in reused memory: fresh pages cost more than clearing old ones.
     fn take_gradient(&self) -> Vec<R> {
         let mut gradient = self.gradients.take().unwrap_or_default();
         gradient.clear();

@@ -1,4 +1,4 @@
-//! Coupling flows on a GPU: the launches of `cuda/coupling.cu`, and of `cuda/coupling_back.cuh` for gradients.
+//! Coupling flows on a GPU: launches of `cuda/coupling.cu`, and of `cuda/coupling_back.cuh` for gradients.
 
 mod tables;
 
@@ -17,21 +17,21 @@ const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
 const GENERATE: &str = "coupling_generate";
 const ENCODE: &str = "coupling_encode";
 const BACK: &str = "coupling_back";
-/// Rows of a block and its threads.
+/// Rows and threads of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
     rows: usize,
     threads: usize,
 }
 
-/// The larger the better weights are used; the smaller the sooner a small batch is done.
+/// Larger tiles reuse weights better; smaller ones finish a small batch sooner.
 const TILES: [Tile; 3] = [Tile { rows: 16, threads: 128 }, Tile { rows: 8, threads: 128 }, ALONE];
-/// For batches of which every row has a multiprocessor to itself.
+/// For batches in which every row has a multiprocessor to itself.
 const ALONE: Tile = Tile { rows: 1, threads: 256 };
-/// Rows of one launch, so that memory on the card does not grow with the batch.
+/// Rows per launch, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 1 << 17;
 
-/// `Arguments` of the kernels; addresses on the card.
+/// `Arguments` of the kernels; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -47,7 +47,7 @@ struct Arguments {
     gradient: u64,
     kept: u64,
     internal: InternalRecord,
-    /// Of the normal prior: √τ, τ and ln 2πτ.
+    /// √τ, τ and ln 2πτ of the normal prior.
     width: f64,
     variance: f64,
     log_volume: f64,
@@ -91,13 +91,13 @@ impl Arguments {
     }
 }
 
-/// A coupling flow whose samples and densities, and the gradients of both, come from a GPU. Training stays on the CPU.
+/// A coupling flow whose samples, densities and their gradients are computed on a GPU. Training stays on the CPU.
 pub struct CouplingOnDevice<R: Real> {
     host: CouplingFlow<R>,
     driver: Arc<dyn Driver>,
     model: Arc<ModelBuffers<R>>,
     arguments: Arguments,
-    /// By tile, the larger first.
+    /// Variants by tile, larger ones first.
     variants: Arc<[Variant]>,
     work: Arc<Workspaces<Work>>,
 }
@@ -107,17 +107,17 @@ struct ModelBuffers<R> {
     numbers: Buffer<f64>,
     weights: Buffer<R>,
     layers: Buffer<LayerRecord>,
-    /// By tile and name.
+    /// Compiled kernels by tile and name.
     kernels: Compiled<(Tile, &'static str), KernelId>,
 }
 
-/// A tile that this card has enough shared memory for.
+/// A tile for which the card has enough shared memory.
 struct Variant {
     tile: Tile,
     shared: usize,
 }
 
-/// Memory for a batch.
+/// Device memory for a batch.
 struct Work {
     streams: Buffer<[u32; 6]>,
     z: Buffer<f64>,
@@ -130,7 +130,7 @@ struct Work {
 }
 
 impl<R: Real> CouplingFlow<R> {
-    /// Copies the flow to a machine and compiles its kernels.
+    /// Copies the flow to a GPU and compiles its kernels. Errors: too little shared memory; the driver's.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<CouplingOnDevice<R>> {
         let tables = Tables::of(&self);
         let (dimension, dimension_x) = (self.dimension_u(), self.coordinates.dimension_x());
@@ -157,7 +157,7 @@ impl<R: Real> CouplingFlow<R> {
                 driver.shared_memory() / 1024
             )));
         };
-        // now rather than in the middle of a simulation, should there be no compiler
+        // now rather than in the middle of a simulation, in case there is no compiler
         driver.kernel(&program::<R>(smallest.tile, GENERATE), GENERATE)?;
         let model = Arc::new(ModelBuffers {
             tables: Buffer::of(driver, &tables.tables)?,
@@ -172,21 +172,21 @@ impl<R: Real> CouplingFlow<R> {
     }
 }
 
-/// Every variant of the kernels.
+/// All variants of the kernels.
 pub fn programs() -> Vec<Program> {
     let of = |(tile, kernel)| [program::<f32>(tile, kernel), program::<f64>(tile, kernel)];
     [GENERATE, BACK].into_iter().flat_map(|kernel| TILES.map(|tile| (tile, kernel))).flat_map(of).collect()
 }
 
-/// The kernel's source for networks of type `R`. That of gradients takes as long to compile as the others, and is not
-/// always needed.
+/// Source of the kernel for networks of type `R`. That of gradients takes as long to compile as the others together,
+/// and is not always needed.
 fn program<R: Real>(Tile { rows, threads }: Tile, kernel: &str) -> Program {
     let (real, back) = (crate::device::program::real::<R>(), u8::from(kernel == BACK));
     let name = if kernel == BACK { BACK } else { "coupling" };
     Program::new(name, SOURCE, &[("REAL", &real), ("BACK", &back), ("TILE", &rows), ("THREADS", &threads)])
 }
 
-/// As `layout` of the kernel counts it.
+/// Bytes of shared memory, as counted by `layout` of the kernel.
 fn shared_memory<R>(a: &Arguments, rows: usize) -> usize {
     let terms = a.dimension.max(2 * a.internal.n_rows + 3);
     let doubles = (a.dimension + a.dimension_x + terms + 2) as usize;
@@ -223,15 +223,15 @@ impl Work {
     }
 }
 
-/// Where latent points come from.
+/// Source of the latent points.
 enum Latent<'a> {
     Streams(Vec<[u32; 6]>),
     Given(&'a [f64]),
 }
 
 impl<R: Real> CouplingOnDevice<R> {
-    /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the
-    /// smallest of many rows.
+    /// Variant for a batch: one row per block for few rows; otherwise the largest tile that still gives every
+    /// multiprocessor a block, or the smallest one with several rows.
     fn variant(&self, rows: usize) -> &Variant {
         let alone = self.variants.last().expect("one at least fits");
         match rows <= self.driver.multiprocessors() {
@@ -240,7 +240,7 @@ impl<R: Real> CouplingOnDevice<R> {
         }
     }
 
-    /// None where a block has room for a single row only.
+    /// The tiled variant; None if a block has room for a single row only.
     fn tiled(&self, rows: usize) -> Option<&Variant> {
         let (_, tiles) = self.variants.split_last()?;
         let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= self.driver.multiprocessors();
@@ -252,7 +252,7 @@ impl<R: Real> CouplingOnDevice<R> {
         self.model.kernels.get((variant.tile, name), compile)
     }
 
-    /// With a block for every tile.
+    /// Launches a block per tile.
     fn launch(&self, work: &Workspace<Work>, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
         let variant = self.variant(rows);
         let kernel = self.kernel(variant, name)?;
@@ -280,7 +280,7 @@ impl<R: Real> CouplingOnDevice<R> {
         };
         let (threads, shared) = (variant.tile.threads as u32, variant.shared);
         // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those
-        // of `of`.
+        // from `of`.
         unsafe { work.driver.launch(kernel, blocks as u32, threads, shared, argument(&arguments)) }
     }
 
@@ -333,7 +333,7 @@ impl<R: Real> CouplingOnDevice<R> {
         work.evaluations(to)
     }
 
-    /// Blocks of a single row have no kernel for it.
+    /// Blocks of a single row have no kernel for this.
     fn pull_back_rows(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
         let Some(variant) = self.tiled(g_log_det.len()) else { return self.host.pull_back(z, gx, g_log_det, gz) };
         let mut work = self.work.take()?;
@@ -345,8 +345,8 @@ impl<R: Real> CouplingOnDevice<R> {
         self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz)
     }
 
-    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with
-    /// the batch.
+    /// Launches only as many blocks as are resident, which loop over the rows, so that the memory kept for the backward
+    /// pass does not grow with the batch.
     fn launch_back(
         &self,
         work: &mut Workspace<Work>,

@@ -1,4 +1,4 @@
-//! Layers without a network: circular shifts, fixed marginals, and the linear map that takes out correlations.
+//! Layers without a network: circular shifts, fixed marginals, and the linear map that removes correlations.
 
 use super::layers::{Direction, LayerConfig, LayerTape, Rows};
 use crate::density::Status;
@@ -8,7 +8,7 @@ use std::f64::consts::{PI, SQRT_2};
 
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// Learned shift on the circle; the place of its parameters.
+    /// Learned shift on the circle, with the offset of its parameters.
     Shift(usize),
     Wrap(Vec<f64>),
     TruncatedNormal(Vec<TruncatedNormal>),
@@ -16,7 +16,7 @@ pub(super) enum Kind {
     Uniform(Vec<(f64, f64, f64)>),
 }
 
-/// Maps every coordinate by itself.
+/// Maps each coordinate separately.
 #[derive(Clone, Debug)]
 pub struct Elementwise {
     pub transformed: Vec<usize>,
@@ -24,6 +24,7 @@ pub struct Elementwise {
 }
 
 impl Elementwise {
+    /// Appends the layer's parameters, if any, at `*end`. Errors: a malformed configuration.
     pub fn new(config: &LayerConfig, end: &mut usize) -> Result<Elementwise> {
         let n = config.transformed().len();
         let same = |name: &str, values: &[f64]| match values.len() == n && values.iter().all(|v| v.is_finite()) {
@@ -60,7 +61,7 @@ impl Elementwise {
         Ok(Elementwise { transformed: config.transformed().to_vec(), kind })
     }
 
-    /// Place of the learned parameters, if any.
+    /// Range of the learned parameters, if any.
     pub fn parameters(&self) -> Option<std::ops::Range<usize>> {
         match self.kind {
             Kind::Shift(start) => Some(start..start + self.transformed.len()),
@@ -68,7 +69,7 @@ impl Elementwise {
         }
     }
 
-    /// Keeps ∂u′/∂u and ∂ log_det/∂u of every coordinate in the tape.
+    /// Transforms `rows.u` in place; stores ∂u′/∂u and ∂ log_det/∂u of every coordinate in the tape.
     pub fn apply<R: Real>(&self, direction: Direction, parameters: &[R], rows: &mut Rows, tape: &mut LayerTape<R>) {
         let (dimension, d) = (rows.dimension, self.transformed.len());
         let n = rows.log_det.len();
@@ -96,6 +97,7 @@ impl Elementwise {
         }
     }
 
+    /// Backward pass; see [`super::layers::Layer::vjp`].
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,
@@ -123,8 +125,8 @@ impl Elementwise {
     }
 }
 
-/// Result of a one-dimensional map: the value, its derivative, and the generating direction's log-determinant with its
-/// derivative, both by the map's argument.
+/// Result of a one-dimensional map: the value, its derivative, and the log-determinant of the generating direction with
+/// its derivative, both derivatives with respect to the map's argument.
 struct Step {
     value: f64,
     derivative: f64,
@@ -150,14 +152,14 @@ fn uniform(u: f64, (low, high, log_det): (f64, f64, f64), direction: Direction) 
     inside.then_some(Step { value, derivative, log_det, log_det_derivative: 0.0 })
 }
 
-/// x = μ + σ Φ⁻¹(Φ(a) + u Z), the normal distribution cut to [lower, upper].
+/// x = μ + σ Φ⁻¹(Φ(a) + u Z), the normal distribution truncated to [lower, upper].
 #[derive(Clone, Debug)]
 pub(super) struct TruncatedNormal {
     pub(super) mean: f64,
     pub(super) sd: f64,
     pub(super) lower: f64,
     pub(super) upper: f64,
-    /// Φ at the lower end, and the mass Z between the ends.
+    /// Φ at the lower end, and the probability Z between the ends.
     pub(super) below: f64,
     pub(super) mass: f64,
     /// ln(Zσ√2π)
@@ -210,8 +212,8 @@ fn normal_cdf(t: f64) -> f64 {
     0.5 * libm::erfc(-t / SQRT_2)
 }
 
-/// Φ⁻¹: a rational first guess (Abramowitz and Stegun 26.2.23, error below 4.5e-4), then two Halley steps, each of
-/// which cubes the error, on the tail that is the smaller.
+/// Φ⁻¹, evaluated on the smaller tail: a rational first guess (Abramowitz and Stegun 26.2.23, error below 4.5e-4), then
+/// two Halley steps, each of which cubes the error.
 fn normal_quantile(p: f64) -> f64 {
     let tail = p.min(1.0 - p);
     let r = (-2.0 * tail.ln()).sqrt();
@@ -230,7 +232,7 @@ fn normal_quantile(p: f64) -> f64 {
     }
 }
 
-/// u′ = mean + L u on some coordinates: takes out means, widths and linear correlations of stiff coordinates.
+/// u′ = mean + L u on some coordinates: removes means, widths and linear correlations of stiff coordinates.
 #[derive(Clone, Debug)]
 pub struct Whiten {
     pub(super) transformed: Vec<usize>,
@@ -241,6 +243,7 @@ pub struct Whiten {
 }
 
 impl Whiten {
+    /// `matrix` is L, `[n][n]`. Errors: sizes that do not match, or a diagonal that is not positive.
     pub fn new(transformed: Vec<usize>, mean: Vec<f64>, matrix: Vec<f64>) -> Result<Whiten> {
         let n = transformed.len();
         if mean.len() != n || matrix.len() != n * n {
@@ -255,6 +258,7 @@ impl Whiten {
         Ok(Whiten { transformed, mean, matrix, log_det })
     }
 
+    /// Transforms `rows.u` in place and adds to `log_det`.
     pub fn apply(&self, direction: Direction, rows: &mut Rows) {
         let n = self.transformed.len();
         for (u, log_det) in rows.u.chunks_exact_mut(rows.dimension).zip(rows.log_det.iter_mut()) {

@@ -1,4 +1,4 @@
-//! Tensor names, reading and writing.
+//! Model file: tensor names, reading and writing.
 //!
 //! | tensor | shape | layer |
 //! |---|---|---|
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// Name, shape and place in the parameter vector of one tensor.
+/// Name, shape and offset in the parameter vector of a tensor.
 struct Entry {
     name: String,
     shape: Vec<usize>,
@@ -68,7 +68,7 @@ impl<R: Real> CouplingFlow<R> {
         Ok(())
     }
 
-    /// The bytes of the model file; parameters are stored as the type they have here.
+    /// Bytes of the model file; parameters are stored in the network's type. Errors: those of serialisation.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let store = |values: &[R]| match R::NAME {
             "f32" => Data::F32(values.iter().map(|v| v.to_f64() as f32).collect()),
@@ -81,7 +81,7 @@ impl<R: Real> CouplingFlow<R> {
         serialize(&self.card, &tensors)
     }
 
-    /// Writes the model file; the file that was there is replaced only by a complete one.
+    /// Writes the model file; an existing file is replaced only by a complete one. Errors: those of writing.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), &self.to_bytes()?)
     }

@@ -1,8 +1,7 @@
-//! The layers of a coupling flow: configuration, and one interface for all of them.
+//! The layers of a coupling flow: their configuration and common interface.
 //!
 //! A layer maps coordinates u → u′ in the generating direction and back. Both directions add the same number to
-//! `log_det`, ln|∂u′/∂u| of the generating direction, so log q(x) = log prior(z) − log_det whichever way it was
-//! reached.
+//! `log_det`, ln|∂u′/∂u| of the generating direction, so log q(x) = log prior(z) − log_det in either direction.
 
 use super::affine::AffineCoupling;
 use super::conditioner::{ConditionerTape, Features};
@@ -14,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Activation, Mlp, Parameters, Real};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Which way a layer is applied.
+/// Direction in which a layer is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Latent z → x.
@@ -23,7 +22,7 @@ pub enum Direction {
     Encode,
 }
 
-/// A chunk of configurations on their way through the layers.
+/// A chunk of configurations passing through the layers.
 pub struct Rows<'a> {
     pub dimension: usize,
     /// `[rows][dimension]`
@@ -33,7 +32,7 @@ pub struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Marks a row, keeping the first reason.
+    /// Rejects a row, keeping the first reason.
     pub fn reject(&mut self, row: usize, status: Status) {
         if self.status[row] == Status::Inside {
             self.status[row] = status;
@@ -41,19 +40,19 @@ impl Rows<'_> {
     }
 }
 
-/// Largest width of a hidden layer, and number of bins or harmonics, in a model file.
+/// Largest width of a hidden layer, and largest number of bins or harmonics, in a model file.
 const LARGEST_HIDDEN: usize = 1 << 16;
 const LARGEST_BINS: usize = 1 << 12;
 
-/// How a spline ends.
+/// Boundary conditions of a spline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ends {
     /// Free slopes at both ends; outside the interval the density is zero.
     Free,
-    /// The ends are one point of a circle: equal slopes.
+    /// The ends are one point on a circle: equal slopes.
     Circular,
-    /// Slope one at both ends and the identity beyond.
+    /// Slope one at both ends and the identity beyond them.
     Linear,
 }
 
@@ -71,7 +70,8 @@ pub enum LayerConfig {
         interval: [f64; 2],
         hidden: Vec<usize>,
         activation: Activation,
-        /// nflows' `enable_identity_init`: zero network output is the identity. The flag changes the density.
+        /// nflows' `enable_identity_init`: with zero network output the layer is the identity. The flag changes the
+        /// density.
         identity_init: bool,
     },
     /// Affine coupling u′ = eˢ u + t with s = tanh(network) · e^{log α}.
@@ -80,7 +80,7 @@ pub enum LayerConfig {
         features: Features,
         hidden: Vec<usize>,
         activation: Activation,
-        /// Two networks when given (the scale's activation); else one network with outputs [t | s].
+        /// With two networks: the scale's activation; otherwise one network with outputs [t | s].
         #[serde(default)]
         scale_activation: Option<Activation>,
         /// Subtracts the mean of s, so that the log-determinant is zero.
@@ -90,7 +90,7 @@ pub enum LayerConfig {
     Shift { transformed: Vec<usize> },
     /// Fixed circular shift: u′ = (u + shift) mod 1; u outside [0, 1) is outside the support.
     Wrap { transformed: Vec<usize>, shift: Vec<f64> },
-    /// Uniform number → truncated normal. JSON has no infinity: an end that is none is null there.
+    /// Uniform number → truncated normal. JSON has no infinity, so an absent bound is null there.
     TruncatedNormal {
         transformed: Vec<usize>,
         mean: Vec<f64>,
@@ -115,6 +115,7 @@ fn upper_end<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<
 }
 
 impl LayerConfig {
+    /// Coordinates that the layer transforms.
     pub fn transformed(&self) -> &[usize] {
         match self {
             LayerConfig::Spline { transformed, .. }
@@ -127,7 +128,7 @@ impl LayerConfig {
         }
     }
 
-    /// The coordinates that the layer's networks see.
+    /// Coordinates that the layer's networks read.
     pub fn conditions(&self) -> impl Iterator<Item = usize> + '_ {
         self.features().into_iter().flat_map(Features::coordinates)
     }
@@ -139,7 +140,7 @@ impl LayerConfig {
         }
     }
 
-    /// Sizes within reason, so that a damaged file cannot ask for more memory than there is.
+    /// Checks the sizes. Errors: sizes so large that a damaged file would ask for more memory than there is.
     fn validate_sizes(&self) -> Result<()> {
         let (hidden, bins) = match self {
             LayerConfig::Spline { hidden, bins, .. } => (&hidden[..], *bins),
@@ -156,7 +157,8 @@ impl LayerConfig {
         Ok(())
     }
 
-    /// Every index in range, none transformed twice or used as its own condition.
+    /// Checks sizes and indices. Errors: an index out of range, or a coordinate transformed twice or used as its own
+    /// condition.
     pub fn validate(&self, dimension: usize) -> Result<()> {
         self.validate_sizes()?;
         let mut used = vec![false; dimension];
@@ -183,7 +185,7 @@ impl LayerConfig {
     }
 }
 
-/// A bijection with its log-determinant.
+/// A bijective layer with its log-determinant.
 #[derive(Clone, Debug)]
 pub enum Layer {
     Spline(SplineCoupling),
@@ -192,7 +194,7 @@ pub enum Layer {
     Whiten(Whiten),
 }
 
-/// Workspace of one layer for one chunk: what the backward pass needs of the forward pass.
+/// Workspace of one layer for one chunk: intermediates of the forward pass for the backward pass.
 #[derive(Clone, Debug, Default)]
 pub struct LayerTape<R> {
     pub conditioner: ConditionerTape<R>,
@@ -200,9 +202,9 @@ pub struct LayerTape<R> {
     /// Softmax of widths and heights, `[rows][2 · coordinates · bins]`.
     pub softmax: Vec<R>,
     pub slopes: Vec<R>,
-    /// (bin, its number, argument, ln slope) of every transformed coordinate.
+    /// (bin, its index, argument, ln slope) of every transformed coordinate.
     pub bins: Vec<(Bin, usize, f64, f64)>,
-    /// Values that a layer keeps, `[rows][coordinates]`.
+    /// Saved values of a layer, `[rows][coordinates]`.
     pub kept: Vec<f64>,
     pub scale: Vec<f64>,
     /// e^s or e^−s of affine layers.
@@ -210,7 +212,8 @@ pub struct LayerTape<R> {
 }
 
 impl Layer {
-    /// Parameters take the places after `*end`.
+    /// Builds a layer with its parameters at `*end`, which is advanced. Errors: those of [`LayerConfig::validate`],
+    /// sizes that do not match.
     pub fn new(config: &LayerConfig, dimension: usize, end: &mut usize) -> Result<Layer> {
         config.validate(dimension)?;
         Ok(match config {
@@ -223,6 +226,8 @@ impl Layer {
         })
     }
 
+    /// Transforms `rows.u` in place and adds ln|∂u′/∂u| of the generating direction to `log_det`; rejects rows outside
+    /// the support.
     pub fn apply<R: Real>(
         &self,
         direction: Direction,
@@ -239,8 +244,8 @@ impl Layer {
     }
 
     /// Turns the cotangent of the output, `gu[rows][dimension]`, into that of the input, given the cotangent of
-    /// `log_det` per row; adds the parameters' to `gradient` where wanted. `tape` is that of [`Layer::apply`] in the
-    /// same direction.
+    /// `log_det` per row; adds those of the parameters to `gradient` if given. `tape` is that of [`Layer::apply`] in
+    /// the same direction.
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,

@@ -1,10 +1,10 @@
 //! Coupling flow: x = T(z) through layers that each transform some coordinates by a monotone map whose parameters
-//! depend on the others. Rational-quadratic splines (Durkan et al., NeurIPS 2019), affine couplings (Dinh et al., ICLR
-//! 2017), circular shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal
+//! depend on the others. Layers are rational-quadratic splines (Durkan et al., NeurIPS 2019), affine couplings (Dinh et
+//! al., ICLR 2017), circular shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal
 //! coordinates this is the Boltzmann generator of Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019).
 //!
-//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1]; of a
-//! steerable flow ([`super::steering`]) the normal has variance τ.
+//! log q(x) = log p(z) − ln|∂x/∂z|. For each coordinate the prior p is the standard normal or the uniform density on
+//! [0, 1]; in a steerable flow ([`super::steering`]) the normal has variance τ.
 
 mod affine;
 pub mod bgflow;
@@ -37,17 +37,17 @@ use layers::Layer;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
+/// Largest sizes in a model file, so that a damaged file cannot ask for more memory than there is.
 const LARGEST_DIMENSION: usize = 1 << 20;
 const LARGEST_PARAMETERS: usize = 1 << 28;
 
-/// The layers from the prior to the coordinates.
+/// Layers of the flow, and the prior.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CouplingConfig {
     /// Coordinates with the uniform prior on [0, 1]; all others have the standard normal.
     pub uniform: Vec<usize>,
-    /// In the generating direction.
+    /// Layers in the generating direction.
     pub layers: Vec<LayerConfig>,
 }
 
@@ -57,10 +57,10 @@ pub struct CouplingFlow<R: Real> {
     hash: String,
     coordinates: Arc<Coordinates>,
     layers: Arc<Vec<Layer>>,
-    /// Per coordinate: whether its prior is uniform.
+    /// For each coordinate, whether its prior is uniform.
     uniform: Vec<bool>,
     parameters: Arc<Parameters<R>>,
-    /// τ, of the normal prior; 1 but for a steerable flow at another temperature.
+    /// Variance τ of the normal prior; 1 except for a steerable flow at another temperature.
     variance: f64,
     /// Workspaces that are not in use, so that a warm call does not allocate.
     workspaces: Arc<Spares<Workspace<R>>>,
@@ -111,7 +111,8 @@ impl<R: Real> CouplingFlow<R> {
         })
     }
 
-    /// Random hidden weights (He et al., ICCV 2015), zero output layers: the flow starts as its fixed layers alone.
+    /// He-normal hidden weights (He et al., ICCV 2015) and zero output layers, so that the flow starts as its fixed
+    /// layers alone.
     pub fn initialise(&mut self, seed: u64) {
         let parameters = Arc::make_mut(&mut self.parameters).values_mut();
         for (number, mlp) in self.layers.iter().flat_map(Layer::networks).enumerate() {
@@ -123,7 +124,7 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// From a model file.
+    /// Reads a flow from a model file. Errors name the layer or the tensor.
     pub fn from_file(file: &ModelFile) -> Result<CouplingFlow<R>> {
         let mut flow = CouplingFlow::new(file.card.clone())?;
         flow.read_parameters(file)?;
@@ -131,33 +132,33 @@ impl<R: Real> CouplingFlow<R> {
         Ok(flow)
     }
 
-    /// To say more of what made it.
+    /// Mutable card, to add provenance.
     pub fn card_mut(&mut self) -> &mut ModelCard {
         &mut self.card
     }
 
-    /// What the flow acts on.
+    /// Coordinates that the flow acts on.
     pub fn coordinates(&self) -> &Coordinates {
         &self.coordinates
     }
 
-    /// One vector, in the order of the layers.
+    /// All parameters in one vector, in the order of the layers.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }
 
-    /// To train them, or to read others.
+    /// Mutable parameters, for training or for reading others in.
     pub fn parameters_mut(&mut self) -> &mut [R] {
         Arc::make_mut(&mut self.parameters).values_mut()
     }
 
-    /// Multiply-adds of the networks for one configuration, times two.
+    /// Floating-point operations of the networks for one configuration; a multiply-add counts as two.
     pub fn flops(&self) -> f64 {
         let linear = self.layers.iter().flat_map(Layer::networks).flat_map(|mlp| &mlp.layers);
         linear.map(|l| 2 * l.n_in * l.n_out).sum::<usize>() as f64
     }
 
-    /// A copy with networks of another type.
+    /// A copy with networks of another precision. Errors: those of [`CouplingFlow::new`].
     pub fn cast<S: Real>(&self) -> Result<CouplingFlow<S>> {
         let mut other = CouplingFlow::<S>::new(self.card.clone())?;
         other

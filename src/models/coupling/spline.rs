@@ -18,7 +18,7 @@ pub struct Bin {
     pub right: f64,
 }
 
-/// Cotangents of a bin's six numbers and of the argument.
+/// Cotangents of a bin's six parameters and of the argument.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BinVjp {
     pub argument: f64,

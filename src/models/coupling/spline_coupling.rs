@@ -1,7 +1,7 @@
-//! Rational-quadratic spline coupling; parameter layout and constants as in nflows and bgflow.
+//! Rational-quadratic spline coupling, with the parameter layout and constants of nflows and bgflow.
 //!
 //! Network output per row: `[D][K]` widths, `[D][K]` heights, `[D][K]` slopes (`[D][K−1]` with linear ends), then one
-//! last slope for every coordinate with free ends.
+//! final slope for every coordinate with free ends.
 
 use super::conditioner::Conditioner;
 use super::layers::{Direction, Ends, LayerConfig, LayerTape, Rows};
@@ -18,14 +18,15 @@ pub struct SplineCoupling {
     pub(super) bins: usize,
     pub(super) left: f64,
     pub(super) span: f64,
-    /// Sharpness β of the softplus that makes slopes positive: 1, or ln 2/(1 − MIN_SLOPE) so that zero means slope one.
+    /// Sharpness β of the softplus that makes slopes positive: 1, or ln 2/(1 − MIN_SLOPE) for zero to give slope one.
     pub(super) beta: f64,
 }
 
-/// Marks an argument beyond linear ends in the tape.
+/// Bin number in the tape for an argument beyond linear ends.
 const OUTSIDE: usize = usize::MAX;
 
 impl SplineCoupling {
+    /// Appends the layer's parameters at `*end`. Errors: a malformed configuration.
     pub fn new(config: &LayerConfig, end: &mut usize) -> Result<SplineCoupling> {
         let LayerConfig::Spline { transformed, features, ends, bins, interval, hidden, activation, identity_init } =
             config
@@ -56,7 +57,7 @@ impl SplineCoupling {
         })
     }
 
-    /// Place of slope `k` of coordinate `c` among a row's slopes; None where it is one by definition.
+    /// Index of slope `k` of coordinate `c` among a row's slopes; None if it is one by definition.
     fn slope_place(&self, c: usize, k: usize) -> Option<usize> {
         let (d, n) = (self.transformed.len(), self.bins);
         match self.ends {
@@ -92,7 +93,7 @@ impl SplineCoupling {
         R::softplus_slice(&mut tape.slopes);
     }
 
-    /// The bin of coordinate `c` that holds `value`, on the x axis (`by_width`) or the y axis, and its number.
+    /// The bin of coordinate `c` that contains `value`, on the x axis (`by_width`) or the y axis, and its index.
     fn find<R: Real>(&self, softmax: &[R], slopes: &[R], c: usize, value: f64, by_width: bool) -> (Bin, usize) {
         let k = self.bins;
         let size = |p: R| self.span * (MIN_BIN + (1.0 - MIN_BIN * k as f64) * p.to_f64());
@@ -117,6 +118,8 @@ impl SplineCoupling {
         (bin, n)
     }
 
+    /// Transforms `rows.u` in place, rejects rows beyond the interval unless the ends are linear, and adds to
+    /// `log_det`.
     pub fn apply<R: Real>(
         &self,
         direction: Direction,
@@ -157,6 +160,7 @@ impl SplineCoupling {
         }
     }
 
+    /// Backward pass; see [`super::layers::Layer::vjp`].
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,
@@ -211,8 +215,8 @@ impl SplineCoupling {
         self.conditioner.vjp(parameters, conditioner, gu, dimension, gradient);
     }
 
-    /// Knot `n` is the sum of the sizes before it: from the cotangents of knot and size to those of the network's
-    /// outputs.
+    /// Backward pass of the softmax: knot `n` is the sum of the sizes before it. Adds to `g`, from the cotangents of
+    /// knot `n` and of its size, those of the network's outputs.
     fn softmax_vjp<R: Real>(&self, p: &[R], n: usize, g_knot: f64, g_size: f64, g: &mut [R]) {
         let factor = R::from_f64(self.span * (1.0 - MIN_BIN * self.bins as f64));
         let (g_knot, g_size) = (R::from_f64(g_knot), R::from_f64(g_size));

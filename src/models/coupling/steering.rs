@@ -1,4 +1,4 @@
-//! Which coupling flows can be steered, and the flow at another temperature.
+//! Which coupling flows are steerable, and such a flow at another temperature.
 
 use super::layers::LayerConfig;
 use super::{CouplingConfig, CouplingFlow};
@@ -8,11 +8,11 @@ use crate::models::card::SteeringConfig;
 use crate::models::{steering, Model};
 use crate::nn::Real;
 
-/// Whether the layers keep the volume of all coordinates with a normal prior, which are those that follow the
+/// Checks that the layers preserve the volume of all coordinates with a normal prior, the ones that follow the
 /// temperature.
 ///
-/// Coordinates with the uniform prior (torsions that turn) stay as they are trained, and may go through any layer that
-/// sees nothing else: of the rest given them, q_τ ∝ q_1^{1/τ} holds. Errors name the layer.
+/// Coordinates with the uniform prior (rotatable torsions) stay as trained, and may pass through any layer that reads
+/// nothing else: conditional on them q_τ ∝ q_1^{1/τ} holds. Errors name the layer.
 pub(super) fn check(
     steering: SteeringConfig,
     config: &CouplingConfig,
@@ -61,8 +61,7 @@ pub(super) fn check(
 }
 
 impl<R: Real> CouplingFlow<R> {
-    /// τ at a temperature (K). Errors: a flow that does not follow the temperature, and those of
-    /// [`steering::variance`].
+    /// τ at a temperature (K). Errors: a flow that is not steerable, and those of [`steering::variance`].
     pub(super) fn variance_at(&self, kelvin: f64) -> Result<f64> {
         match self.card.steering {
             Some(_) => steering::variance(kelvin, self.card.temperature),
@@ -70,7 +69,7 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// The same flow with latent and auxiliary variance τ, which shares the parameters.
+    /// The same flow with latent and auxiliary variance τ; the parameters are shared.
     pub fn at_variance(&self, variance: f64) -> CouplingFlow<R> {
         CouplingFlow {
             card: self.card.clone(),
@@ -142,7 +141,7 @@ mod tests {
         evaluations.iter().map(|e| e.log_density).collect()
     }
 
-    /// ln|∂x/∂z| is that of the fixed scale, whatever the parameters, in either precision and direction.
+    /// ln|∂x/∂z| is that of the fixed scale for any parameters, in either precision and direction.
     #[test]
     fn the_volume_is_kept() {
         fn largest_change<R: Real>(dimension: usize) -> f64 {
@@ -172,8 +171,8 @@ mod tests {
         }
     }
 
-    /// By quadrature over x and v, where they are one coordinate each; and samples are those of the density: the mean
-    /// of q_τ′/q_τ is one.
+    /// Quadrature over x and v, one coordinate each; samples are those of the density, since the mean of q_τ′/q_τ is
+    /// one.
     #[test]
     fn the_density_is_normalised_at_every_temperature() {
         for tau in [0.4, 1.0, 2.0] {
@@ -207,7 +206,7 @@ mod tests {
                 gradient.iter_mut().zip(x).for_each(|(g, x)| *g = x.sinh());
                 self.reduced_potential(x, u)
             }
-            /// Nothing is around it.
+            /// There is no environment to relax.
             fn relax(&mut self, x: &[f64], _: u32) -> Result<f64> {
                 let mut u = [0.0];
                 self.reduced_potential(x, &mut u)?;
@@ -222,7 +221,7 @@ mod tests {
         let mut of_training = Cosh;
         let mut target = JointTarget::of_training(&mut of_training, steering);
         target.reduced_potential_gradient(&x, &mut u, &mut of_u).unwrap();
-        // on the way of a driven move as well
+        // also during a driven move
         assert_eq!([0, 1, 2].map(|row| target.relax(&x[4 * row..4 * row + 4], 0).unwrap()), u);
         for i in 0..x.len() {
             let mut at = |h: f64| {

@@ -1,4 +1,4 @@
-//! The common battery on small random flows with every kind of layer.
+//! The common test battery on small random flows with every kind of layer.
 
 use super::*;
 use crate::coordinates::CoordinatesConfig;
@@ -25,7 +25,7 @@ fn spline(transformed: &[usize], features: Features, ends: Ends, interval: [f64;
     }
 }
 
-/// Seven-atom molecule in internal coordinates with one constraint; all layer kinds.
+/// A seven-atom molecule in internal coordinates with one constraint; all layer kinds.
 pub(crate) fn example() -> CouplingFlow<f64> {
     let coordinates = CoordinatesConfig::Internal {
         frame: [0, 1, 2],
@@ -105,7 +105,7 @@ fn encoding_inverts_generating_with_the_same_density() {
 
 #[test]
 fn log_det_is_that_of_the_jacobian() {
-    // ln|∂x/∂z| on shape space: the Gram determinant of ∂x/∂z is not volume there, so compare through the internal
+    // ln|∂x/∂z| on shape space: the Gram determinant of ∂x/∂z is not a volume there, so compare through the internal
     // coordinates, whose Cartesian factor has its own test
     let flow = example();
     let d = flow.latent_dimension();
@@ -183,7 +183,7 @@ fn gradients_match_differences() {
     check_parameters(&mut flow, &by_parameters, |flow| total(flow, &x));
 }
 
-/// Whatever comes before or after, each layer that has ends keeps to them, and so does the uniform prior.
+/// Each layer with ends keeps to them whatever comes before or after, and so does the uniform prior.
 #[test]
 fn beyond_the_ends_of_a_layer_there_is_no_density() {
     let one = vec![0];
@@ -224,7 +224,7 @@ fn beyond_the_ends_of_a_layer_there_is_no_density() {
 fn rows_outside_the_support_have_no_part_in_a_gradient() {
     let flow = example();
     let ((x, _), dx) = (sample(&flow, 3), flow.dimension());
-    // of twice the size no bond is one of the support
+    // at twice the size every bond is outside the support
     let with_one_outside: Vec<f64> = x.iter().copied().chain(x[..dx].iter().map(|x| 2.0 * x)).collect();
     let of = |x: &[f64], weights: &[f64]| {
         let mut log_q = vec![Evaluation::inside(0.0); weights.len()];
@@ -240,7 +240,7 @@ fn rows_outside_the_support_have_no_part_in_a_gradient() {
     assert!(by_x[3 * dx..].iter().all(|g| *g == 0.0));
 }
 
-/// Directional differences of `value` along each of 40 random directions in parameter space.
+/// Compares directional differences of `value` along 40 random directions in parameter space with `gradient`.
 fn check_parameters(flow: &mut CouplingFlow<f64>, gradient: &[f64], value: impl Fn(&CouplingFlow<f64>) -> f64) {
     let start = flow.parameters().to_vec();
     let mut stream = Stream::new(8, StreamId::Test, 0, 0);

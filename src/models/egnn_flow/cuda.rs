@@ -1,4 +1,4 @@
-//! The vector field on a GPU: weights as `cuda/egnn_flow.cu` reads them.
+//! The vector field on a GPU: weights in the layout of `cuda/egnn_flow.cu`.
 
 use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
@@ -35,7 +35,7 @@ struct LayerRecord {
     node_out_bias: i32,
 }
 
-/// `Network` of the kernels; addresses on the card.
+/// `Network` of the kernels; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct NetworkRecord {
@@ -46,7 +46,7 @@ struct NetworkRecord {
     step: f64,
 }
 
-/// The kernels for a network of ECNF's sizes, in every variant.
+/// Kernels for a network of ECNF's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
@@ -64,8 +64,8 @@ fn of_config<R: Real>(config: &EgnnConfig, directions: usize, machine: Machine) 
     program::<R>(SOURCE, config.features.len(), &block, machine, &own)
 }
 
-/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the
-/// kernels are.
+/// Block for derivatives along this many directions at once; counts as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape
+/// of the kernels do.
 fn block<R>(config: &EgnnConfig, directions: usize, shared: usize) -> Block {
     let (n, hidden, even) = (config.features.len(), config.n_hidden, config.n_hidden.next_multiple_of(2));
     let with_tape = usize::from(directions > 0);
@@ -81,7 +81,7 @@ fn directions<R>(config: &EgnnConfig, shared: usize) -> usize {
     Block::directions::<R>(shared, |directions| block::<R>(config, directions, shared))
 }
 
-/// Inputs `from` to `from + n` of a layer.
+/// Packs inputs `from` to `from + n` of a layer.
 fn inputs<R: Real>(packing: &mut Packing<R>, w: &Weight, from: usize, n: usize) -> i32 {
     packing.matrix(n, w.n_out, |p, i, o| p.at(w.place(from + i, o)))
 }
@@ -95,7 +95,7 @@ fn bias<R: Real>(packing: &mut Packing<R>, w: &Weight) -> i32 {
 }
 
 impl<R: Real> Evaluator<Egnn, R> {
-    /// Copies the field to a machine and compiles its kernels.
+    /// Copies the field to a GPU and compiles its kernels. Errors: the driver's.
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
         let (network, config) = (&self.network, self.network.config.clone());
         let h = config.n_hidden;

@@ -1,4 +1,4 @@
-//! Tensors of the model file: named as in ECNF checkpoints of transferable-samplers.
+//! Model file, with the tensor names of ECNF checkpoints of transferable-samplers.
 
 use super::{Config, Egnn, EgnnConfig, EgnnFlow};
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::nn::Real;
 use std::collections::BTreeMap;
 
 impl<R: Real> EgnnFlow<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the flow from a model file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<EgnnFlow<R>> {
         let Config { network, flow } = file.config()?;
         let network = Egnn::new(network.clone())?;
@@ -19,13 +19,13 @@ impl<R: Real> EgnnFlow<R> {
     }
 }
 
-/// The bytes of a model file.
+/// Bytes of a model file. Errors: those of serialisation.
 pub fn to_bytes<R: Real>(card: &ModelCard, network: &Egnn, parameters: &[R]) -> Result<Vec<u8>> {
     model_file::serialize(card, &network.layout().write(parameters))
 }
 
-/// Configuration of an ECNF checkpoint by the shapes of its tensors, and the tensors that the velocity uses (the last
-/// embedding of the reference is not part of it).
+/// Configuration of an ECNF checkpoint, from the shapes of its tensors, and the tensors that the velocity uses (it does
+/// not use the reference's last embedding).
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_ecnf(

@@ -28,7 +28,7 @@ use crate::nn::tape::{Function, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -36,17 +36,17 @@ pub struct Config {
     pub flow: ContinuousConfig,
 }
 
-/// Sizes of the network, and the features of atoms.
+/// Sizes of the network, and the atoms' features.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgnnConfig {
-    /// For every atom, the places of the ones in its feature vector.
+    /// For every atom, the indices of the ones in its multi-hot feature vector.
     pub features: Vec<Vec<usize>>,
     /// Length of the feature vectors; the time is appended.
     pub n_features: usize,
     pub n_layers: usize,
     pub n_hidden: usize,
-    /// Farthest an atom goes over all layers, in the network's units, per neighbour.
+    /// Farthest an atom moves over all layers, per neighbour, in the network's units.
     pub coordinate_range: f64,
 }
 
@@ -71,7 +71,7 @@ pub struct Egnn {
 }
 
 impl Egnn {
-    /// Errors: a size of zero, or one that no model has; a feature out of range.
+    /// Lays out the parameters. Errors: a size that is zero or too large, or a feature out of range.
     pub fn new(config: EgnnConfig) -> Result<Egnn> {
         let h = config.n_hidden;
         check_sizes(&[
@@ -103,6 +103,7 @@ impl Egnn {
         Ok(Egnn { config, layout, embedding, layers })
     }
 
+    /// Sizes of the network, and the atoms' features.
     pub fn config(&self) -> &EgnnConfig {
         &self.config
     }
@@ -134,7 +135,7 @@ impl Egnn {
             let inverse = tape.function(Function::Reciprocal, length);
             let towards = tape.scale(d, inverse);
 
-            // W₁ acts on the atoms once, not on every pair
+            // W₁ acts on the atoms once instead of on every pair
             let [first, second] = layer.edge;
             let of_destination = tape.linear(p, first.without_bias().of_inputs(0, hidden), h);
             let of_source = tape.linear(p, first.without_bias().of_inputs(hidden, hidden), h);
@@ -168,15 +169,15 @@ impl Egnn {
     }
 }
 
-/// The network on a tape.
+/// The network recorded on a tape.
 struct Recorded {
     x: Var,
     v: Var,
     layers: Vec<RecordedLayer>,
 }
 
-/// What derivatives of a layer are made of. Of pairs: x_i − x_j, r, 1/(√(r + 1e-8) + 1), what W₁ and W₂ come to, m
-/// before and σ at the gate, what W_c comes to, c; of atoms: what N₁ comes to.
+/// Intermediate values of a layer from which its derivatives are formed. Per pair: x_i − x_j, r, 1/(√(r + 1e-8) + 1),
+/// the outputs of W₁ and W₂, m before the gate and σ, the output of W_c, and c; per atom: the output of N₁.
 struct RecordedLayer {
     d: Var,
     r: Var,
@@ -216,7 +217,7 @@ impl Network for Egnn {
         (x, v)
     }
 
-    /// By tangents of whole layers; see the module.
+    /// By tangents of whole layers; see the `divergence` module.
     fn divergence<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R], both: &mut [f64]) {
         let d = self.dimension();
         for ((&t, x), both) in t.iter().zip(x.chunks_exact(d)).zip(both.chunks_exact_mut(d + 1)) {

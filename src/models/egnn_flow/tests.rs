@@ -66,7 +66,7 @@ fn divergence_and_jvp_match_differences() {
     assert!(largest(&dv, &difference) < 1e-7);
 }
 
-/// By a derivative along each coordinate.
+/// The network with its divergence from a derivative along each coordinate.
 struct ByCoordinates(Egnn);
 
 impl Network for ByCoordinates {
@@ -116,8 +116,8 @@ fn divergences_are_those_by_coordinates() {
         );
         assert!(largest(&of(&single).1, &truth) <= 1e-5 * scale.max(1.0), "{atoms} {n_layers} {n_hidden} in f32");
     };
-    // directions that leave a column partly empty, fill it, and take more columns than a tile has; sizes beside whole
-    // tiles
+    // direction counts that leave a column partly empty, fill it, and need more columns than a tile has; sizes that are
+    // not whole tiles
     for (atoms, layers, hidden) in [(1, 2, 4), (2, 1, 3), (2, 2, 5), (3, 3, 7), (7, 4, 16), (24, 3, 20)] {
         compare(atoms, layers, hidden);
     }

@@ -1,4 +1,4 @@
-//! Energies and their scores, as fields of one number.
+//! Energies and their scores, as fields with a single output.
 
 use super::{Batch, FieldKernel, FieldOnDevice, LAUNCH};
 use crate::device::Driver;
@@ -10,19 +10,19 @@ use std::sync::Arc;
 
 /// An energy that has kernels.
 pub trait EnergyKernel: Network {
-    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the
-    /// network's parameters on a machine.
+    /// The kernels, with the network's parameters on a GPU: with no directions that of values, with those of a share of
+    /// its score that of values and scores. Errors: the driver's.
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
 }
 
 impl<N: EnergyKernel, R: Real> Evaluator<N, R> {
-    /// Copies the network to a machine and compiles its kernels.
+    /// Copies the network to a GPU and compiles its kernels. Errors: the driver's.
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
         FieldOnDevice::new(driver, self.network.kernel(self.parameters(), driver)?).map(EnergyOnDevice)
     }
 }
 
-/// An energy from a GPU.
+/// An energy evaluated on a GPU.
 pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
 
 impl<R: Real> EnergyOnDevice<R> {

@@ -1,6 +1,6 @@
-//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences
-//! (`cuda/networks.cuh`); the ODE of a flow in `ode.rs`, blocks of networks on messages in `tangents.rs`. A model
-//! brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`, `graphormer_ebm/cuda.rs`,
+//! Vector fields and energies of molecules on a GPU: batches, launches and the partitioning of divergences
+//! (`cuda/networks.cuh`); the ODE of a flow in `ode.rs`, blocks of message-passing networks in `tangents.rs`. Each
+//! model supplies its kernels and weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`, `graphormer_ebm/cuda.rs`,
 //! `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
 mod energy;
@@ -19,8 +19,8 @@ use bytemuck::{Pod, Zeroable};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Of a block, which has a multiprocessor to itself: a round of a product of 64 outputs in PAIR_LANES lanes; f64
-/// networks need twice the registers.
+/// Threads of a block, which has a multiprocessor to itself: one round of a product of 64 outputs in PAIR_LANES lanes;
+/// f64 networks need twice the registers.
 pub fn threads<R>() -> usize {
     match size_of::<R>() {
         8 => 192,
@@ -28,42 +28,43 @@ pub fn threads<R>() -> usize {
     }
 }
 
-/// Whether a block's state of so many numbers is too large for shared memory: the constant SCRATCH of its kernel.
+/// Whether a block's state of `memory` numbers is too large for shared memory: the constant SCRATCH of its kernel.
 pub fn needs_scratch<R>(memory: usize, shared: usize) -> bool {
     memory * size_of::<R>() > shared
 }
 
-/// What decides about kernels beside the model.
+/// Properties of the GPU that the kernels depend on.
 #[derive(Clone, Copy)]
 pub struct Machine {
     /// Bytes of shared memory that a block can have.
     pub shared: usize,
-    /// Whether products are for tensor cores, which f32 networks alone have a use for.
+    /// Whether products use tensor cores; only f32 networks do.
     pub tensor: bool,
 }
 
 impl Machine {
-    /// Without a card.
+    /// A typical GPU, for compiling where there is none.
     pub const ELSEWHERE: Machine = Machine { shared: 227 << 10, tensor: false };
-    /// The same with tensor cores.
+    /// [`Machine::ELSEWHERE`] with tensor cores.
     pub const WITH_TENSOR_CORES: Machine = Machine { tensor: true, ..Machine::ELSEWHERE };
-    /// With the shared memory of cards for workstations (sm_86, 89 and 120).
+    /// The shared memory of workstation cards (sm_86, 89 and 120).
     pub const SMALLER: Machine = Machine { shared: 99 << 10, ..Machine::ELSEWHERE };
 
+    /// The properties of a driver's GPU, for networks of type `R`.
     pub fn of<R>(driver: &Arc<dyn Driver>) -> Machine {
         Machine { shared: driver.shared_memory(), tensor: size_of::<R>() == 4 && driver.tensor_cores() }
     }
 }
 
-/// Rows of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
+/// Rows per launch, so that memory on the card does not grow with the batch and no launch takes seconds.
 const LAUNCH: usize = 1024;
-/// How often teams may take another configuration, one after the other, before blocks on their own are quicker: a team
-/// of 32 takes a seventh of a block's time or so.
+/// How many configurations in turn a team may take before single blocks are faster: a team of 32 takes about a seventh
+/// of a block's time.
 const ROUNDS_OF_TEAMS: usize = 4;
-/// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
+/// Bytes of scratch memory on the card for all blocks of a launch; a single block may exceed this.
 const LARGEST_SCRATCH: usize = 4 << 30;
 
-/// `Batch` of the kernels; addresses on the card.
+/// `Batch` of the kernels; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Batch {
@@ -79,65 +80,66 @@ struct Batch {
     padding: i32,
 }
 
-/// What a kernel is compiled for beside a model and a machine.
+/// Compile-time options of a kernel besides model and machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// Directions of derivatives at once; none, for values.
+    /// Directions of derivatives computed at once; 0 for values only.
     pub directions: usize,
-    /// Blocks that take a configuration through the network together.
+    /// Blocks that evaluate a configuration together.
     pub team: usize,
 }
 
 impl Variant {
-    /// With a block for each configuration.
+    /// One block per configuration.
     pub fn of_blocks(directions: usize) -> Variant {
         Variant { directions, team: 1 }
     }
 }
 
-/// Numbers that a block needs.
+/// Sizes of a block's memory, in numbers.
 #[derive(Clone, Copy)]
 pub struct Numbers {
-    /// In shared memory, if it is large enough.
+    /// In shared memory, if that is large enough.
     pub state: usize,
-    /// In memory of the card in any case.
+    /// Always in global memory.
     pub tape: usize,
 }
 
 impl Numbers {
+    /// A block with a state but no tape.
     pub fn of_state(state: usize) -> Numbers {
         Numbers { state, tape: 0 }
     }
 }
 
-/// One model's kernels and what they read.
+/// A model's kernels and the data they read.
 pub struct FieldKernel {
-    /// Of the kernel for batches of values.
+    /// Name of the kernel that evaluates batches of values.
     pub name: &'static str,
-    /// Coordinates of a configuration.
+    /// Coordinates per configuration.
     pub dimension: usize,
     /// Configurations that a block takes at once.
     pub rows: usize,
-    /// Of a block.
+    /// Threads per block.
     pub threads: usize,
-    /// Directions of a share of a divergence or, of energies, of a score. One that is found by reverse mode is a single
-    /// share, and its one direction only tells its program from that of values.
+    /// Directions in one share of a divergence or, for energies, of a score. A score found by reverse mode is a single
+    /// share, whose one direction only distinguishes its program from that of values.
     pub directions: usize,
-    /// Shares of a configuration's score.
+    /// Shares into which a configuration's score is split.
     pub shares: usize,
-    /// Blocks of a team for few configurations; 1 where each has a block of its own however few there are.
+    /// Blocks of a team when configurations are few; 1 where each configuration always has a block of its own.
     pub team: usize,
-    /// The program of a variant, and the numbers of a block.
+    /// Program of a variant, and the memory of its blocks.
     pub program: Box<dyn Fn(Variant) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(Variant) -> Numbers + Send + Sync>,
-    /// What follows the batch, or the ODE, in a kernel's argument.
+    /// Argument bytes that follow the batch or the ODE.
     pub arguments: Vec<u8>,
-    /// The buffers that it points to.
+    /// Buffers that the arguments point to.
     pub buffers: Vec<Box<dyn Any + Send + Sync>>,
 }
 
 impl FieldKernel {
-    /// A kernel without arguments yet, with a block for each configuration.
+    /// A kernel without arguments so far, with one block per configuration.
     pub fn new(
         (name, dimension, threads): (&'static str, usize, usize),
         program: impl Fn(Variant) -> Program + Send + Sync + 'static,
@@ -160,7 +162,8 @@ impl FieldKernel {
         }
     }
 
-    /// Copies values to the card, and keeps them there as long as the kernel is.
+    /// Copies values to the card and keeps them there as long as the kernel lives; returns their address. Errors: the
+    /// driver's.
     pub fn keep<T: Pod + Send + Sync>(&mut self, driver: &Arc<dyn Driver>, values: &[T]) -> Result<u64> {
         let buffer = Buffer::of(driver, values)?;
         let address = buffer.address();
@@ -169,18 +172,18 @@ impl FieldKernel {
     }
 }
 
-/// A field with values and derivatives from a GPU.
+/// A field whose values and derivatives are computed on a GPU.
 pub struct FieldOnDevice<R: Real> {
     driver: Arc<dyn Driver>,
     kernel: FieldKernel,
-    /// By name.
+    /// Compiled kernels by name and variant.
     kernels: Compiled<(&'static str, Variant), BlockShape>,
     work: Workspaces<Work<R>>,
-    /// What went wrong first.
+    /// The first failure.
     failure: Mutex<Option<String>>,
 }
 
-/// How a kernel's blocks run: with bytes of shared memory and numbers of memory of their own, and how many at once.
+/// Launch shape of a kernel's blocks: bytes of shared memory, numbers of scratch memory, and how many are resident.
 #[derive(Clone, Copy)]
 struct BlockShape {
     kernel: KernelId,
@@ -189,7 +192,7 @@ struct BlockShape {
     resident: usize,
 }
 
-/// Memory for a batch.
+/// Device and host memory for a batch.
 struct Work<R> {
     t: Buffer<f64>,
     x: Buffer<f64>,
@@ -199,7 +202,7 @@ struct Work<R> {
     parts: Buffer<f64>,
     scratch: Buffer<R>,
     arrivals: Buffer<u32>,
-    /// What it starts from.
+    /// Zeros for the initial arrivals.
     none_yet: Vec<u32>,
     host: Vec<f64>,
     paths: ode::Work,
@@ -224,9 +227,9 @@ impl<R: Real> Work<R> {
 }
 
 impl<R: Real> FieldOnDevice<R> {
-    /// Compiles the kernel for values; those for derivatives when they are first needed.
+    /// Compiles the kernel for values; those for derivatives follow on first use. Errors: the compiler's.
     pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
-        // now rather than in the middle of a simulation, should there be no compiler
+        // now rather than in the middle of a simulation, in case there is no compiler
         driver.kernel(&(kernel.program)(Variant::of_blocks(0)), kernel.name)?;
         Ok(FieldOnDevice {
             driver: driver.clone(),
@@ -241,12 +244,12 @@ impl<R: Real> FieldOnDevice<R> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Work that an exact divergence is shared out in.
+    /// Number of shares into which an exact divergence is split.
     fn shares(&self) -> usize {
         (self.kernel.dimension - 3).div_ceil(self.kernel.directions)
     }
 
-    /// The kernel `name` of a variant.
+    /// Compiled kernel `name` of a variant, with its launch shape.
     fn block(&self, name: &'static str, variant: Variant) -> Result<BlockShape> {
         self.kernels.get((name, variant), || {
             let kernel = self.driver.kernel(&(self.kernel.program)(variant), name)?;
@@ -261,7 +264,7 @@ impl<R: Real> FieldOnDevice<R> {
         })
     }
 
-    /// The variant for so many rows. Of few, a team takes each.
+    /// The variant for this number of rows; few rows are evaluated by a team each.
     fn variant(&self, directions: usize, rows: usize) -> Result<Variant> {
         let team = self.kernel.team;
         let few = team > 1 && rows <= ROUNDS_OF_TEAMS * (self.driver.multiprocessors() / team);
@@ -269,8 +272,7 @@ impl<R: Real> FieldOnDevice<R> {
         Ok(Variant { directions, team: if together { team } else { 1 } })
     }
 
-    /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts`
-    /// each.
+    /// Runs the kernel with this many directions on rows whose t, x and dx are on the card, each split into `parts`.
     fn launch(
         &self,
         work: &mut Workspace<Work<R>>,
@@ -349,7 +351,8 @@ impl<R: Real> FieldOnDevice<R> {
         Ok(())
     }
 
-    /// Keeps the first failure for [`VectorField::failure`], and makes sure that nobody takes old numbers for results.
+    /// Keeps the first failure for [`VectorField::failure`] and fills f with NaN, so that stale numbers are not taken
+    /// for results.
     fn note(&self, result: Result<()>, f: &mut [f64]) {
         if let Err(error) = result {
             f.fill(f64::NAN);

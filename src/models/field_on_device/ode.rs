@@ -1,4 +1,4 @@
-//! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): who does the work, and what the kernel is told.
+//! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): distribution of the work, and the kernel's arguments.
 
 use super::{BlockShape, FieldOnDevice, Variant};
 use crate::device::{Buffer, Driver};
@@ -10,10 +10,10 @@ use crate::ode::{End, Method, Report};
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
-/// The kernel that every field has beside that of its values.
+/// Name of the kernel for paths, which every field has besides that of its values.
 const KERNEL: &str = "paths";
 
-/// `Ode` of the kernels; addresses on the card.
+/// `Ode` of the kernels; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Ode {
@@ -43,7 +43,7 @@ struct Ode {
 }
 
 impl Ode {
-    /// What the flow's configuration says.
+    /// Arguments from the flow's configuration.
     fn of(flow: &ContinuousConfig, [start, end]: [f64; 2]) -> Ode {
         let ode = Ode {
             start,
@@ -78,7 +78,7 @@ struct ReportRecord {
     end: i32,
 }
 
-/// Memory for the paths of a batch; what a block keeps of its field is beside it.
+/// Device memory for the paths of a batch; what a block keeps of its field is separate.
 pub(super) struct Work {
     x: Buffer<f64>,
     integral: Buffer<f64>,
@@ -119,10 +119,10 @@ impl ReportRecord {
     }
 }
 
-/// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take
-/// at most a tenth longer than the best number of them, counted in shares that are computed one after the other. Each
-/// block has the values to itself, which take as long as one of them: a little less by the multiply-adds of either
-/// field with a tape, and the rest of them is more.
+/// Blocks per team, with `resident` blocks running at once, for n samples with this many shares of a divergence: as few
+/// as take at most a tenth longer than the best number, counted in shares computed in sequence. Each block computes the
+/// values by itself, which takes about as long as a share: slightly less by the multiply-adds of either field with a
+/// tape, but their other operations take longer.
 fn team_size(n: usize, shares: usize, resident: usize) -> usize {
     let time = |blocks: usize| n.div_ceil(resident / blocks) * (1 + shares.div_ceil(blocks));
     let most = shares.min(resident);
@@ -130,8 +130,8 @@ fn team_size(n: usize, shares: usize, resident: usize) -> usize {
     (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
 }
 
-/// Samples that a team carries in one launch: enough that blocks seldom wait for the slowest; one where a kernel that
-/// takes seconds is ended.
+/// Samples that a team carries in one launch: enough that blocks seldom wait for the slowest; one if kernels that take
+/// seconds are killed.
 fn samples_of_a_team(driver: &dyn Driver) -> usize {
     if driver.has_watchdog() {
         1
@@ -175,7 +175,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
 }
 
 impl<R: Real> FieldOnDevice<R> {
-    /// One launch for all of these samples, with as many teams as there is work or room for.
+    /// Launches once for all of these samples, with as many teams as there is work or room for.
     fn launch_paths(
         &self,
         block: &BlockShape,
@@ -216,8 +216,8 @@ impl<R: Real> FieldOnDevice<R> {
         };
         let argument = [bytemuck::bytes_of(&ode), &self.kernel.arguments].concat();
         let (grid, threads) = (grid as u32, self.kernel.threads as u32);
-        // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, so many teams and
-        // blocks, and live until what comes out is read.
+        // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, and for this many
+        // teams and blocks, and live until the results are read.
         unsafe {
             match team {
                 1 => driver.launch(block.kernel, grid, threads, block.shared, &argument)?,
@@ -236,13 +236,13 @@ impl<R: Real> FieldOnDevice<R> {
 mod tests {
     use super::*;
 
-    /// Of a card with 132 blocks, and the 16 shares of 22 atoms.
+    /// For a card with 132 blocks, and the 16 shares of 22 atoms.
     #[test]
     fn teams_fill_the_card_where_samples_do_not() {
         let size = |n| team_size(n, 16, 132);
-        // one sample: a share each; as many as the card runs: none shared; many more: the same
+        // one sample: one share per block; as many samples as blocks: not shared; many more: likewise
         assert_eq!([size(1), size(8), size(66), size(132), size(4096)], [16, 16, 2, 1, 1]);
-        // one round and a little: two blocks in three rounds are nearly as good as four in five
+        // slightly more than one round: two blocks in three rounds are nearly as good as four in five
         assert_eq!(size(150), 2);
         assert_eq!([team_size(5, 1, 132), team_size(5, 16, 1)], [1, 1]);
     }

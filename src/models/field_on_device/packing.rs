@@ -1,10 +1,10 @@
-//! Weights as kernels read them.
+//! Weights packed for the kernels.
 
 use crate::nn::tape::Weight;
 use crate::nn::Real;
 use bytemuck::{NoUninit, Pod, Zeroable};
 
-/// Atoms with padding, as lanes of a product come in eights.
+/// Number of atoms padded to a multiple of eight, the unit of a product's lanes.
 pub fn padded(n_atoms: usize) -> usize {
     n_atoms.next_multiple_of(8)
 }
@@ -26,19 +26,20 @@ pub struct LinearRecord {
     bias: i32,
 }
 
-/// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even
-/// place.
+/// Weights to be copied to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even
+/// offset.
 pub struct Packing<'a, R> {
     pub parameters: &'a [R],
     pub weights: Vec<R>,
 }
 
 impl<R: Real> Packing<'_, R> {
+    /// Parameter at this offset.
     pub fn at(&self, place: usize) -> f64 {
         self.parameters[place].to_f64()
     }
 
-    /// The place of a matrix of these values.
+    /// Appends a matrix of these values; returns its offset.
     pub fn matrix(&mut self, n_in: usize, n_out: usize, value: impl Fn(&Self, usize, usize) -> f64) -> i32 {
         let start = self.weights.len();
         for i in 0..n_in {
@@ -50,13 +51,13 @@ impl<R: Real> Packing<'_, R> {
         start as i32
     }
 
-    /// The places of a linear layer's parameters.
+    /// Appends a linear layer's parameters; returns their offsets.
     pub fn linear(&mut self, w: &Weight) -> LinearRecord {
         let all = |n| (0..n).map(Some).collect::<Vec<_>>();
         self.linear_in_order(w, &all(w.n_in), &all(w.n_out))
     }
 
-    /// Of a layer with these inputs and outputs one after the other; none has zeros.
+    /// As [`Packing::linear`], with inputs and outputs in these orders; None stands for zeros.
     pub fn linear_in_order(&mut self, w: &Weight, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> LinearRecord {
         let weight = |p: &Self, i: usize, o: usize| match (inputs[i], outputs[o]) {
             (Some(i), Some(o)) => p.at(w.place(i, o)),
@@ -70,12 +71,12 @@ impl<R: Real> Packing<'_, R> {
         }
     }
 
-    /// The place of a layer normalisation's parameters.
+    /// Appends the parameters of a layer normalisation; returns their offsets.
     pub fn norm(&mut self, weight: usize, bias: usize, n: usize) -> NormRecord {
         NormRecord { weight: self.vector(weight, n), bias: self.vector(bias, n) }
     }
 
-    /// What a first layer makes of every atom's features without the time, `[atoms][n]`, and its weights of the time.
+    /// First layer applied to every atom's features without the time, `[atoms][n]`, and its weights for the time.
     pub fn embedding(
         &self,
         features: &[Vec<usize>],
@@ -90,13 +91,13 @@ impl<R: Real> Packing<'_, R> {
         [atoms, (0..n).map(|o| R::from_f64(weight(time, o))).collect()]
     }
 
-    /// The place of n parameters from `start` on.
+    /// Appends n parameters from `start` on; returns their offset.
     pub fn vector(&mut self, start: usize, n: usize) -> i32 {
         self.matrix(1, n, |p, _, o| p.at(start + o))
     }
 }
 
-/// The bytes of a model's part of the argument.
+/// Bytes of a model's part of the argument.
 pub fn bytes<T: NoUninit>(arguments: &T) -> Vec<u8> {
     bytemuck::bytes_of(arguments).to_vec()
 }

@@ -1,5 +1,5 @@
-//! What programs on `cuda/tangents.cuh` are compiled for, and what their blocks need: those of networks on messages
-//! between all atoms.
+//! Compile-time constants and block sizes of programs based on `cuda/tangents.cuh`: networks with messages between all
+//! atoms.
 
 use super::{needs_scratch, padded, threads, Machine, Numbers};
 use crate::device::{program::real, Program};
@@ -7,21 +7,21 @@ use crate::nn::Real;
 
 /// Lanes of pairs that fill a block.
 const PAIR_LANES: usize = 192;
-/// Directions of a share, at most; a product's lanes come in eights.
+/// Largest number of directions in a share; a product's lanes come in eights.
 const MOST_DIRECTIONS: usize = 4;
 
-/// How a block goes about a configuration.
+/// How a block processes a configuration.
 pub struct Block {
     pub numbers: Numbers,
-    /// Of derivatives at once; none, for values.
+    /// Directions of derivatives computed at once; 0 for values only.
     directions: usize,
-    /// Atoms whose messages are computed at once: those of values, and those of tangents.
+    /// Atoms whose messages are computed at once: for values, and for tangents.
     destinations: usize,
     beside: usize,
 }
 
 impl Block {
-    /// Of numbers of values and of tangents with messages of so many atoms at once, and on the tape.
+    /// From the numbers of values and tangents for a given number of destination atoms at once, and those on the tape.
     pub fn new<R>(
         n_atoms: usize,
         directions: usize,
@@ -41,20 +41,20 @@ impl Block {
         Block { numbers: Numbers { state, tape }, directions, destinations, beside }
     }
 
-    /// Directions of a share: as many as there is room for in shared memory, or as many as there may be where that is
-    /// too small in any case.
+    /// Directions of a share: as many as shared memory has room for, or the largest number if even one does not fit.
     pub fn directions<R>(shared: usize, block: impl Fn(usize) -> Block) -> usize {
         let fits = |directions: &usize| !needs_scratch::<R>(block(*directions).numbers.state, shared);
         [MOST_DIRECTIONS, 2, 1].into_iter().find(fits).unwrap_or(MOST_DIRECTIONS)
     }
 }
 
-/// As many as make enough lanes for a block, if its state of `memory(number)` numbers fits into shared memory.
+/// Largest number that does not exceed a block's lanes and whose state of `memory(number)` numbers fits into shared
+/// memory; at least 1.
 fn at_once<R>(lanes: usize, shared: usize, memory: impl Fn(usize) -> usize) -> usize {
     (1..=PAIR_LANES / lanes).rev().find(|&number| !needs_scratch::<R>(memory(number), shared)).unwrap_or(1)
 }
 
-/// A program for such a block, with constants of the model's own.
+/// A program for such a block, with further constants of the model.
 pub fn program<R: Real>(
     (name, source): (&'static str, &str),
     n_atoms: usize,

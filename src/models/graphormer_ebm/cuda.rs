@@ -1,4 +1,4 @@
-//! The energy on a GPU: weights as `cuda/graphormer_ebm.cu` reads them.
+//! The energy on a GPU: weights in the layout of `cuda/graphormer_ebm.cu`.
 
 use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
@@ -26,7 +26,7 @@ struct LayerRecord {
     second: LinearRecord,
 }
 
-/// `Arguments` of the kernel behind the batch; addresses on the card, and places in the weights.
+/// `Arguments` of the kernel after the batch: addresses on the card, and offsets into the weights.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -47,7 +47,7 @@ struct Arguments {
     shift: i32,
 }
 
-/// The kernels for a network of BoltzNCE's sizes, in every variant.
+/// Kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let config = GraphormerConfig {
         version: Version::Boltznce,
@@ -73,13 +73,13 @@ pub fn programs() -> Vec<Program> {
     [0, 1].into_iter().flat_map(of).collect()
 }
 
-/// Blocks of a team for few configurations: a head each, as long as they are not more than a card has many times over.
+/// Blocks of a team for few configurations: one per head, up to a number that a card has many times over.
 fn team(config: &GraphormerConfig) -> usize {
     config.heads.min(32)
 }
 
-/// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps
-/// have 16 outputs in two rounds.
+/// Threads: one round of a product of 256 outputs in 24 lanes. f64 networks need more registers per thread; with tensor
+/// cores eight warps have 16 outputs each, in two rounds.
 fn threads<R>(machine: Machine) -> usize {
     match size_of::<R>() {
         4 if !machine.tensor => 384,
@@ -109,7 +109,7 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, variant: Variant, m
     Program::new("graphormer_ebm", SOURCE, &constants)
 }
 
-/// Numbers of a block, as `NEAR` and `FAR` of the kernel count them.
+/// Numbers of a block, as counted by `NEAR` and `FAR` of the kernel.
 fn memory<R>(config: &GraphormerConfig, times: usize, variant: Variant, machine: Machine) -> Numbers {
     let even = |n: usize| n.next_multiple_of(2);
     let (n, lanes) = (config.types.len(), padded(config.types.len()));
@@ -146,7 +146,7 @@ impl<R: Real> Packing<'_, R> {
         self.norm(norm.weight, norm.bias, width)
     }
 
-    /// Numbers one after the other.
+    /// Appends n consecutive numbers; returns their offset.
     fn numbers(&mut self, n: usize, value: impl Fn(&Self, usize) -> f64) -> i32 {
         self.matrix(1, n, |p, _, i| value(p, i))
     }
@@ -156,7 +156,7 @@ impl EnergyKernel for Graphormer {
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel> {
         let (network, config) = (self, self.config.clone());
         let (n, d, times) = (config.types.len(), config.width, network.time[0].n_out);
-        // heads are innermost in the network, and one after the other in the kernel
+        // heads are innermost in the network, and consecutive in the kernel
         let of_head = d / config.heads;
         let in_order = |parts: usize| -> Vec<Option<usize>> {
             let places = |head: usize| {
@@ -202,7 +202,7 @@ impl EnergyKernel for Graphormer {
             move |variant| program::<R>(&for_program, times, variant, machine),
             move |variant| memory::<R>(&for_memory, times, variant, machine),
         );
-        // products by tensor cores are not shared out
+        // products on tensor cores are not shared among blocks
         kernel.team = if machine.tensor { 1 } else { team(&config) };
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;

@@ -1,4 +1,4 @@
-//! Tensors of the model file: named as BoltzNCE's checkpoints, without the ones that its network never uses.
+//! Model file, with the tensor names of BoltzNCE's checkpoints, without those that its network never uses.
 
 use super::{Config, Graphormer, GraphormerConfig, GraphormerEbm, Version};
 use crate::error::{Error, Result};
@@ -8,20 +8,20 @@ use crate::nn::Real;
 use std::collections::BTreeMap;
 
 impl<R: Real> GraphormerEbm<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the model from a file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<GraphormerEbm<R>> {
         let Config { network, energy } = file.config()?;
         EnergyModel::of_network(Graphormer::new(network.clone())?, *energy, file)
     }
 }
 
-/// Parts of BoltzNCE's module that its forward pass leaves out.
+/// Whether a tensor belongs to parts of BoltzNCE's module that its forward pass does not use.
 fn is_unused(name: &str) -> bool {
     name.contains(".bias_updates.") || (name.contains(".layers.") && name.contains(".bias_proj."))
 }
 
-/// Configuration of a BoltzNCE checkpoint by the shapes of its tensors, and the tensors that its network uses. `types`
-/// are the atoms' classes from 0, `heads` and `blocks` are not to be seen in the shapes of all tensors.
+/// Configuration of a BoltzNCE checkpoint, from the shapes of its tensors, and the tensors that its network uses.
+/// `types` are the atoms' classes from 0; `heads` and `blocks` cannot be inferred from all tensors' shapes.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_boltznce(

@@ -1,10 +1,10 @@
 //! BoltzNCE's energy-based model: a transformer over atoms whose attention is biased by distances (Aggarwal et al.,
 //! NeurIPS 2025; Graphormer-3D: Shi et al. 2022). E(t, x) is a log-density up to a constant.
 //!
-//! With r_ij = |x_j − x_i| and one pair (a, b) of numbers for every pair of atom types,
+//! With r_ij = |x_j − x_i| and a pair of numbers (a, b) for every pair of atom types,
 //!
 //! ```text
-//! G_ij = Gaussians(a r_ij + b),   B_ij = W₂ silu(W₁ G_ij + b₁) + b₂   (one number a head)
+//! G_ij = Gaussians(a r_ij + b),   B_ij = W₂ silu(W₁ G_ij + b₁) + b₂   (one number per head)
 //! X_i = type_i + W_e Σ_j G_ij + time(t)
 //! every layer:  X += O softmax(q k/√c + B) v,  q, k, v of LN(X);   X += F₂ silu(F₁ LN(X) + f₁) + f₂
 //! E = Σ_i e₂ silu(e₁ LN(X_i) + ..) + ..
@@ -26,7 +26,7 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -34,19 +34,19 @@ pub struct Config {
     pub energy: EnergyConfig,
 }
 
-/// Which of two versions of the network a file holds.
+/// Version of the network in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Version {
-    /// As trained by BoltzNCE: every component of x_j − x_i is shifted by 1e-5, so r_ij is not quite symmetric nor
-    /// invariant under rotations; an atom is its own neighbour; the time goes through one hidden number.
+    /// As trained by BoltzNCE: every component of x_j − x_i is shifted by 1e-5, so r_ij is neither quite symmetric nor
+    /// quite rotation-invariant; an atom is its own neighbour; the time passes through a single hidden unit.
     Boltznce,
-    /// Distances of the invariant kind, no self-neighbours in the sum of Gaussians, unordered type pairs, a wide time
+    /// Exactly invariant distances, no self-neighbours in the sum of Gaussians, unordered type pairs, a wide time
     /// network.
     Clean,
 }
 
-/// Sizes of the network, and the types of atoms.
+/// Sizes of the network, and the atoms' types.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphormerConfig {
@@ -55,10 +55,10 @@ pub struct GraphormerConfig {
     pub types: Vec<usize>,
     pub n_types: usize,
     pub n_layers: usize,
-    /// How often the layers run one after the other with the same weights.
+    /// How many times the layers are repeated with the same weights.
     #[serde(default = "one")]
     pub blocks: usize,
-    /// Width D of an atom's row.
+    /// Width D of an atom's feature row.
     pub width: usize,
     pub feed_forward: usize,
     pub heads: usize,
@@ -99,7 +99,8 @@ pub struct Graphormer {
 }
 
 impl Graphormer {
-    /// Errors: a size of zero or beyond any model's, a type out of range, a width that the heads do not share evenly.
+    /// Lays out the parameters. Errors: a size that is zero or too large, a type out of range, or a width not divisible
+    /// by the number of heads.
     pub fn new(config: GraphormerConfig) -> Result<Graphormer> {
         let GraphormerConfig { version, n_types, width: d, feed_forward, heads, kernels, n_layers, blocks, .. } =
             config;
@@ -169,12 +170,13 @@ impl Graphormer {
         Ok(Graphormer { config, layout, atoms, time, distance, gaussians, bias, edge, layers, final_norm, energy })
     }
 
+    /// Sizes of the network, and the atoms' types.
     pub fn config(&self) -> &GraphormerConfig {
         &self.config
     }
 
-    /// Random parameters: Gaussians side by side from 0 to `reach` in the network's units, norms and distance factors
-    /// one.
+    /// Random parameters: Gaussians evenly spaced from 0 to `reach` in the network's units; layer norms and distance
+    /// factors are one.
     pub fn initial<R: Real>(&self, reach: f64, seed: u64) -> Vec<R> {
         let special = |name: &str, _: &[usize]| match name {
             "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),
@@ -216,7 +218,7 @@ impl Graphormer {
     }
 }
 
-/// The file has q, k, v and the output of attention head after head; the operation wants heads innermost.
+/// The file stores q, k, v and the output of attention head by head; the tape's operation expects heads innermost.
 fn heads_innermost(layout: &mut Layout, layer: &Layer, d: usize, heads: usize) {
     let width = d / heads;
     let column = move |k: usize| k / d * d + k % heads * width + k % d / heads;

@@ -1,4 +1,4 @@
-//! The energy on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_ebm.cu` read them.
+//! The energy on a GPU: weights in the layout of `cuda/gvp.cuh` and `cuda/gvp_ebm.cu`.
 
 use super::GvpEnergy;
 use crate::device::{Driver, Program};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 const SOURCE: (&str, &str) = ("gvp_ebm", include_str!("../../../cuda/gvp_ebm.cu"));
 
-/// What `Arguments` of the kernel have behind the batch.
+/// `Arguments` of the kernel after the batch.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -19,7 +19,7 @@ struct Arguments {
     energy: [LinearRecord; 2],
 }
 
-/// The kernels for a network of BoltzNCE's sizes; those of the field tell about the other variants of the trunk.
+/// Kernels for a network of BoltzNCE's sizes; the other variants of the trunk are covered by the field.
 pub fn programs() -> Vec<Program> {
     programs_on_trunk(SOURCE)
 }

@@ -1,5 +1,5 @@
 //! An energy-based model on geometric vector perceptrons: the embedding and layers of [`super::gvp_flow`], then a
-//! perceptron of the mean over atoms (BoltzNCE's `GVP_EBM`; Aggarwal et al., arXiv 2507.00846). E(t, x) is a
+//! perceptron on the mean over atoms (BoltzNCE's `GVP_EBM`; Aggarwal et al., arXiv 2507.00846). E(t, x) is a
 //! log-density up to a constant, invariant under rotations, reflections, translations and permutations of like atoms.
 //!
 //! ```text
@@ -26,7 +26,7 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -37,7 +37,7 @@ pub struct Config {
 /// The model with a network of type `R`.
 pub type GvpEbm<R> = EnergyModel<Evaluator<GvpEnergy, R>>;
 
-/// The network. Tensors are named as those of the flow, the last perceptron `energy.0` and `energy.2`.
+/// The network. Tensors have the same names as the flow's; the final perceptron is `energy.0` and `energy.2`.
 #[derive(Clone, Debug)]
 pub struct GvpEnergy {
     trunk: Trunk,
@@ -46,7 +46,7 @@ pub struct GvpEnergy {
 }
 
 impl GvpEnergy {
-    /// Errors name the option or the atom.
+    /// Lays out the parameters. Errors name the option or the atom.
     pub fn new(config: GvpConfig) -> Result<GvpEnergy> {
         let (f, mut layout) = (config.n_scalars, Layout::default());
         let trunk = Trunk::new(config, &mut layout)?;
@@ -58,18 +58,19 @@ impl GvpEnergy {
         Ok(GvpEnergy { trunk, layout, energy })
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> &GvpConfig {
         self.trunk.config()
     }
 
-    /// Random weights; slopes and norms one.
+    /// Random weights; slopes and norms are one.
     pub fn initialise<R: Real>(&self, stream: &mut Stream) -> Vec<R> {
         self.layout.initialise(stream, start)
     }
 }
 
 impl<R: Real> GvpEbm<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the model from a file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<GvpEbm<R>> {
         let Config { network, energy } = file.config()?;
         EnergyModel::of_network(GvpEnergy::new(network.clone())?, *energy, file)

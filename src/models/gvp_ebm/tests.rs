@@ -42,7 +42,7 @@ fn energy(model: &GvpEbm<f64>, t: f64, x: &[f64]) -> f64 {
 fn the_energy_is_invariant() {
     let (model, x) = (model(), positions());
     let e = energy(&model, 0.3, &x);
-    // a turn, a reflection and a shift
+    // a rotation, a reflection and a translation
     let moved: Vec<f64> =
         x.chunks_exact(3).flat_map(|r| [4.0 - 0.6 * r[1] - 0.8 * r[2], r[0], 0.8 * r[1] - 0.6 * r[2]]).collect();
     assert!((energy(&model, 0.3, &moved) - e).abs() < 1e-12);

@@ -1,4 +1,4 @@
-//! The field on CPUs: configurations are shared out over threads, each stays on one.
+//! The field on CPUs: configurations are distributed over threads, each evaluated by one.
 
 use super::network::Workspace;
 use super::GvpField;

@@ -1,5 +1,4 @@
-//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them, and the sizes of their
-//! blocks.
+//! The vector field on a GPU: weights in the layout of `cuda/gvp.cuh` and `cuda/gvp_flow.cu`, and block sizes.
 
 use super::layout::{GvpPlaces, NormPlaces, TrunkPlaces};
 use super::{GvpConfig, GvpField};
@@ -48,7 +47,7 @@ struct LayerRecord {
     update_norm: NormRecord,
 }
 
-/// `Trunk` of the kernels; addresses on the card.
+/// `Trunk` of the kernels; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub struct TrunkRecord {
@@ -70,7 +69,8 @@ struct NetworkRecord {
     output: u64,
 }
 
-/// `n_radial`: radial functions, the last of the scalars; with any, the first vector is an edge's direction.
+/// `n_radial`: number of radial functions, the last of the scalars; if there are any, the first vector is an edge's
+/// direction.
 fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -> GvpRecord {
     let sizes = places.sizes;
     let (hidden, n_in, n_out) = (sizes.hidden(), sizes.scalars_in + sizes.hidden(), sizes.vectors_out);
@@ -82,14 +82,14 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
     let through = |p: P<R>, v: usize, u: usize| (0..hidden).map(|q| wh(p, v, q) * wu(p, q, u)).sum::<f64>();
     let weight = |p: P<R>, i: usize, o: usize| p.at(places.weight.start + o * n_in + i);
     let gate = |p: P<R>, f: usize, u: usize| p.at(places.gate_weight.start + u * sizes.scalars_out + f);
-    // the Jacobian of a single vector goes back through the perceptron
+    // the Jacobian of a single vector is propagated back through the perceptron
     let back = if n_out == 1 { sizes.scalars_out } else { 0 };
     GvpRecord {
         n_hidden: hidden as i32,
         n_out: n_out as i32,
         scalars: packing.matrix(n_scalars, sizes.scalars_out, weight),
         bias: packing.vector(places.bias.start, sizes.scalars_out),
-        // radial functions and norms lie behind the scalars
+        // radial functions and norms follow the scalars
         inputs: packing.matrix(n_radial + hidden, sizes.scalars_out, |p, i, o| weight(p, n_scalars + i, o)),
         hidden: packing.matrix(n_vectors, hidden, |p, v, q| wh(p, v + first, q)),
         outputs: packing.matrix(n_vectors, n_out, |p, v, u| through(p, v + first, u)),
@@ -105,7 +105,7 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
     }
 }
 
-/// The kernels for a network of BoltzNCE's sizes, in every variant.
+/// Kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
     let single = [0, 1, directions::<f32>(&config, plain.shared)];
@@ -132,7 +132,7 @@ fn boltznce_sizes() -> GvpConfig {
     }
 }
 
-/// Of another source on the same trunk: values, and several directions at once.
+/// Kernels of another source on the same trunk: values, and several directions at once.
 pub fn programs_on_trunk(source: (&'static str, &'static str)) -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
     let of = |directions| program::<f32>(source, &config, directions, plain);
@@ -144,8 +144,8 @@ fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
-/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the
-/// kernels are.
+/// Block for derivatives along this many directions at once; counts as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape
+/// of the kernels do.
 fn block<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
     let even = |n: usize| n.next_multiple_of(2);
     let (n, scalars, vectors, hidden) =
@@ -158,7 +158,7 @@ fn block<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
     let with_tape = usize::from(directions > 0);
     let of_pair = of_row + config.rbf_count * (1 + with_tape);
     let values = |at_once: usize| lanes * (of_state + of_jacobian * with_tape + at_once * of_pair);
-    // rows of sums are four longer than there are lanes
+    // rows of sums are four longer than the number of lanes
     let of_sums = 3 * even(vectors) + 3 + even(scalars) + even(vectors);
     let tangents = |at_once: usize| rows * (of_state + at_once * of_row) + 4 * of_sums;
     let of_edge = 5 + scalars + of_perceptron;
@@ -188,7 +188,7 @@ fn program<R: Real>(
     tangents::program::<R>(source, config.features.len(), &block, machine, &own)
 }
 
-/// The kernel `name` of a source, without what it reads.
+/// The kernel `name` of a source, without its data.
 pub fn kernel<R: Real>(
     name: &'static str,
     source: (&'static str, &'static str),
@@ -215,7 +215,7 @@ fn layers<R: Real>(packing: &mut Packing<R>, config: &GvpConfig, places: &TrunkP
     layers.collect()
 }
 
-/// Copies a trunk to the card, and with it what `behind` packs for the layers behind it.
+/// Copies a trunk to the card, together with what `behind` packs for the layers after it. Errors: the driver's.
 pub fn keep_trunk<R: Real, T>(
     kernel: &mut FieldKernel,
     parameters: &[R],
@@ -246,7 +246,7 @@ pub fn keep_trunk<R: Real, T>(
 }
 
 impl<R: Real> GvpField<R> {
-    /// Copies the field to a machine and compiles its kernels.
+    /// Copies the field to a GPU and compiles its kernels. Errors: the driver's.
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
         let mut kernel = kernel::<R>("gvp_field", SOURCE, &self.config, driver);
         let trunk = (&self.config, &self.places.trunk);

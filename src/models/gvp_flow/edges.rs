@@ -1,4 +1,4 @@
-//! Distances and directions of the edges that end at an atom, and their tangents.
+//! Distances and directions of the edges to an atom, and their tangents.
 
 // Indices of components, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -10,13 +10,13 @@ use crate::nn::Real;
 /// Added to every distance.
 const DISTANCE_OFFSET: f64 = 1e-8;
 
-/// The edges that end at one atom, by their source; places of the atom itself and of the padding mean nothing.
+/// The edges to one atom, indexed by source; entries of the atom itself and of the padding are meaningless.
 #[derive(Clone, Debug, Default)]
 pub struct Edges<R> {
     /// u = (x_j − x_i)/d, `[3][stride]`, and d = n(x_j − x_i) + 1e-8.
     pub direction: Vec<R>,
     pub distance: Vec<R>,
-    /// d/n, zero below the smallest norm: the gradient of d by x_j is u times this.
+    /// d/n, zero below the smallest norm: the gradient of d with respect to x_j is u times this.
     pub slope: Vec<R>,
     pub stride: usize,
     pub destination: usize,
@@ -31,7 +31,7 @@ pub struct EdgeTangents<R> {
 }
 
 impl<R: Real> Edges<R> {
-    /// The edges from the atoms at `x[3][stride]` to atom i.
+    /// Sets the edges from the atoms at `x[3][stride]` to atom i.
     pub fn set(&mut self, x: &[R], i: usize) {
         (self.destination, self.stride) = (i, x.len() / 3);
         grow(&mut self.direction, x.len());
@@ -75,7 +75,7 @@ impl<R: Real> Kernel<R> for SetEdges<'_, R> {
 }
 
 impl<R: Real> EdgeTangents<R> {
-    /// Of the edge from atom `from`, by the tangents of its source and of its destination, `[3][stride]`.
+    /// Tangents of the edge from atom `from`, given those of its source and of its destination, `[3][stride]`.
     pub fn set(&mut self, edges: &Edges<R>, from: usize, (source, destination): (&[R], &[R]), stride: usize) {
         self.stride = stride;
         grow(&mut self.distance, stride);

@@ -1,4 +1,4 @@
-//! Reading and writing, with BoltzNCE's tensor names (see `layout.rs`); conversion of BoltzNCE's checkpoints.
+//! Model file with BoltzNCE's tensor names (see `layout.rs`); conversion of BoltzNCE's checkpoints.
 
 use super::layout::Places;
 use super::{Config, GvpField};
@@ -12,26 +12,26 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 impl<R: Real> GvpField<R> {
-    /// The field of a model file. Errors name the tensor that is missing, superfluous, of another shape or not finite.
+    /// The field in a model file. Errors name a tensor that is missing, superfluous, of another shape or not finite.
     pub fn from_file(file: &ModelFile, config: &Config) -> Result<GvpField<R>> {
         config.network.check()?;
         let parameters = Places::new(&config.network).layout.read(&file.tensors)?;
         GvpField::new(config.network.clone(), parameters)
     }
 
-    /// The bytes of the model file; parameters are stored as the type they have here.
+    /// Bytes of the model file; parameters are stored in their own type. Errors: those of serialisation.
     pub fn to_bytes(&self, card: &ModelCard) -> Result<Vec<u8>> {
         serialize(card, &self.places.layout.write(&self.parameters))
     }
 
-    /// Writes the model file; the file that was there is replaced only by a complete one.
+    /// Writes the model file; an existing file is replaced only by a complete one. Errors: those of writing.
     pub fn save(&self, card: &ModelCard, path: impl AsRef<Path>) -> Result<()> {
         write_atomically(path.as_ref(), &self.to_bytes(card)?)
     }
 }
 
 impl<R: Real> ContinuousFlow<GvpField<R>> {
-    /// From a model file.
+    /// The flow in a model file. Errors: those of [`GvpField::from_file`] and [`ContinuousFlow::new`].
     pub fn from_file(file: &ModelFile) -> Result<ContinuousFlow<GvpField<R>>> {
         let config = file.config()?;
         let field = GvpField::from_file(file, config)?;
@@ -39,7 +39,7 @@ impl<R: Real> ContinuousFlow<GvpField<R>> {
     }
 }
 
-/// Checkpoints of BoltzNCE.
+/// Conversion of BoltzNCE's checkpoints.
 pub mod boltznce {
     use super::super::GvpConfig;
     use super::*;
@@ -49,13 +49,13 @@ pub mod boltznce {
     /// Tensors of a checkpoint by name.
     pub type Tensors = BTreeMap<String, Tensor>;
 
-    /// What the tensors do not say, and what stands for it in the configuration.
+    /// Settings that the tensors do not determine, with their description.
     const NEEDED: [(&str, &str); 3] = [
         ("rbf_dmax", "centre of the last radial function, in units of the network (20 in BoltzNCE)"),
         ("message_norm", "divisor of the sum of messages (10 in BoltzNCE)"),
         ("coords_range", "largest step of an atom in a layer (10 in BoltzNCE)"),
     ];
-    /// Options of BoltzNCE of which one value is implemented.
+    /// Options of BoltzNCE for which a single value is implemented.
     const FIXED: [(&str, &str); 8] = [
         ("n_message_gvps", "1"),
         ("n_update_gvps", "1"),
@@ -67,14 +67,15 @@ pub mod boltznce {
         ("scalar_activation", "\"swish_beta\""),
     ];
 
-    /// Entries of the configuration that a conversion needs and that are not there, a line each.
+    /// Missing entries of the configuration that a conversion needs, one per line.
     pub fn missing(config: &Value) -> Vec<String> {
         let absent = NEEDED.iter().filter(|(key, _)| config[key].as_f64().is_none());
         absent.map(|(key, what)| format!("{key}: {what}")).collect()
     }
 
-    /// The network of a checkpoint: sizes from the shapes of its tensors, the rest from `config` with BoltzNCE's names,
-    /// `features` per atom from the caller.
+    /// Configuration of a checkpoint's network: sizes from the shapes of its tensors, the rest from `config` under
+    /// BoltzNCE's names, `features` per atom from the caller. Errors: an option that is not implemented or missing,
+    /// another architecture.
     pub fn network(tensors: &Tensors, config: &Value, features: Vec<Vec<usize>>) -> Result<GvpConfig> {
         for (option, value) in FIXED {
             let found = config.get(option).map_or(value.to_string(), Value::to_string);
@@ -118,8 +119,8 @@ pub mod boltznce {
         format!("{} …", names.join(", "))
     }
 
-    /// The field of a checkpoint. BoltzNCE's empty tensors of dropout are dropped; any other tensor that the network
-    /// does not have is an error.
+    /// The field of a checkpoint. BoltzNCE's empty dropout tensors are ignored. Errors: any other tensor that the
+    /// network does not have, and those of [`GvpField::from_file`].
     pub fn field(tensors: &Tensors, config: GvpConfig) -> Result<GvpField<f64>> {
         config.check()?;
         let dropout = |name: &str| name.ends_with(".dropout.vector_dropout.dummy_param");

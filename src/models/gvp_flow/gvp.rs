@@ -5,11 +5,11 @@
 //! a = W [s ; n(Vh)] + b,  s′ = a σ(βa),  g = Wg s′ + bg,  V′ = σ(g) Vu
 //! ```
 //!
-//! [`Gvp::linear`] is all of it that is linear in (s, V): W_s s + b, Whᵀ V and (Wh Wu)ᵀ V; for a message it is taken
+//! [`Gvp::linear`] is the part that is linear in (s, V): W_s s + b, Whᵀ V and (Wh Wu)ᵀ V; for messages it is computed
 //! once per source. [`Gvp::scalars`] and [`Gvp::vectors`] are the rest, for a set of rows; `tangent.rs` has the
 //! derivatives.
 //!
-//! Rows of scalars are `[scalars]`, of vectors `[3][vectors]`, each padded to whole lanes with zeros.
+//! Rows of scalars are `[scalars]`, rows of vectors `[3][vectors]`, each zero-padded to whole lanes.
 
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -20,7 +20,7 @@ use crate::nn::lanes::{padded, Kernel, Lanes, WIDTH};
 use crate::nn::product::{padded_row, without, Packed, Start};
 use crate::nn::Real;
 
-/// Squared norms are not taken below this.
+/// Floor of squared norms.
 pub const SMALLEST_SQUARE: f64 = 1e-8;
 
 /// Weights, packed for the kernels.
@@ -37,7 +37,7 @@ pub struct Gvp<R> {
     pub norms: Packed<R>,
     pub gates: Packed<R>,
     gate_bias: Vec<R>,
-    /// Rows of Wh and of Wh Wu of the direction of an edge, the first vector of a message.
+    /// Rows of Wh and Wh Wu for the direction of an edge, the first vector of a message.
     pub direction_hidden: Vec<R>,
     pub direction_outputs: Vec<R>,
     beta: R,
@@ -51,7 +51,7 @@ pub struct Linear<R> {
     pub outputs: Vec<R>,
 }
 
-/// What a perceptron keeps per row for its derivatives.
+/// Intermediates of a perceptron per row, for its derivatives.
 #[derive(Clone, Debug, Default)]
 pub struct Tape<R> {
     /// ds′/da.
@@ -61,7 +61,7 @@ pub struct Tape<R> {
     /// σ(g), and σ′(g) Vu.
     pub gate: Vec<R>,
     pub gated: Vec<R>,
-    /// W times the derivative of the radial functions by the distance.
+    /// W times the derivative of the radial functions with respect to the distance.
     pub radial: Vec<R>,
 }
 
@@ -84,7 +84,7 @@ pub struct Radial<R> {
     pub inverse_width: R,
 }
 
-/// Grows a buffer; it never shrinks, so that a warm call does not allocate.
+/// Grows a buffer, which never shrinks, so that a warm call does not allocate.
 pub fn grow<R: Real>(buffer: &mut Vec<R>, n: usize) {
     if buffer.len() < n {
         buffer.resize(n, R::default());
@@ -92,7 +92,8 @@ pub fn grow<R: Real>(buffer: &mut Vec<R>, n: usize) {
 }
 
 impl<R: Real> Gvp<R> {
-    /// `n_radial`: radial functions, the last of the scalars; with any, the first vector is an edge's direction.
+    /// `n_radial`: number of radial functions, the last of the scalars; if there are any, the first vector is an edge's
+    /// direction.
     pub fn new(parameters: &[R], places: &GvpPlaces, n_radial: usize) -> Gvp<R> {
         let sizes = places.sizes;
         let (hidden, n_in) = (sizes.hidden(), sizes.scalars_in + sizes.hidden());
@@ -119,12 +120,12 @@ impl<R: Real> Gvp<R> {
         }
     }
 
-    /// Widths of padded rows: scalars, hidden vectors, vectors that come out.
+    /// Padded row widths: scalars, hidden vectors, output vectors.
     pub fn widths(&self) -> [usize; 3] {
         [self.scalars.width, self.hidden.width, self.outputs.width]
     }
 
-    /// The linear part of `rows` rows; tangents are without the bias.
+    /// Linear part of `rows` rows; for tangents without the bias.
     pub fn linear(&self, rows: usize, s: &[R], v: &[R], bias: bool, linear: &mut Linear<R>) {
         let ([f, h, u], n_v) = (self.widths(), padded(self.hidden.n_in));
         grow(&mut linear.scalars, rows * f);
@@ -136,8 +137,8 @@ impl<R: Real> Gvp<R> {
         self.outputs.apply(3 * rows, v, n_v, Start::Zero, &mut linear.outputs);
     }
 
-    /// s′ of `rows` rows, left in `scratch`. They are the rows of `linear`, without the destination of `edges`. With a
-    /// tape: the derivatives, from row `tape.1` on.
+    /// s′ of `rows` rows, left in `scratch`. They are the rows of `linear`, except for the destination of `edges`. With
+    /// a tape, also the derivatives, from row `tape.1` on.
     pub fn scalars(
         &self,
         rows: usize,
@@ -179,7 +180,7 @@ impl<R: Real> Gvp<R> {
         R::vectorised(Swish { beta: self.beta, values: &mut scratch.scalars[..rows * f], slope });
     }
 
-    /// After [`Gvp::scalars`]: adds s′ and V′ of each row to `s` and `v`, all to the first row when `sum`.
+    /// After [`Gvp::scalars`]: adds s′ and V′ of each row to `s` and `v`, or all to the first row if `sum`.
     pub fn vectors(
         &self,
         rows: usize,
@@ -206,16 +207,18 @@ impl<R: Real> Gvp<R> {
         self.gates.apply(rows, &scratch.scalars, self.scalars.width, start, &mut scratch.gates);
     }
 
-    /// g of a row after [`Gvp::gate_values`], and Vu of its linear part, where one vector comes out.
+    /// After [`Gvp::gate_values`]: g of a row, for a single output vector.
     pub fn gate(&self, row: usize, scratch: &Scratch<R>) -> R {
         scratch.gates[row * self.gates.width]
     }
 
+    /// Vu of a row of the linear part, for a single output vector.
     pub fn single_output(&self, row: usize, linear: &Linear<R>) -> [f64; 3] {
         [0, 1, 2].map(|c| linear.outputs[(row * 3 + c) * self.outputs.width].to_f64())
     }
 
-    /// The gradient of w·s′ by `[scalars]` and `[3][vectors]`, from the tape of a row. `scratch` is overwritten.
+    /// Gradient of w·s′ with respect to `[scalars]` and `[3][vectors]`, from the tape of a row. `scratch` is
+    /// overwritten.
     pub fn gradient(
         &self,
         weights: &[R],
@@ -240,7 +243,7 @@ impl<R: Real> Gvp<R> {
     }
 }
 
-/// Norms of the hidden vectors.
+/// Kernel: norms of the hidden vectors.
 struct Norms<'a, R> {
     gvp: &'a Gvp<R>,
     rows: usize,
@@ -284,7 +287,7 @@ impl<R: Real> Kernel<R> for Norms<'_, R> {
     }
 }
 
-/// Radial functions, and their derivatives where wanted.
+/// Kernel: radial functions, and their derivatives if wanted.
 struct Gaussians<'a, R> {
     radial: &'a Radial<R>,
     rows: usize,
@@ -320,7 +323,7 @@ pub fn silu<R: Real>(values: &mut [R]) {
     R::vectorised(Swish { beta: R::from_f64(1.0), values, slope: None });
 }
 
-/// values ← a σ(βa), and its derivative.
+/// Kernel: values ← a σ(βa), and its derivative.
 struct Swish<'a, R> {
     beta: R,
     values: &'a mut [R],
@@ -346,7 +349,7 @@ impl<R: Real> Kernel<R> for Swish<'_, R> {
     }
 }
 
-/// V′ = σ(g) Vu, with the sums.
+/// Kernel: V′ = σ(g) Vu, with the sums.
 struct Gate<'a, R> {
     gvp: &'a Gvp<R>,
     rows: usize,

@@ -1,10 +1,10 @@
-//! Names, shapes and places of the parameters: one flat vector in the order of BoltzNCE's state dict.
+//! Names, shapes and offsets of the parameters: one flat vector in the order of BoltzNCE's state dict.
 
 use super::GvpConfig;
 use crate::models::layout::{Layout, Start};
 use std::ops::Range;
 
-/// Numbers of scalars and vectors that go into and come out of a geometric vector perceptron.
+/// Numbers of input and output scalars and vectors of a geometric vector perceptron.
 #[derive(Clone, Copy, Debug)]
 pub struct GvpSizes {
     pub scalars_in: usize,
@@ -14,12 +14,13 @@ pub struct GvpSizes {
 }
 
 impl GvpSizes {
+    /// Number of hidden vectors.
     pub fn hidden(&self) -> usize {
         self.vectors_in.max(self.vectors_out)
     }
 }
 
-/// Places of the parameters of a geometric vector perceptron.
+/// Parameter ranges of a geometric vector perceptron.
 #[derive(Clone, Debug)]
 pub struct GvpPlaces {
     pub sizes: GvpSizes,
@@ -30,7 +31,7 @@ pub struct GvpPlaces {
     /// `[scalars_out][scalars_in + hidden]`
     pub weight: Range<usize>,
     pub bias: Range<usize>,
-    /// Slope of the activation; one without.
+    /// Offset of the activation's slope; None if it is fixed at one.
     pub beta: Option<usize>,
     /// `[vectors_out][scalars_out]`
     pub gate_weight: Range<usize>,
@@ -52,7 +53,7 @@ pub struct LayerPlaces {
     pub update_norm: NormPlaces,
 }
 
-/// Everything but the output.
+/// Parameter ranges of everything except the output.
 #[derive(Clone, Debug)]
 pub struct TrunkPlaces {
     /// `[scalars][features + 1]`, time last.
@@ -68,7 +69,7 @@ pub struct Places {
     pub output: GvpPlaces,
 }
 
-/// Where parameters begin that are neither weights nor biases of linear layers; the matrices of vectors are stored
+/// Initial values of parameters other than weights and biases of linear layers; the matrices of vectors are stored
 /// `[in][out]`.
 pub fn start(name: &str, shape: &[usize]) -> Option<Start> {
     match shape {
@@ -114,7 +115,7 @@ impl Builder<'_> {
     }
 }
 
-/// Perceptrons from scalars_in and vectors_in to n_scalars and vectors_out.
+/// Sizes of a perceptron from scalars_in and vectors_in to n_scalars and vectors_out.
 fn sizes(config: &GvpConfig, scalars_in: usize, vectors_in: usize, vectors_out: usize) -> GvpSizes {
     GvpSizes { scalars_in, vectors_in, scalars_out: config.n_scalars, vectors_out }
 }
@@ -142,6 +143,7 @@ impl TrunkPlaces {
 }
 
 impl Places {
+    /// Lays out all parameters.
     pub fn new(config: &GvpConfig) -> Places {
         let mut layout = Layout::default();
         let trunk = TrunkPlaces::new(config, &mut layout);

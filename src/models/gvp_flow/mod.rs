@@ -42,11 +42,11 @@ use layout::Places;
 use network::{Network, Workspace};
 use serde::{Deserialize, Serialize};
 
-/// Sizes of the network; lengths in its own unit.
+/// Sizes of the network; lengths are in its own unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GvpConfig {
-    /// Per atom: which of its features are set.
+    /// For each atom, the indices of its set features.
     pub features: Vec<Vec<usize>>,
     pub n_features: usize,
     pub n_layers: usize,
@@ -55,13 +55,13 @@ pub struct GvpConfig {
     /// Centre of the last radial function; the first is at zero.
     pub rbf_max: f64,
     pub rbf_count: usize,
-    /// The sum of messages is divided by this.
+    /// Divisor of the sum of messages.
     pub message_norm: f64,
-    /// Largest step of an atom in a layer.
+    /// Largest displacement of an atom in a layer.
     pub coordinate_range: f64,
 }
 
-/// A model file's configuration.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -72,22 +72,22 @@ pub struct Config {
 /// The flow with a network of type `R`.
 pub type GvpFlow<R> = ContinuousFlow<GvpField<R>>;
 
-/// The network, with parameters of type `R`.
+/// The network with parameters of type `R`.
 pub struct GvpField<R: Real> {
     config: GvpConfig,
     places: Places,
     parameters: Vec<R>,
     network: Network<R>,
-    /// Workspaces that are not in use, so that a warm call does not allocate.
+    /// Idle workspaces, so that a warm call does not allocate.
     spares: Spares<Workspace<R>>,
 }
 
-/// Lengths of the network, in its unit, and what messages are divided by: far beyond any molecule, and squares are
-/// numbers in f32.
+/// Upper limit of the network's lengths, in its unit, and of `message_norm`: far beyond any molecule, and squares stay
+/// finite in f32.
 const LONGEST: f64 = 1e6;
 
 impl GvpConfig {
-    /// Errors name the option or the atom.
+    /// Checks the sizes and features. Errors name the option or the atom.
     pub fn check(&self) -> Result<()> {
         check_sizes(&[
             ("n_features", self.n_features, LARGEST_SIZE),
@@ -122,7 +122,7 @@ impl GvpConfig {
 }
 
 impl<R: Real> GvpField<R> {
-    /// A field of these parameters, in the order of BoltzNCE's state dict. Errors name the option.
+    /// A field with these parameters, in the order of BoltzNCE's state dict. Errors name the option.
     pub fn new(config: GvpConfig, parameters: Vec<R>) -> Result<GvpField<R>> {
         config.check()?;
         let places = Places::new(&config);
@@ -134,7 +134,8 @@ impl<R: Real> GvpField<R> {
         Ok(GvpField { config, places, parameters, network, spares: Spares::default() })
     }
 
-    /// A field of random parameters: as [`crate::models::layout::Layout::initialise`] draws them, slopes and norms one.
+    /// A field with random parameters drawn as by [`crate::models::layout::Layout::initialise`]; slopes and norms are
+    /// one. Errors name the option.
     pub fn random(config: GvpConfig, seed: u64) -> Result<GvpField<R>> {
         config.check()?;
         let mut stream = Stream::new(seed, StreamId::Initialise, 0, 0);
@@ -147,26 +148,27 @@ impl<R: Real> GvpField<R> {
         &self.config
     }
 
-    /// In the order of the layout.
+    /// Parameters in the order of the layout.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }
 
-    /// Changes the parameters.
+    /// Modifies the parameters and rebuilds the network from them.
     pub fn update(&mut self, change: impl FnOnce(&mut [R])) {
         change(&mut self.parameters);
         self.network = Network::new(&self.config, &self.places, &self.parameters);
     }
 
-    /// Operations that one evaluation needs, a multiply-add for two: of the products, with what is linear in a source's
-    /// features taken once per source, without padding, activations, norms and geometry.
+    /// Floating-point operations of one evaluation, a multiply-add counting as two: those of the products, with the
+    /// part that is linear in a source's features counted once per source, without padding, activations, norms and
+    /// geometry.
     pub fn flops(&self) -> f64 {
         let c = self.counts();
         2.0 * c.layers * (c.atoms * (c.linear() + 2.0 * c.update()) + c.edges * (c.edge() + c.f * c.k))
     }
 
-    /// The same of an evaluation with its divergence: tangents along the coordinates of all atoms but one in the layers
-    /// between the first and the last; in these two, three tangents an edge.
+    /// As [`GvpField::flops`], for an evaluation with its divergence: tangents along the coordinates of all atoms but
+    /// one in the layers between the first and the last; in these two, three tangents per edge.
     pub fn divergence_flops(&self) -> f64 {
         let c = self.counts();
         let directions = 3.0 * (c.atoms - 1.0);
@@ -189,7 +191,7 @@ impl<R: Real> GvpField<R> {
         }
     }
 
-    /// A copy with parameters of another type.
+    /// A copy with parameters of another precision. Errors: those of [`GvpField::new`].
     pub fn cast<S: Real>(&self) -> Result<GvpField<S>> {
         GvpField::new(self.config.clone(), self.parameters.iter().map(|p| S::from_f64(p.to_f64())).collect())
     }
@@ -206,18 +208,18 @@ struct Counts {
 }
 
 impl Counts {
-    /// The linear part of a message, per source.
+    /// Linear part of a message, per source.
     fn linear(&self) -> f64 {
         self.f * self.f + 3.0 * self.v * (2.0 * self.v + 1.0)
     }
 
-    /// The rest of it but the radial functions, per edge: direction, norms, scalars, gates, gated vectors.
+    /// Rest of a message without the radial functions, per edge: direction, norms, scalars, gates, gated vectors.
     fn edge(&self) -> f64 {
         let h = self.v + 1.0;
         6.0 * h + self.f * h + self.f * self.v + 6.0 * self.v
     }
 
-    /// An update.
+    /// Node update, per atom.
     fn update(&self) -> f64 {
         self.f * (self.f + 2.0 * self.v) + 3.0 * self.v * (2.0 * self.v + 2.0)
     }

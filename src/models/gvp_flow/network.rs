@@ -1,4 +1,4 @@
-//! The passes through the network: values, and values with tangents, layer by layer for one configuration.
+//! Passes through the network: values, and values with tangents, layer by layer for one configuration.
 
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -23,7 +23,7 @@ struct Layer<R> {
     update_norm: GvpLayerNorm<R>,
 }
 
-/// The network with its weights as the kernels take them.
+/// The network, with its weights packed for the kernels.
 #[derive(Clone, Debug)]
 pub struct Network<R> {
     n_atoms: usize,
@@ -39,7 +39,7 @@ pub struct Network<R> {
     output: VectorOutput<R>,
 }
 
-/// Everything a pass needs; buffers grow once.
+/// Workspace of a pass; buffers grow once.
 #[derive(Clone, Debug, Default)]
 pub struct Workspace<R> {
     /// `[3][atoms]`, padded.
@@ -63,7 +63,7 @@ struct Tapes<R> {
     message: Tape<R>,
     message_norm: NormTape<R>,
     update: Tape<R>,
-    /// Of the position update or, after the last layer, of the output.
+    /// Jacobian of the position update or, after the last layer, of the output.
     jacobian: Vec<R>,
     update_norm: NormTape<R>,
 }
@@ -84,7 +84,7 @@ struct TangentState<R> {
     scratch: TangentScratch<R>,
     message_s: Vec<R>,
     message_v: Vec<R>,
-    /// For the first layer: unit vectors and zeros `[3][lanes]`, no linear part, and the tangents of one edge.
+    /// For the first layer: unit vectors and zeros `[3][lanes]`, an empty linear part, and the tangents of one edge.
     unit: Vec<R>,
     none: Vec<R>,
     no_linear: Linear<R>,
@@ -93,6 +93,7 @@ struct TangentState<R> {
 }
 
 impl<R: Real> Network<R> {
+    /// Packs the parameters at the given places.
     pub fn new(config: &GvpConfig, places: &Places, parameters: &[R]) -> Network<R> {
         let n_in = config.n_features + 1;
         let weight = |i: usize, o: usize| parameters[places.trunk.embedding_weight.start + o * n_in + i].to_f64();
@@ -134,9 +135,9 @@ impl<R: Real> Network<R> {
         self.finish(ws, false, f);
     }
 
-    /// f and its divergence. Tangents along the coordinates of all atoms but the last; those along the last follow from
-    /// translation invariance. In the first layer an edge depends on its own two atoms only, and the last one needs of
-    /// each atom only the tangents along itself.
+    /// f and its divergence, from tangents along the coordinates of all atoms but the last; those along the last follow
+    /// from translation invariance. In the first layer an edge depends only on its own two atoms, and in the last layer
+    /// only each atom's tangents along its own coordinates are needed.
     pub fn evaluate_divergence(&self, t: f64, x: &[f64], ws: &mut Workspace<R>, f: &mut [f64]) -> f64 {
         self.begin(t, x, ws);
         let n = 3 * self.n_atoms;
@@ -156,7 +157,7 @@ impl<R: Real> Network<R> {
         (0..self.n_atoms).map(|atom| self.trace(last, atom, ws)).sum()
     }
 
-    /// f and its derivative along dx.
+    /// f and its Jacobian–vector product along dx.
     pub fn evaluate_jvp(&self, t: f64, x: &[f64], dx: &[f64], ws: &mut Workspace<R>, f: &mut [f64], df: &mut [f64]) {
         self.begin(t, x, ws);
         self.begin_tangents(1, ws);
@@ -197,8 +198,8 @@ impl<R: Real> Network<R> {
         ws.v.resize(n * 3 * self.u, R::default());
     }
 
-    /// One layer in place; with tapes for [`Self::tangents`]. The last layer's step of the coordinates is not used by
-    /// anything.
+    /// Runs one layer in place, filling the tapes for [`Self::tangents`] if `tape`. The coordinate step of the last
+    /// layer is never used.
     fn layer(&self, l: usize, ws: &mut Workspace<R>, tape: bool) {
         let (layer, n) = (&self.layers[l], self.n_atoms);
         let Workspace { x, step, s, v, edges, linear, scratch, message_s, message_v, output, tapes, .. } = ws;
@@ -236,7 +237,7 @@ impl<R: Real> Network<R> {
         f.iter_mut().zip(ws.step.iter().flatten()).for_each(|(f, v)| *f = v.to_f64());
     }
 
-    /// Zero tangents along n directions.
+    /// Sets zero tangents along n directions.
     fn begin_tangents(&self, n: usize, ws: &mut Workspace<R>) {
         let state = &mut ws.tangents;
         (state.n, state.stride) = (n, padded(n));
@@ -260,14 +261,14 @@ impl<R: Real> Network<R> {
         state.no_linear.outputs.resize(9 * u, R::default());
     }
 
-    /// The linear part of all messages' tangents.
+    /// Linear part of the tangents of all messages.
     fn linear_tangents(&self, l: usize, ws: &mut Workspace<R>) {
         let state = &mut ws.tangents;
         self.layers[l].message.linear(self.n_atoms * state.n, &state.ds, &state.dv, false, &mut state.linear);
     }
 
-    /// The tangents of one layer in place, along `directions`; `pairwise` for the first layer of a divergence. In the
-    /// last layer dx becomes the tangent of the output.
+    /// Tangents of one layer in place, along `directions`; `pairwise` for the first layer of a divergence. In the last
+    /// layer dx becomes the tangent of the output.
     fn tangents(&self, l: usize, ws: &mut Workspace<R>, directions: std::ops::Range<usize>, pairwise: bool) {
         if !pairwise {
             self.linear_tangents(l, ws);
@@ -319,8 +320,8 @@ impl<R: Real> Network<R> {
         }
     }
 
-    /// The same in the first layer, where s and V do not depend on x: an edge has three directions, those of its
-    /// source, and opposite ones of its destination.
+    /// As [`Self::messages`], in the first layer, where s and V do not depend on x: an edge has only the three
+    /// directions of its source, and opposite ones for its destination.
     fn pairwise_messages(&self, l: usize, atom: usize, ws: &mut Workspace<R>) {
         let Workspace { edges, tapes, tangents: state, .. } = ws;
         let (f, u) = (self.f, 3 * self.u);
@@ -352,7 +353,7 @@ impl<R: Real> Network<R> {
         }
     }
 
-    /// Tangents along the last atom: moving all atoms together changes nothing.
+    /// Fills in the tangents along the last atom from translation invariance.
     fn complete(&self, ws: &mut Workspace<R>) {
         let state = &mut ws.tangents;
         let last = state.n - 3;
@@ -385,7 +386,7 @@ impl<R: Real> Network<R> {
         (0..3).map(|c| df[c * stride + 3 * atom + c].to_f64()).sum()
     }
 
-    /// Tangents of an atom from those of its messages: norms, update, step of the coordinates or output.
+    /// Tangents of an atom from those of its messages: norms, update, and coordinate step or output.
     fn node(&self, l: usize, atom: usize, directions: std::ops::Range<usize>, ws: &mut Workspace<R>) {
         let (layer, rows) = (&self.layers[l], directions.len());
         let Workspace { tapes, tangents: state, .. } = ws;

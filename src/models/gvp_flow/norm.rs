@@ -20,19 +20,20 @@ pub struct GvpLayerNorm<R> {
     n_vectors: f64,
 }
 
-/// What the derivatives need per row.
+/// Intermediates per row for the derivatives.
 #[derive(Clone, Debug, Default)]
 pub struct NormTape<R> {
     /// (s − mean)/sd, and weight/sd.
     normal: Vec<R>,
     scale: Vec<R>,
-    /// V, its factor, and the gradient of the factor by V over the factor, with the sign turned.
+    /// V, its factor, and minus the gradient of the factor with respect to V, divided by the factor.
     vectors: Vec<R>,
     factor: Vec<R>,
     gradient: Vec<R>,
 }
 
 impl<R: Real> GvpLayerNorm<R> {
+    /// Packs weight and bias of the scalars.
     pub fn new(parameters: &[R], places: &NormPlaces, n_vectors: usize) -> GvpLayerNorm<R> {
         let mask = |n: usize| Packed::new(1, n, |_, _| 1.0).weights;
         let n_scalars = places.weight.len();
@@ -46,7 +47,7 @@ impl<R: Real> GvpLayerNorm<R> {
         }
     }
 
-    /// In place, for `rows` rows; with a tape: what [`Self::jvp`] needs.
+    /// Normalises `rows` rows in place; fills the tape, if given, for [`Self::jvp`].
     pub fn forward(&self, rows: usize, s: &mut [R], v: &mut [R], mut tape: Option<&mut NormTape<R>>) {
         if let Some(tape) = &mut tape {
             let (f, u) = (self.weight.len(), self.vector_mask.len());
@@ -59,7 +60,7 @@ impl<R: Real> GvpLayerNorm<R> {
         R::vectorised(Forward { norm: self, rows, s, v, tape });
     }
 
-    /// Tangents in place, `ds[rows][scalars]` and `dv[rows][3][vectors]`, at row `at` of the tape.
+    /// Transforms tangents in place, `ds[rows][scalars]` and `dv[rows][3][vectors]`, at row `at` of the tape.
     pub fn jvp(&self, tape: &NormTape<R>, at: usize, rows: usize, ds: &mut [R], dv: &mut [R]) {
         R::vectorised(Jvp { norm: self, tape, at, rows, ds, dv });
     }
@@ -140,7 +141,7 @@ impl<R: Real> Forward<'_, R> {
     }
 }
 
-/// |V_u|² of the vectors from u on, of `[3][width]`.
+/// |V_u|² of the vectors from u on, in `[3][width]`.
 #[inline(always)]
 fn square<R: Real, L: Lanes<R>>(v: &[R], u: usize, width: usize) -> L {
     let mut sum = L::zero();

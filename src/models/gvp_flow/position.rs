@@ -1,5 +1,4 @@
-//! The perceptron with one vector that comes out: act(g) · Vu/n(Vu), a step of the coordinates or the output of the
-//! network.
+//! The perceptron with a single output vector: act(g) · Vu/n(Vu), a coordinate step or the output of the network.
 
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -31,6 +30,7 @@ pub struct OutputScratch<R> {
 }
 
 impl<R: Real> VectorOutput<R> {
+    /// Packs the weights; with `range` the gate is range · tanh(g), otherwise g.
     pub fn new(parameters: &[R], places: &GvpPlaces, range: Option<f64>) -> VectorOutput<R> {
         let gvp = Gvp::new(parameters, places, 0);
         let first_output = |packed: &Packed<R>, n: usize| {
@@ -43,12 +43,12 @@ impl<R: Real> VectorOutput<R> {
         VectorOutput { gvp, gate_weights, output_weights, range }
     }
 
-    /// Numbers of a row of the Jacobian: by the scalars, and by the vectors `[3][vectors]`.
+    /// Columns of the Jacobian: scalars, and vectors `[3][vectors]`.
     pub fn n_inputs(&self) -> usize {
         self.gate_weights.len() + 3 * self.output_weights.len()
     }
 
-    /// The vector of each row, and where wanted its Jacobian `[rows][3][n_inputs]`.
+    /// The vector of each row and, if wanted, its Jacobian `[rows][3][n_inputs]`.
     pub fn forward(
         &self,
         s: &[R],
@@ -97,7 +97,7 @@ impl<R: Real> VectorOutput<R> {
     }
 }
 
-/// to[c · stride + row] += Σ jacobian[c] · (ds, dv)[row]: a vector's tangents in all directions.
+/// Kernel: to[c · stride + row] += Σ jacobian[c] · (ds, dv)[row], a vector's tangents in all directions.
 pub struct JacobianProduct<'a, R> {
     /// `[3][inputs]`
     pub jacobian: &'a [R],

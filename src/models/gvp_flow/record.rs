@@ -1,4 +1,4 @@
-//! The same network on a tape, for training.
+//! The network recorded on a tape, for training.
 
 use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places, TrunkPlaces};
 use super::GvpConfig;
@@ -8,21 +8,21 @@ use crate::models::network::{features_and_time, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
 use crate::nn::{Scalar, Tape, Var};
 
-/// Embedding and layers as operations of a tape.
+/// Embedding and layers as tape operations.
 #[derive(Clone, Debug)]
 pub struct Trunk {
     config: GvpConfig,
     places: TrunkPlaces,
 }
 
-/// The network as operations of a tape. Parameters are those of [`super::GvpField`], in its order.
+/// The network as tape operations, with the parameters of [`super::GvpField`] in the same order.
 pub struct GvpNetwork {
     trunk: Trunk,
     layout: Layout,
     output: Perceptron,
 }
 
-/// The weights of one geometric vector perceptron.
+/// Weights of one geometric vector perceptron.
 struct Perceptron {
     wh: Weight,
     wu: Weight,
@@ -46,8 +46,8 @@ impl Perceptron {
         }
     }
 
-    /// From W [s ; ·] without its bias and the part of the norms, and from Vh `[rows][3 h]`, to (s′, V′) with gates
-    /// act(g).
+    /// Computes (s′, V′) with gates act(g) from W [s ; ·] without its bias and without the part of the norms, and from
+    /// Vh `[rows][3 h]`.
     fn finish<R: Scalar>(
         &self,
         p: &[R],
@@ -118,19 +118,22 @@ impl Trunk {
         Ok(Trunk { config, places })
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> &GvpConfig {
         &self.config
     }
 
+    /// Parameter ranges of the trunk.
     pub fn places(&self) -> &TrunkPlaces {
         &self.places
     }
 
+    /// Number of atoms.
     pub fn n_atoms(&self) -> usize {
         self.config.features.len()
     }
 
-    /// Σ_j of the messages, and the rest of a layer up to its second norm.
+    /// The sum Σ_j of messages, and the rest of a layer up to its second norm.
     fn layer<R: Scalar>(
         &self,
         p: &[R],
@@ -147,7 +150,7 @@ impl Trunk {
         let u = tape.scale(d, inverse);
         let rbf = tape.radial_basis(RadialBasis { max: rbf_max, count: rbf_count }, r);
 
-        // what depends on the source alone is computed once per atom
+        // terms that depend only on the source are computed once per atom
         let message = Perceptron::new(&places.message);
         let (pairs, hidden) = (u.rows, message.wh.n_out);
         let of_source = tape.linear(p, message.scalars.without_bias().of_inputs(0, n_scalars), s);
@@ -171,7 +174,7 @@ impl Trunk {
         (s, v, x)
     }
 
-    /// The variables of x, of the atoms' scalars `[n × atoms][n_scalars]` and of their vectors.
+    /// Variables of x, of the atoms' scalars `[n × atoms][n_scalars]` and of their vectors.
     pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var, Var) {
         let config = &self.config;
         let rows = t.len() * self.n_atoms();
@@ -190,13 +193,14 @@ impl Trunk {
 }
 
 impl GvpNetwork {
-    /// Errors name the option.
+    /// Lays out the parameters. Errors name the option.
     pub fn new(config: GvpConfig) -> Result<GvpNetwork> {
         config.check()?;
         let Places { layout, trunk, output } = Places::new(&config);
         Ok(GvpNetwork { trunk: Trunk { config, places: trunk }, layout, output: Perceptron::new(&output) })
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> &GvpConfig {
         &self.trunk.config
     }

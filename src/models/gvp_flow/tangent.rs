@@ -1,4 +1,4 @@
-//! Forward-mode derivatives of the geometric vector perceptron: any number of directions at once, a row for each.
+//! Forward-mode derivatives of the geometric vector perceptron, along any number of directions at once, one row each.
 
 use super::edges::EdgeTangents;
 use super::gvp::{grow, Gvp, Linear, Tape};
@@ -17,13 +17,13 @@ pub struct TangentScratch<R> {
 pub struct Tangents<'a, R> {
     pub gvp: &'a Gvp<R>,
     pub tape: &'a Tape<R>,
-    /// The row of the tape.
+    /// Row of the tape.
     pub at: usize,
     pub rows: usize,
     /// Tangents of the linear part, from row `first` on.
     pub linear: &'a Linear<R>,
     pub first: usize,
-    /// Of the edge, and its first direction.
+    /// Tangents of the edge, and their first direction.
     pub edge: Option<(&'a EdgeTangents<R>, usize)>,
     pub scratch: &'a mut TangentScratch<R>,
     pub ds: &'a mut [R],
@@ -31,6 +31,7 @@ pub struct Tangents<'a, R> {
 }
 
 impl<R: Real> Tangents<'_, R> {
+    /// Runs the kernel.
     pub fn add(self) {
         let [f, h, u] = self.gvp.widths();
         grow(&mut self.scratch.norms, self.rows * h);

@@ -21,7 +21,7 @@ fn config(n_layers: usize, n_scalars: usize, n_vectors: usize) -> GvpConfig {
     }
 }
 
-/// Random parameters everywhere, slopes and biases too.
+/// Random values for all parameters, including slopes and biases.
 fn field(config: GvpConfig) -> GvpField<f64> {
     let mut field = GvpField::random(config, 3).unwrap();
     let mut stream = Stream::new(4, StreamId::Test, 0, 0);
@@ -46,7 +46,7 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, e| if e.is_nan() { f64::INFINITY } else { m.max(e) })
 }
 
-/// Networks with one layer, with the first and the last only, with one between; narrow, and wider than a tile.
+/// Networks with one layer, with only a first and a last, and with one between; narrow ones, and one wider than a tile.
 fn networks() -> Vec<GvpField<f64>> {
     [(1, 20, 5), (2, 16, 3), (3, 20, 5), (3, 70, 18)].map(|(layers, s, v)| field(config(layers, s, v))).into()
 }
@@ -60,7 +60,7 @@ fn field_is_equivariant() {
         let moved: Vec<f64> = x.iter().enumerate().map(|(i, x)| x + [40.0, -7.0, 3.0][i % 3]).collect();
         assert!(largest_difference(&value(&field, 0.3, &moved), &f) < 1e-11);
 
-        // a rotation about an axis that is none of the frame's, then a reflection
+        // a rotation about an axis other than the coordinate axes, then a reflection
         let (c, s) = (0.6f64, 0.8f64);
         let turn = |v: &[f64]| {
             let [a, b, z] = [c * v[0] - s * v[1], s * v[0] + c * v[1], v[2]];

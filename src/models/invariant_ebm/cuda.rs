@@ -1,4 +1,4 @@
-//! Distances, volumes and their whitening on a GPU, as `cuda/mlp_ebm.cu` reads them.
+//! Distances, volumes and their whitening on a GPU, in the layout of `cuda/mlp_ebm.cu`.
 
 use super::{InvariantNetwork, LENGTHS};
 use crate::device::Driver;
@@ -10,7 +10,7 @@ use crate::nn::tape::Swap;
 use crate::nn::Real;
 use std::sync::Arc;
 
-/// A vector from an atom to another, in the kernel's numbers.
+/// A vector between two atoms, in the kernel's types.
 fn ends([from, to]: [usize; 2]) -> [i32; 2] {
     [from as i32, to as i32]
 }
@@ -21,7 +21,8 @@ fn swap(swap: &Swap) -> Vec<i32> {
     [&ends(swap.alike)[..], volume.as_flattened(), &[i32::from(swap.positive)]].concat()
 }
 
-/// [vector, sign] of all ends of the volumes' vectors, atom by atom, and where an atom's begin.
+/// For each atom the [vector, sign] of all vectors of the volumes that end or begin there, and where each atom's list
+/// begins.
 fn by_atom(volumes: &[[[usize; 2]; 3]], atoms: usize) -> (Vec<[i32; 2]>, Vec<i32>) {
     let (mut sorted, mut starts) = (Vec::new(), vec![0]);
     for atom in 0..atoms {

@@ -1,8 +1,8 @@
-//! A time-conditional energy-based model of one molecule in distances and signed volumes, trained as BoltzNCE's
+//! A time-conditional energy-based model of one molecule in distances and signed volumes, trained like BoltzNCE's
 //! (Aggarwal et al., NeurIPS 2025). E(t, x) is a log-density up to a constant, invariant under translations and
 //! rotations.
 //!
-//! With f(x) all distances |x_i − x_j| and the volumes of bonds' directions at every branch and torsion, noise σ(t),
+//! With f(x) all distances |x_i − x_j| and the triple products of bond vectors at every branch and torsion, noise σ(t),
 //! and the whitening (U, m, λ, κ) of [`whitening`], which makes all features of order one at every noise level,
 //!
 //! ```text
@@ -10,9 +10,9 @@
 //! E = MLP([y ; τ]) + Σ_k a_k(τ) y_k²,   τ_s = s²/(s² + σ²) for lengths s from stiff bonds to the whole molecule
 //! ```
 //!
-//! The quadratic term alone is the normal density in y; the residual MLP ([`super::mlp_ebm`]) learns what is not
-//! normal. Where a transformer over atoms (`graphormer_ebm`) serves many molecules, this one is for a single one of up
-//! to some forty atoms, and costs a hundredth of it.
+//! The quadratic term alone is the normal density in y; the residual MLP ([`super::mlp_ebm`]) learns the non-Gaussian
+//! part. A transformer over atoms (`graphormer_ebm`) suits many molecules; this model is for a single one of up to
+//! about forty atoms, at a hundredth of the cost.
 
 mod cuda;
 #[cfg(test)]
@@ -34,10 +34,10 @@ use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 use whitening::Whitening;
 
-/// Lengths s of the time features, in the network's units (Å as a rule).
+/// Lengths s of the time features, in the network's units (usually Å).
 const LENGTHS: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0];
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -45,20 +45,20 @@ pub struct Config {
     pub energy: EnergyConfig,
 }
 
-/// Sizes of the network, and what it sees.
+/// Sizes of the network, and the invariants it reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvariantConfig {
     pub atoms: usize,
-    /// Triples of vectors [from, to] between atoms, counted from 0.
+    /// For each volume three vectors, each [from, to] between atoms counted from 0.
     pub volumes: Vec<[[usize; 2]; 3]>,
-    /// Centres whose first two neighbours are alike: where they give the centre the other hand, they are taken for each
-    /// other. The energy does not depend on the labels of a methyl group's hydrogens then, nor does the density of an
-    /// equivariant flow.
+    /// Centres whose first two neighbours are alike: these are swapped where they give the centre the other hand. The
+    /// energy then does not depend on the labels of a methyl group's hydrogens; nor does the density of an equivariant
+    /// flow.
     pub prochiral: Vec<Stereocentre>,
-    /// Numbers y: the combinations of the invariants that vary most, for the noise that they feel.
+    /// Number of features y: the combinations of invariants that vary most relative to their response to noise.
     pub inputs: usize,
-    /// The noise σ(t) that the network was trained with.
+    /// Interpolant that gives the noise σ(t) of training.
     pub interpolant: Interpolant,
     pub width: usize,
     /// Residual layers.
@@ -66,7 +66,7 @@ pub struct InvariantConfig {
 }
 
 impl InvariantConfig {
-    /// Distances and volumes.
+    /// Number of distances and volumes.
     pub fn n_invariants(&self) -> usize {
         let pairs = self.atoms.saturating_mul(self.atoms.saturating_sub(1)) / 2;
         pairs.saturating_add(self.volumes.len())
@@ -83,13 +83,13 @@ pub struct InvariantNetwork {
     layout: Layout,
     invariants: Invariants,
     whitening: Weight,
-    /// Place of λ and κ.
+    /// Offset of λ and κ in the parameters.
     variance: usize,
     trunk: Trunk,
     gate: Weight,
 }
 
-/// Volumes of a molecule: three bonds of each branch, and the three bonds of each torsion.
+/// Triple products of a molecule: three bonds at each branch, and the three bonds of each torsion.
 pub fn volumes(topology: &Topology) -> Vec<[[usize; 2]; 3]> {
     let neighbours = topology.neighbours();
     let mut volumes = Vec::new();
@@ -110,7 +110,7 @@ pub fn volumes(topology: &Topology) -> Vec<[[usize; 2]; 3]> {
 }
 
 impl InvariantNetwork {
-    /// Errors: a size of zero, or one that no model has; an atom beyond the last.
+    /// Lays out the parameters. Errors: a size that is zero or too large, or an atom out of range.
     pub fn new(config: InvariantConfig) -> Result<InvariantNetwork> {
         let InvariantConfig { atoms, inputs, width, layers, .. } = config;
         let numbers = config.n_invariants();
@@ -142,15 +142,17 @@ impl InvariantNetwork {
         Ok(InvariantNetwork { config, layout, invariants, whitening, variance, trunk, gate })
     }
 
+    /// Sizes of the network, and the invariants it reads.
     pub fn config(&self) -> &InvariantConfig {
         &self.config
     }
 
+    /// The invariants f(x).
     pub fn invariants(&self) -> &Invariants {
         &self.invariants
     }
 
-    /// The whitening of frames, and random weights.
+    /// Parameters with the whitening of frames, and random weights.
     pub fn initialise<R: Real>(&self, whitening: &Whitening, stream: &mut Stream) -> Vec<R> {
         let mut parameters: Vec<R> = self.layout.initialise(stream, |name, shape| match name {
             _ if shape.is_empty() => Some(Start::At(1.0)),
@@ -168,7 +170,7 @@ impl InvariantNetwork {
         self.config.interpolant.schedule(t).sigma
     }
 
-    /// 1/√(λ + σ² + κσ⁴) of each row and input.
+    /// 1/√(λ + σ² + κσ⁴) for each row and input.
     fn scale<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64]) -> Var {
         let inputs = self.config.inputs;
         let variance: Vec<f64> = p[self.variance..self.variance + 2 * inputs].iter().map(|v| v.to_f64()).collect();
@@ -182,7 +184,7 @@ impl InvariantNetwork {
         scale
     }
 
-    /// τ.
+    /// Time features τ, `[n][8]`.
     fn time<R: Scalar>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
         let time = tape.input(t.len(), LENGTHS.len());
         for (row, &t) in tape.value_mut(time).chunks_exact_mut(LENGTHS.len()).zip(t) {
@@ -194,7 +196,7 @@ impl InvariantNetwork {
 }
 
 impl<R: Real> InvariantEbm<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the model from a file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<InvariantEbm<R>> {
         let Config { network, energy } = file.config()?;
         EnergyModel::of_network(InvariantNetwork::new(network.clone())?, *energy, file)

@@ -23,7 +23,7 @@ fn network() -> InvariantNetwork {
     .unwrap()
 }
 
-/// Small deviations from one shape.
+/// Small deviations from a single shape.
 fn frames(n: usize) -> Vec<f64> {
     let shape = normals(3 * ATOMS, 1);
     normals(3 * ATOMS * n, 2).iter().enumerate().map(|(i, z)| 2.0 * shape[i % (3 * ATOMS)] + 0.05 * z).collect()
@@ -78,7 +78,7 @@ fn the_energy_is_invariant_but_for_mirrors_and_time() {
     assert_eq!(energy(&model, 0.1, &relabelled), e, "the labels of alike atoms do not matter");
 }
 
-/// Uᵀf has no mean, its covariance is diag(λ) but for the floor, and small noise adds its variance to it.
+/// Uᵀf has zero mean, its covariance is diag(λ) up to the floor, and small noise adds its variance to it.
 #[test]
 fn whitened_numbers_are_uncorrelated_with_and_without_noise() {
     let (network, x) = (network(), frames(4000));
@@ -99,7 +99,7 @@ fn whitened_numbers_are_uncorrelated_with_and_without_noise() {
     let noise = 0.02;
     let noised: Vec<f64> = x.iter().zip(normals(x.len(), 9)).map(|(x, z)| x + noise * z).collect();
     let (quiet, noised) = (covariance(&x), covariance(&noised));
-    // directions that the ridge does not rule
+    // directions not dominated by the ridge
     let strong: Vec<usize> = (0..n).filter(|&k| w.variance[k] > 0.03f64.powi(2)).collect();
     assert!(strong.len() >= 6, "{:?}", w.variance);
     for &i in &strong {

@@ -1,9 +1,9 @@
-//! Numbers of order one at every noise level.
+//! Whitening: features of order one at every noise level.
 //!
-//! With C the covariance of the invariants f over the frames and N = E[J Jᵀ] the covariance that small noise of
-//! variance one in x gives them (J = ∂f/∂x), the columns of U solve C U = N U Λ with UᵀNU = 1: noise of variance σ²
-//! makes the covariance of Uᵀf diagonal again, Λ + σ². The largest Λ are kept. Distances are not linear in x; what
-//! strong noise adds beyond that grows as κσ⁴, and κ is measured.
+//! With C the covariance of the invariants f over the frames and N = E[J Jᵀ] their covariance under small noise of
+//! variance one in x (J = ∂f/∂x), the columns of U solve C U = N U Λ with UᵀNU = 1: with noise of variance σ² the
+//! covariance of Uᵀf stays diagonal, Λ + σ². The largest Λ are kept. Distances are not linear in x; the excess under
+//! strong noise grows as κσ⁴, and κ is measured.
 
 use super::InvariantNetwork;
 use crate::error::{Error, Result};
@@ -13,16 +13,17 @@ use crate::nn::Tape;
 use crate::rng::{Stream, StreamId};
 use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 
-/// Frames that the noise's covariance is averaged over.
+/// Number of frames over which the noise's covariance is averaged.
 const MOST_JACOBIANS: usize = 200;
-/// Frames that strong noise is put on.
+/// Number of frames to which strong noise is added.
 const MOST_NOISED: usize = 2000;
-/// Frames that the covariance is taken from.
+/// Number of frames for the covariance.
 const MOST_FRAMES: usize = 50_000;
-/// Added to N, as a share of its mean diagonal: some combinations of many distances do not feel noise to first order.
+/// Ridge added to N, relative to its mean diagonal: some combinations of many distances are insensitive to noise to
+/// first order.
 const RIDGE: f64 = 0.1;
-/// Smallest standard deviation, in the network's units. Softer than a stiff bond (0.03 Å) by far, so that a combination
-/// that hardly varies is not blown up.
+/// Smallest standard deviation, in the network's units: much smaller than that of a stiff bond (0.03 Å), so that a
+/// combination that hardly varies is not blown up.
 const SMALLEST_DEVIATION: f64 = 0.01;
 /// Time at which κ is measured.
 const STRONG_NOISE: f64 = 0.4;
@@ -39,7 +40,7 @@ pub struct Whitening {
 }
 
 impl Whitening {
-    /// Of `frames[n][3 atoms]` in the network's units. Errors: too few frames, or frames that are not finite.
+    /// From `frames[n][3 atoms]` in the network's units. Errors: too few frames, or frames that are not finite.
     pub fn of(network: &InvariantNetwork, frames: &[f64]) -> Result<Whitening> {
         let (d, numbers) = (network.dimension(), network.invariants().len());
         let n = frames.len() / d;
@@ -86,7 +87,7 @@ impl Whitening {
         Ok(whitening)
     }
 
-    /// κ: how far the mean square of each y at strong noise exceeds λ + σ², over σ⁴.
+    /// κ: excess of the mean square of each y at strong noise over λ + σ², divided by σ⁴.
     fn of_strong_noise(&self, network: &InvariantNetwork, rows: &[&[f64]]) -> Vec<f64> {
         let Schedule { alpha, sigma, .. } = network.config().interpolant.schedule(STRONG_NOISE);
         let mut stream = Stream::new(0, StreamId::Initialise, 1, 0);
@@ -106,7 +107,7 @@ impl Whitening {
     }
 }
 
-/// The variables of one configuration and of its invariants.
+/// Variables of one configuration and of its invariants.
 fn invariants(network: &InvariantNetwork, tape: &mut Tape<f64>, x: &[f64]) -> (crate::nn::Var, crate::nn::Var) {
     let input = tape.input(1, x.len());
     tape.value_mut(input).copy_from_slice(x);

@@ -1,5 +1,5 @@
-//! Energies that end in a residual network on a GPU: weights as `cuda/mlp_ebm.cu` reads them. What an `invariant_ebm`
-//! has before its network is in `invariant_ebm/cuda.rs`.
+//! Energies ending in a residual network on a GPU: weights in the layout of `cuda/mlp_ebm.cu`. The part of an
+//! `invariant_ebm` before its network is in `invariant_ebm/cuda.rs`.
 
 use super::trunk::Trunk;
 use super::MlpNetwork;
@@ -16,7 +16,7 @@ const SOURCE: &str = include_str!("../../../cuda/mlp_ebm.cu");
 
 /// Configurations of a block: lanes of a product.
 const ROWS: usize = 8;
-/// Of a block: two outputs each of 256, for all its configurations.
+/// Threads of a block: two of 256 outputs each, for all its configurations.
 const THREADS: usize = 128;
 
 /// `Layer` of the kernel.
@@ -27,8 +27,8 @@ struct LayerRecord {
     beta: i32,
 }
 
-/// `Arguments` of the kernel behind the batch; addresses on the card, and places in the weights. Those of invariants
-/// are zero without them.
+/// `Arguments` of the kernel after the batch: addresses on the card, and offsets into the weights. Those of invariants
+/// are zero if there are none.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub struct Arguments {
@@ -46,10 +46,10 @@ pub struct Arguments {
     pub padding: i32,
 }
 
-/// What kernels are compiled for.
+/// Sizes that kernels are compiled for.
 #[derive(Clone, Copy)]
 pub struct Sizes {
-    /// Of the network, without those of the time.
+    /// Inputs of the network, without those of the time.
     pub inputs: usize,
     pub times: usize,
     pub width: usize,
@@ -57,18 +57,18 @@ pub struct Sizes {
     pub molecule: Option<Molecule>,
 }
 
-/// Where the inputs come from, if they are not the coordinates.
+/// Source of the inputs, if they are not the coordinates.
 #[derive(Clone, Copy)]
 pub struct Molecule {
     pub atoms: usize,
     pub volumes: usize,
     pub swaps: usize,
-    /// The interpolant.
+    /// Whether the interpolant is trigonometric.
     pub trigonometric: bool,
 }
 
-/// The kernels for a network of eight wells in the plane, and for that of alanine dipeptide, in every variant and
-/// without shared memory.
+/// Kernels for a network of eight wells in the plane, and for that of alanine dipeptide, in every variant, also without
+/// shared memory.
 pub fn programs() -> Vec<Program> {
     let molecule = Molecule { atoms: 22, volumes: 61, swaps: 8, trigonometric: true };
     let of_molecule = Sizes { inputs: 208, times: 8, width: 256, layers: 3, molecule: Some(molecule) };
@@ -87,7 +87,7 @@ impl Sizes {
         self.molecule.map_or(self.inputs, |molecule| 3 * molecule.atoms)
     }
 
-    /// Numbers of a block's state: `MEMORY` of the kernel.
+    /// Numbers in a block's state: `MEMORY` of the kernel.
     fn memory(&self, score: bool) -> usize {
         let even = |n: usize| n.next_multiple_of(2);
         let Sizes { inputs, times, layers, .. } = *self;
@@ -129,7 +129,7 @@ impl Sizes {
         Program::new("mlp_ebm", SOURCE, &constants)
     }
 
-    /// The kernel without what it reads.
+    /// The kernel without its data.
     pub fn kernel<R: Real>(self, driver: &Arc<dyn Driver>) -> FieldKernel {
         let machine = Machine::of::<R>(driver);
         let kernel = FieldKernel::new(
@@ -141,7 +141,7 @@ impl Sizes {
     }
 }
 
-/// The kernel with its network.
+/// The kernel with its network's weights. Errors: the driver's.
 pub fn with_trunk<R: Real>(
     mut kernel: FieldKernel,
     trunk: &Trunk,

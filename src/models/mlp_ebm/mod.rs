@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! h = W₀ [x ; t] + b₀
-//! every layer:  h += swish_β(W h + b),   swish_β(a) = a σ(βa) with one learned β a layer
+//! every layer:  h += swish_β(W h + b),   swish_β(a) = a σ(βa) with one learned β per layer
 //! E = w·h + c
 //! ```
 
@@ -24,11 +24,11 @@ use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 use trunk::Trunk;
 
-/// Bound of the first weights. Within PyTorch's, 1/√3 in the plane, an energy begins as nearly a polynomial of low
-/// degree, and stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
+/// Bound of the first layer's initial weights. Within PyTorch's (1/√3 in the plane) an energy starts out as nearly a
+/// low-degree polynomial and stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
 const WIDEST_INPUT: f64 = 4.0;
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -40,7 +40,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MlpConfig {
-    /// Coordinates.
+    /// Number of coordinates.
     pub dimension: usize,
     pub width: usize,
     /// Residual layers.
@@ -59,7 +59,7 @@ pub struct MlpNetwork {
 }
 
 impl MlpNetwork {
-    /// Errors: a size of zero, or one that no model has.
+    /// Lays out the parameters. Errors: a size that is zero or too large.
     pub fn new(config: MlpConfig) -> Result<MlpNetwork> {
         let MlpConfig { dimension, width, layers } = config;
         check_sizes(&[
@@ -72,11 +72,12 @@ impl MlpNetwork {
         Ok(MlpNetwork { config, layout, trunk })
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> MlpConfig {
         self.config
     }
 
-    /// Random weights for coordinates of order one, slopes one.
+    /// Random weights for coordinates of order one; slopes are one.
     pub fn initialise<R: Real>(&self, stream: &mut Stream) -> Vec<R> {
         self.layout.initialise(stream, |name, shape| match name {
             _ if shape.is_empty() => Some(Start::At(1.0)),
@@ -87,7 +88,7 @@ impl MlpNetwork {
 }
 
 impl<R: Real> MlpEbm<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the model from a file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<MlpEbm<R>> {
         let Config { network, energy } = file.config()?;
         EnergyModel::of_network(MlpNetwork::new(*network)?, *energy, file)

@@ -47,7 +47,7 @@ fn the_score_is_the_gradient() {
     }
 }
 
-/// Training knows a molecule by its centred copies only.
+/// Training uses centred copies of molecules only.
 #[test]
 fn the_place_of_a_molecule_does_not_matter() {
     let names = vec!["C".to_string(); 2];

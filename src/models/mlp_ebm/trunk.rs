@@ -1,4 +1,4 @@
-//! The residual network that energies end in.
+//! The residual network at the end of energies.
 
 use crate::models::layout::Layout;
 use crate::nn::tape::Weight;
@@ -7,7 +7,7 @@ use crate::nn::{Scalar, Tape, Var};
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub weight: Weight,
-    /// Place of the slope β.
+    /// Offset of the slope β.
     pub beta: usize,
 }
 
@@ -20,7 +20,7 @@ pub struct Trunk {
 }
 
 impl Trunk {
-    /// Takes the next places of `layout`, under the names `input`, `layers.k` and `output`.
+    /// Appends its tensors to `layout`, named `input`, `layers.k` and `output`.
     pub fn new(layout: &mut Layout, inputs: usize, width: usize, layers: usize) -> Trunk {
         let input = layout.linear("input", inputs, width);
         let layer = |k: usize| Layer {

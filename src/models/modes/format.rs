@@ -1,4 +1,4 @@
-//! One file of several: tensors under `modes.i.`, descriptions in the configuration.
+//! A single file with several generators: tensors under `modes.i.`, cards in the configuration.
 
 use super::{config_of, Config, ModeGenerators};
 use crate::density::Exactness;
@@ -16,7 +16,7 @@ fn prefix(mode: usize) -> String {
 }
 
 impl ModeGenerators {
-    /// Errors name the mode.
+    /// Reads all generators from a model file. Errors name the mode.
     pub fn from_file<R: Real>(file: &ModelFile, device: &Device) -> Result<ModeGenerators> {
         let config = config_of(&file.card)?;
         let known = |name: &String| (0..config.modes.len()).any(|i| name.starts_with(&prefix(i)));
@@ -44,8 +44,8 @@ impl ModeGenerators {
     }
 }
 
-/// The bytes of a model file of modes, of the files of their generators in the order of the configuration, whose cards
-/// are theirs.
+/// Bytes of a model file of modes, from the files of their generators, in the order of the configuration, whose cards
+/// are those of the files. Errors: no generators, generators that do not fit together.
 pub fn bundle(config: Config, files: &[ModelFile]) -> Result<Vec<u8>> {
     let Some(first) = files.first() else { return Err(Error::invalid("modes without a generator")) };
     let card = ModelCard {
@@ -68,7 +68,7 @@ pub fn bundle(config: Config, files: &[ModelFile]) -> Result<Vec<u8>> {
     serialize(&card, &tensors)
 }
 
-/// As f32 if that is what the numbers are.
+/// Stores as f32 if that is exact.
 fn stored(data: &[f64]) -> Data {
     let single: Vec<f32> = data.iter().map(|&v| v as f32).collect();
     match single.iter().zip(data).all(|(&single, &v)| f64::from(single) == v) {

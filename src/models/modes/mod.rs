@@ -1,9 +1,9 @@
-//! Modes: a generator for each metastable state, with one latent space for all.
+//! Modes: one generator for each metastable state, all with the same latent space.
 //!
-//! As a density it is their mixture with equal shares, q(x) = 1/m Σ_i q_i(x), for moves that draw x′ afresh. For jumps
-//! between modes ([`crate::moves::ModeJump`]) T_j ∘ T_i⁻¹ carries mode i onto mode j.
+//! As a density this is their mixture with equal weights, q(x) = 1/m Σ_i q_i(x), for moves that draw x′ afresh. In
+//! jumps between modes ([`crate::moves::ModeJump`]) T_j ∘ T_i⁻¹ maps mode i onto mode j.
 //!
-//! The file has the tensors of generator i under `modes.i.`, and its description in the configuration.
+//! The file holds the tensors of generator i under `modes.i.` and its card in the configuration.
 
 mod format;
 #[cfg(test)]
@@ -22,18 +22,18 @@ use crate::weights::log_sum_exp;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What the file says of it.
+/// Configuration in the model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// With reaction coordinates here, a configuration is in the mode whose centre is nearest along them.
+    /// Reaction coordinates; if given, a configuration belongs to the mode whose centre is nearest along them.
     #[serde(default)]
     pub nearest_along: Vec<Along>,
     pub modes: Vec<ModeConfig>,
-    /// Pairs of modes between which jumps are tried; all pairs if there are none here.
+    /// Pairs of modes between which jumps are attempted; if empty, all pairs.
     #[serde(default)]
     pub edges: Vec<EdgeConfig>,
-    /// Standard deviation of a normal step in latent space, which every jump makes on its way.
+    /// Standard deviation of the normal step in latent space that is part of every jump.
     #[serde(default)]
     pub noise: f64,
     #[serde(default)]
@@ -45,9 +45,9 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 pub struct ModeConfig {
     pub region: ModeRegion,
-    /// Of its generator.
+    /// Card of its generator.
     pub card: ModelCard,
-    /// A configuration of the mode, where identical particles have their places.
+    /// A configuration of the mode, the reference for the assignment of identical particles.
     #[serde(default)]
     pub reference: Vec<f64>,
 }
@@ -58,7 +58,7 @@ pub struct ModeConfig {
 pub struct EdgeConfig {
     /// Names of the two modes.
     pub between: [String; 2],
-    /// How readily this edge is chosen at either end, relative to the others there.
+    /// How often this edge is chosen at either end, relative to the other edges there.
     #[serde(default = "equally")]
     pub weights: [f64; 2],
 }
@@ -67,13 +67,13 @@ fn equally() -> [f64; 2] {
     [1.0; 2]
 }
 
-/// Particles that can change places without a change of energy.
+/// Particles that can be exchanged without a change of energy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IdenticalConfig {
-    /// Coordinates of one particle: 3, or 2 in the plane.
+    /// Coordinates per particle: 3, or 2 in the plane.
     pub dimension: usize,
-    /// Numbers of the particles, from 0.
+    /// Indices of the particles, from 0.
     pub particles: Vec<usize>,
 }
 
@@ -86,8 +86,8 @@ pub struct ModeGenerators {
 }
 
 impl ModeGenerators {
-    /// Errors: modes that [`Modes::new`] refuses; generators that are not exact, or do not describe the same
-    /// coordinates.
+    /// Combines the generators. Errors: modes that [`Modes::new`] refuses; generators that are not exact or have
+    /// different coordinates.
     fn new(card: ModelCard, hash: String, generators: Vec<Arc<dyn Model>>) -> Result<ModeGenerators> {
         let config = config_of(&card)?;
         let Some(first) = generators.first() else { return Err(Error::invalid("modes without a generator")) };
@@ -126,12 +126,13 @@ impl ModeGenerators {
         Ok(ModeGenerators { card, hash, generators, modes })
     }
 
+    /// The configuration in the card.
     pub fn config(&self) -> &Config {
-        // checked when it was made
+        // checked on construction
         config_of(&self.card).expect("a card of modes")
     }
 
-    /// One for each mode.
+    /// One generator per mode.
     pub fn generators(&self) -> &[Arc<dyn Model>] {
         &self.generators
     }
@@ -141,7 +142,7 @@ impl ModeGenerators {
         &self.modes
     }
 
-    /// log q_i of every row, `[generators][n]`.
+    /// log q_i of every row, `[generators][n]`. Errors: the generators'.
     fn parts(&self, x: &[f64], n: usize) -> Result<Vec<Vec<Evaluation>>> {
         let each = |generator: &Arc<dyn Model>| {
             let mut evaluations = vec![Evaluation::outside(Status::NonFinite); n];
@@ -159,7 +160,7 @@ fn config_of(card: &ModelCard) -> Result<&Config> {
     }
 }
 
-/// log 1/m Σ q_i of one row; outside only where all are.
+/// log 1/m Σ q_i of one row; outside only if all are.
 fn mixture(parts: &[Evaluation]) -> Evaluation {
     if !parts.iter().any(Evaluation::is_inside) {
         return parts[0];
@@ -181,7 +182,7 @@ impl Density for ModeGenerators {
         self.generators[0].scope()
     }
 
-    /// A row's first random number chooses the mode, its generator takes the rest.
+    /// A row's first random number chooses the mode; its generator uses the rest.
     fn sample(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),

@@ -1,4 +1,4 @@
-//! A file of two modes: the mixture is a density, and what does not fit together is refused.
+//! A file of two modes: the mixture is a density, and mismatched parts are refused.
 
 use super::*;
 use crate::coordinates::{CoordinatesConfig, Region, Topology};
@@ -62,7 +62,7 @@ fn the_mixture_is_normalised_and_knows_its_samples() {
     assert!((left - exact).abs() < 5.0 * (0.25 / n as f64).sqrt(), "{left} against {exact}");
 }
 
-/// The number that chooses the mode is none of those that its generator draws from.
+/// The random number that chooses the mode is not among those of its generator.
 #[test]
 fn where_a_sample_lies_in_its_mode_does_not_tell_of_the_choice() {
     let files = [generator(0.0, 1.0, 1), generator(0.0, 1.0, 1)];
@@ -76,7 +76,7 @@ fn where_a_sample_lies_in_its_mode_does_not_tell_of_the_choice() {
     assert!(mean.abs() < 5.0 / m.sqrt() && (variance - 1.0).abs() < 5.0 * (2.0 / m).sqrt(), "{mean} {variance}");
 }
 
-/// A generator that gives x no density has its part in the mean all the same.
+/// A generator that gives x no density still counts in the mean.
 #[test]
 fn generators_that_do_not_reach_count_as_zeros() {
     let (inside, outside) = (Evaluation::inside(-1.0), Evaluation::outside(Status::OutOfSupport));

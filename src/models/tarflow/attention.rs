@@ -1,10 +1,10 @@
-//! Attention of one token to the keys and values of those before it, which are kept.
+//! Attention of one token to the cached keys and values of the tokens up to it.
 
 use crate::nn::lanes::{prefetch, Kernel, Lanes, WIDTH};
 use crate::nn::Real;
 
-/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a
-/// query of a head is compared with lie side by side.
+/// Stores key and value `[2][C]` of token i in a sample's key/value cache, `[head][key, value][token][width]`, so that
+/// the keys compared with a head's query are contiguous.
 pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
     let (c, part) = (key_and_value.len() / 2, kept.len() / (2 * heads));
     let width = c / heads;
@@ -14,8 +14,8 @@ pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads
     }
 }
 
-/// What one query makes of the first `seen` of the `tokens` keys and values of its sample, head by head. `kept` goes on
-/// with those of the next sample, if there is one.
+/// Attention output of one query over the first `seen` of the `tokens` cached keys and values of its sample, head by
+/// head. `kept` continues with those of the next sample, if there is one.
 pub(super) fn mix<R: Real>(
     q: &[R],
     (kept, tokens): (&[R], usize),
@@ -30,7 +30,7 @@ pub(super) fn mix<R: Real>(
 struct Attention<'a, R> {
     q: &'a [R],
     kept: &'a [R],
-    /// Numbers of the keys of a head.
+    /// Numbers in the keys of a head.
     part: usize,
     heads: usize,
     scores: &'a mut [R],
@@ -47,8 +47,8 @@ impl<R: Real> Kernel<R> for Attention<'_, R> {
         let scale = R::from_f64(1.0 / (width as f64).sqrt());
         for (h, (q, mixed)) in q.chunks_exact(width).zip(mixed.chunks_exact_mut(width)).enumerate() {
             let (keys, values) = kept[2 * h * part..][..2 * part].split_at(part);
-            // what is kept of many samples comes from afar: values are asked for with the keys, and the next keys with
-            // the values
+            // with many samples the cache is far from the processor: values are prefetched with the keys, and the next
+            // keys with the values
             for (j, (score, key)) in scores.iter_mut().zip(keys.chunks_exact(width)).enumerate() {
                 prefetch(&values[j * width..][..width]);
                 *score = scale * dot::<R, L>(q, key);
@@ -60,7 +60,7 @@ impl<R: Real> Kernel<R> for Attention<'_, R> {
     }
 }
 
-/// Scores become their exponentials over that of the largest; returns the sum.
+/// Replaces scores by their exponentials relative to the largest; returns the sum.
 #[inline(always)]
 fn exponentials<R: Real, L: Lanes<R>>(scores: &mut [R]) -> R {
     let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
@@ -78,7 +78,7 @@ fn exponentials<R: Real, L: Lanes<R>>(scores: &mut [R]) -> R {
     rest.iter().fold(sum.sum(), |sum, &e| sum + e)
 }
 
-/// The mean of values by weights, whose sum is 1/factor. As many rows of `next` are asked for meanwhile.
+/// Weighted mean of values, with weights whose sum is 1/factor. Meanwhile prefetches as many rows of `next`.
 #[inline(always)]
 fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mut [R], mut next: &[R]) {
     let (width, mut place) = (mixed.len(), 0);
@@ -96,7 +96,7 @@ fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mu
     }
 }
 
-/// N lanes of it.
+/// N lanes of the mean.
 #[inline(always)]
 fn columns<R: Real, L: Lanes<R>, const N: usize>(
     w: &[R],
@@ -133,7 +133,7 @@ fn dot<R: Real, L: Lanes<R>>(a: &[R], b: &[R]) -> R {
 mod tests {
     use super::*;
 
-    /// Σ_j softmax_j(q·k_j/√width) v_j in every head, whether its columns fill lanes or not.
+    /// Σ_j softmax_j(q·k_j/√width) v_j in every head, whether or not its columns fill whole lanes.
     #[test]
     fn one_query_is_mixed_as_defined() {
         let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 20.0;

@@ -1,4 +1,4 @@
-//! TarFlows on a GPU: weights and tables as `cuda/tarflow.cu` reads them, and the choice of its teams.
+//! TarFlows on a GPU: weights and tables in the layout of `cuda/tarflow.cu`, and the choice of teams.
 
 mod gradient;
 
@@ -19,17 +19,16 @@ use std::sync::Arc;
 const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
 const KERNEL: &str = "tarflow";
 const THREADS: usize = 256;
-/// Samples of one launch, at most, so that memory on the card does not grow with the batch.
+/// Largest number of samples per launch, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 1 << 12;
-/// Floating-point operations of one launch, at most: some seconds of a large card, and a part of one where the driver
-/// ends kernels that take seconds.
+/// Largest number of floating-point operations per launch: some seconds on a large card, or a fraction of a second if
+/// the driver kills kernels that take seconds.
 const WORK: f64 = 3e13;
 const WATCHED_WORK: f64 = 1e12;
-/// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other
-/// where it is less.
+/// Bytes for the states of all teams, mostly keys and values; if they need more, fewer teams work in turn.
 const STATES: usize = 4 << 30;
 
-/// What the kernel is compiled for beside a model: rows of a team, pairs of outputs in a pass of a product.
+/// Compile-time shape of the kernel: rows of a team, and pairs of outputs in a pass of a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     lanes: usize,
@@ -38,7 +37,7 @@ struct Shape {
 
 /// For teams of blocks.
 const TEAMS: Shape = Shape { lanes: 8, pairs: 8 };
-/// For a card that is full.
+/// For a full card.
 const FULL: Shape = Shape { lanes: 16, pairs: 16 };
 /// For a team with a single sample.
 const ALONE: Shape = Shape { lanes: 1, pairs: 8 };
@@ -90,7 +89,7 @@ struct StageRecord {
     padding: i32,
 }
 
-/// `Arguments` of the kernel; addresses on the card.
+/// `Arguments` of the kernel; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -110,7 +109,7 @@ struct Arguments {
     padding: i32,
 }
 
-/// What the kernel is compiled for.
+/// Sizes that the kernel is compiled for.
 #[derive(Clone, Debug)]
 struct Sizes {
     config: TarFlowConfig,
@@ -137,14 +136,14 @@ impl Sizes {
         self.config.channels * self.config.expansion
     }
 
-    /// Floating-point operations of the layers' products for a sample.
+    /// Floating-point operations of the layers' products for one sample.
     fn flops(&self) -> f64 {
         let TarFlowConfig { tokens, channels, blocks, layers, expansion, .. } = self.config;
         let matrices = 4 + (2 + if self.transition { 3 } else { 0 }) * expansion;
         2.0 * [tokens, blocks, layers, matrices, channels, channels].into_iter().map(|v| v as f64).product::<f64>()
     }
 
-    /// What all kernels of such a network are compiled with.
+    /// Constants common to all kernels of such a network.
     fn constants<R: Real>(&self) -> Vec<(&'static str, String)> {
         let TarFlowConfig { token_size, channels, layers, heads, .. } = self.config;
         let sizes = [
@@ -163,7 +162,7 @@ impl Sizes {
         std::iter::once(real).chain(sizes.map(|(name, size)| (name, size.to_string()))).collect()
     }
 
-    /// Of a source, with constants of its own beside.
+    /// Program of a source, with further constants of its own.
     fn program_of<R: Real>(&self, name: &'static str, source: &str, own: &[(&'static str, usize)]) -> Program {
         let mut program = Program::new(name, source, &[]);
         program.constants = self.constants::<R>();
@@ -175,7 +174,7 @@ impl Sizes {
         self.program_of::<R>("tarflow", SOURCE, &[("LANES", lanes), ("PAIRS", pairs)])
     }
 
-    /// Bytes of shared memory of a block, as `State` of the kernel divides it.
+    /// Bytes of shared memory of a block, as divided by `State` of the kernel.
     fn shared<R>(&self, lanes: usize) -> usize {
         let TarFlowConfig { tokens, token_size, channels, heads, .. } = self.config;
         let staged = channels.max(self.hidden()) * lanes;
@@ -187,14 +186,14 @@ impl Sizes {
         numbers * size_of::<R>()
     }
 
-    /// Numbers of a team's state, as `size_of` of the kernel counts them.
+    /// Numbers in a team's state, as counted by `size_of` of the kernel.
     fn state(&self, lanes: usize, encode: bool) -> usize {
         let TarFlowConfig { tokens, channels, layers, .. } = self.config;
         let kept = layers * if encode { 1 } else { lanes } * 2 * channels * tokens;
         (6 * channels + self.hidden().next_multiple_of(2)) * lanes + kept.next_multiple_of(8)
     }
 
-    /// Blocks of a team beyond which some would find nothing to do in the largest product.
+    /// Number of blocks of a team beyond which some would be idle in the largest product.
     fn most_blocks(&self, pairs: usize) -> usize {
         let outputs = (3 * self.config.channels).max(self.hidden() * if self.transition { 2 } else { 1 });
         outputs.div_ceil(2 * pairs)
@@ -235,14 +234,14 @@ pub fn programs() -> Vec<Program> {
 }
 
 impl<R: Real> Packing<'_, R> {
-    /// Of outputs in this order.
+    /// A linear layer with its outputs in this order.
     fn tarflow_linear(&mut self, w: &Weight, output: impl Fn(usize) -> usize) -> LinearRecord {
         let weight = self.matrix(w.n_in, w.n_out, |p, i, o| p.at(w.place(i, output(o))));
         let bias = |p: &Self, o: usize| w.bias_of(p.parameters).get(output(o)).map_or(0.0, |b| b.to_f64());
         LinearRecord { weight, bias: self.matrix(1, w.n_out, |p, _, o| bias(p, o)) }
     }
 
-    /// Numbers that are no parameters.
+    /// Appends numbers that are not parameters.
     fn numbers_given(&mut self, values: &[R]) -> i32 {
         self.matrix(1, values.len(), |_, _, i| values[i].to_f64())
     }
@@ -263,7 +262,7 @@ impl<R: Real> Packing<'_, R> {
         let (qkv, out) = (linear(&layer.qkv), linear(&layer.out));
         let [first, second] = [linear(&layer.forward[0]), linear(&layer.forward[1])];
         let back = layer.transition.as_ref().map_or_else(Default::default, |transition| linear(&transition.out));
-        // values and their gates side by side
+        // values and their gates interleaved
         let into = layer.transition.as_ref().map_or_else(Default::default, |transition| {
             let half = transition.into.n_out / 2;
             self.tarflow_linear(&transition.into, |o| o / 2 + o % 2 * half)
@@ -284,7 +283,7 @@ impl<R: Real> Packing<'_, R> {
     }
 }
 
-/// What the kernel reads of a network, on its way to the card.
+/// Tables that the kernel reads of a network, before they are copied to the card.
 struct Tables<R> {
     weights: Vec<R>,
     stages: Vec<StageRecord>,
@@ -327,7 +326,7 @@ struct OnCard<R: Real> {
     stages: Buffer<StageRecord>,
     layers: Buffer<LayerRecord>,
     orders: Buffer<i32>,
-    /// The other shapes; none where the card has not enough shared memory for one.
+    /// The other shapes; None if the card has too little shared memory for one.
     others: Compiled<Shape, Option<Variant>>,
     work: Workspaces<Work<R>>,
     gradients: Gradients<R>,
@@ -338,12 +337,12 @@ struct Variant {
     shape: Shape,
     shared: usize,
     kernel: KernelId,
-    /// Blocks that the card runs at once.
+    /// Number of blocks that the card runs at once.
     resident: usize,
 }
 
 impl Variant {
-    /// Compiles the kernel; none where the card has not enough shared memory for a block.
+    /// Compiles the kernel; None if the card has too little shared memory for a block.
     fn new<R: Real>(driver: &Arc<dyn Driver>, sizes: &Sizes, shape: Shape) -> Result<Option<Variant>> {
         let shared = sizes.shared::<R>(shape.lanes);
         if shared > driver.shared_memory() {
@@ -354,7 +353,7 @@ impl Variant {
         Ok(Some(Variant { shape, shared, kernel, resident }))
     }
 
-    /// Teams' worth of work.
+    /// Number of teams that n samples keep busy.
     fn tiles(&self, n: usize, encode: bool) -> usize {
         match encode {
             true => n,
@@ -363,7 +362,7 @@ impl Variant {
     }
 }
 
-/// Memory for a batch.
+/// Device memory for a batch.
 struct Work<R> {
     x: Buffer<f64>,
     log_det: Buffer<f64>,
@@ -382,18 +381,18 @@ impl<R: Real> Work<R> {
     }
 }
 
-/// Who does the work of a launch.
+/// Distribution of a launch's work.
 struct Plan {
     variant: Variant,
     teams: usize,
-    /// Of a team.
+    /// Blocks per team.
     blocks: usize,
 }
 
 impl<R: Real> OnCard<R> {
     fn new(flow: &TarFlow<R>, driver: &Arc<dyn Driver>) -> Result<OnCard<R>> {
         let sizes = Sizes::of(&flow.network);
-        // now rather than in the middle of a simulation, should there be no compiler
+        // now rather than in the middle of a simulation, in case there is no compiler
         let Some(teams) = Variant::new::<R>(driver, &sizes, TEAMS)? else {
             return Err(Error::Unsupported(format!(
                 "{}: this TarFlow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
@@ -422,14 +421,13 @@ impl<R: Real> OnCard<R> {
         })
     }
 
-    /// Of another shape, or the one for teams where that does not fit.
+    /// Variant of another shape, or the one for teams if that does not fit.
     fn other(&self, shape: Shape) -> Result<Variant> {
         let variant = self.others.get(shape, || Variant::new::<R>(&self.driver, &self.sizes, shape))?;
         Ok(variant.unwrap_or(self.teams))
     }
 
-    /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is
-    /// full.
+    /// Teams of as many blocks as fit; if there is room for only one block each, the shape for a full card.
     fn plan(&self, n: usize, encode: bool) -> Result<Plan> {
         let variant = match (n, encode) {
             (1, false) => self.other(ALONE)?,
@@ -442,13 +440,13 @@ impl<R: Real> OnCard<R> {
         Ok(Plan { variant, teams, blocks })
     }
 
-    /// Samples of a launch that goes through the network's products so many times.
+    /// Samples per launch that makes `passes` passes through the network's products.
     fn rows_of_launch(&self, passes: f64) -> usize {
         let most = if self.driver.has_watchdog() { WATCHED_WORK } else { WORK };
         ((most / (passes * self.sizes.flops())) as usize).clamp(1, LAUNCH)
     }
 
-    /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
+    /// Maps x, `[n][T D]` in the network's units, to z, or back, in place; with ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
         let n = log_det.len();
         let Plan { variant, teams, blocks } = self.plan(n, encode)?;
@@ -476,7 +474,8 @@ impl<R: Real> OnCard<R> {
         };
         let (kernel, grid, threads) = (variant.kernel, (teams * blocks) as u32, THREADS as u32);
         let argument = argument(&arguments);
-        // SAFETY: the kernel takes `Arguments`; x and log_det have room for n rows, the rest for so many teams.
+        // SAFETY: the kernel takes `Arguments`; x and log_det have room for n rows, the other buffers for this many
+        // teams.
         unsafe {
             match blocks {
                 1 => work.driver.launch(kernel, grid, threads, variant.shared, argument)?,
@@ -488,15 +487,15 @@ impl<R: Real> OnCard<R> {
     }
 }
 
-/// A TarFlow whose samples, densities and scores come from a GPU. Training stays on the CPU.
+/// A TarFlow whose samples, densities and scores are computed on a GPU. Training stays on the CPU.
 pub struct TarFlowOnDevice<R: Real> {
     host: TarFlow<R>,
     card: Arc<OnCard<R>>,
 }
 
 impl<R: Real> TarFlow<R> {
-    /// Copies the flow to a machine and compiles its kernels. Errors: a way of evaluation that the machine does not
-    /// have.
+    /// Copies the flow to a GPU and compiles its kernels. Errors: evaluation options that the GPU does not support; too
+    /// little shared memory; the driver's.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<TarFlowOnDevice<R>> {
         in_turn(&self.options)?;
         let card = Arc::new(OnCard::new(&self, driver)?);
@@ -504,7 +503,7 @@ impl<R: Real> TarFlow<R> {
     }
 }
 
-/// Errors: decoding by iteration.
+/// Requires sequential decoding. Errors: decoding by iteration.
 fn in_turn(options: &Options) -> Result<()> {
     match options.decoding {
         Decoding::Sequential => Ok(()),

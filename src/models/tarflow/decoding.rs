@@ -1,40 +1,39 @@
-//! How a sample is found from its latent point.
+//! Methods of decoding a sample from its latent point.
 
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How tokens are found one after the other.
+/// Method of decoding tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Decoding {
-    /// Token after token, with the keys and values of those before kept.
+    /// Token by token, with a key/value cache.
     #[default]
     Sequential,
-    /// Tokens together, by iteration.
+    /// Several tokens at once, by iteration.
     Jacobi(Jacobi),
 }
 
-/// u_i = v_i e^{a_i} + b_i, where a and b depend on the tokens before i, as a fixed point: all tokens of a segment are
-/// put in, and come out of one parallel pass, until they stay (Song et al., "Accelerating feedforward computation via
-/// parallel nonlinear equation solving", ICML 2021; for TarFlow: Liu and Qin, arXiv 2505.12849). Segments go one after
-/// the other, which makes it a Gauss–Seidel iteration of segments. Each pass makes one more token exact, so the
-/// iteration ends.
+/// Jacobi decoding: u_i = v_i e^{a_i} + b_i, where a and b depend on the tokens before i, as a fixed point. All tokens
+/// of a segment are updated in one parallel pass until they converge (Song et al., "Accelerating feedforward
+/// computation via parallel nonlinear equation solving", ICML 2021; for TarFlow: Liu and Qin, arXiv 2505.12849).
+/// Segments are done in sequence, which makes it a Gauss–Seidel iteration over segments. Each pass makes one more token
+/// exact, so the iteration ends.
 ///
-/// The density of a sample found so is that of its likelihood: x is encoded, which also tells how far its latent point
-/// is from the one that was asked for. A sample that is not within the tolerance, or needs more passes, is decoded
-/// sequentially.
+/// The density of such a sample is that of its likelihood: x is encoded, which also shows how far its latent point is
+/// from the requested one. A sample that is not within the tolerance, or needs more passes, is decoded sequentially.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Jacobi {
-    /// Tokens that are found together; those of the whole model or more for a plain Jacobi iteration.
+    /// Tokens decoded together; at least all of the model's for a plain Jacobi iteration.
     pub segment: usize,
-    /// Largest difference in a component of z between the point asked for and the one of the sample. Rounding of f32
-    /// leaves some 1e-5 of a trained model.
+    /// Largest difference in a component of z between the requested point and that of the sample. Rounding in f32
+    /// leaves about 1e-5 for a trained model.
     pub tolerance: f64,
-    /// Most passes of a segment.
+    /// Largest number of passes per segment.
     pub passes: usize,
 }
 
-/// Largest tolerance: log q is that of the point x which was found, drawn with the density of another point z that is
-/// as near as this.
+/// Largest tolerance: log q is that of the decoded point x, which was drawn with the density of another point z at most
+/// this far away.
 const LARGEST_TOLERANCE: f64 = 1e-3;
 
 impl Default for Jacobi {
@@ -44,14 +43,15 @@ impl Default for Jacobi {
 }
 
 impl Jacobi {
-    /// Of a block, so that those of all blocks stay within the tolerance as a rule.
+    /// Tolerance of a block, chosen so that the errors of all blocks normally stay within the tolerance.
     pub(super) fn residual(&self) -> f64 {
         0.1 * self.tolerance
     }
 }
 
 impl Decoding {
-    /// Errors: no tokens in a segment, no passes, a tolerance that is not positive or beyond 1e-3.
+    /// Checks the options. Errors: no tokens in a segment, no passes, or a tolerance that is not positive or exceeds
+    /// 1e-3.
     pub(super) fn check(&self) -> Result<()> {
         match *self {
             Decoding::Jacobi(Jacobi { segment, tolerance, passes })
@@ -71,13 +71,13 @@ impl Decoding {
     }
 }
 
-/// What became of the samples that were to be decoded together.
+/// Counts of samples to be decoded by iteration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Decoded {
     pub samples: u64,
-    /// Of all blocks and segments; each computes the tokens of a segment that are not exact yet.
+    /// Passes of all blocks and segments; each computes the tokens of a segment that are not exact yet.
     pub passes: u64,
-    /// Samples that were decoded sequentially after all.
+    /// Samples that were decoded sequentially in the end.
     pub fallbacks: u64,
 }
 
@@ -89,12 +89,14 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    /// Counts a sample.
     pub fn count(&self, passes: usize, fell_back: bool) {
         self.samples.fetch_add(1, Ordering::Relaxed);
         self.passes.fetch_add(passes as u64, Ordering::Relaxed);
         self.fallbacks.fetch_add(u64::from(fell_back), Ordering::Relaxed);
     }
 
+    /// The counts so far.
     pub fn read(&self) -> Decoded {
         let [samples, passes, fallbacks] =
             [&self.samples, &self.passes, &self.fallbacks].map(|counter| counter.load(Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! Tensors of the model file: named as in TarFlow checkpoints of transferable-samplers.
+//! Model file, with the tensor names of TarFlow checkpoints of transferable-samplers.
 
 use super::transferable::{EmbeddingConfig, PeptideConfig};
 use super::{no_topology, Config, TarFlow, TarFlowConfig, TarNetwork};
@@ -11,7 +11,7 @@ use crate::nn::Real;
 use std::collections::BTreeMap;
 
 impl<R: Real> TarFlow<R> {
-    /// Errors name the tensor or the option.
+    /// Reads the flow from a model file. Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<TarFlow<R>> {
         let (card, hash) = (file.card.clone(), file.hash.clone());
         match &file.card.model {
@@ -30,25 +30,25 @@ impl<R: Real> TarFlow<R> {
     }
 }
 
-/// The bytes of a model file.
+/// Bytes of a model file. Errors: those of serialisation.
 pub fn to_bytes<R: Real>(card: &ModelCard, network: &TarNetwork, parameters: &[R]) -> Result<Vec<u8>> {
     model_file::serialize(card, &network.layout().write(parameters))
 }
 
 type Tensors = BTreeMap<String, Tensor>;
 
-/// Sizes of the tensor with this name, a matrix. Errors: there is none, so that it is no checkpoint of this kind.
+/// Shape of the matrix with this name. Errors: there is none, so the checkpoint is not of this kind.
 fn matrix(tensors: &Tensors, name: &str, what: &str) -> Result<[usize; 2]> {
     let found = tensors.get(name).and_then(|t| <[usize; 2]>::try_from(t.shape.as_slice()).ok());
     found.ok_or_else(|| Error::invalid(format!("no matrix {name}: not a {what} checkpoint")))
 }
 
-/// How many tensors there are with the names that these numbers make.
+/// Number of consecutive tensors with the names made from 0, 1, ….
 fn count(tensors: &Tensors, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|&k| tensors.contains_key(&name(k))).count()
 }
 
-/// Heads, and the expansion of the perceptrons.
+/// Number of heads, and expansion of the perceptrons.
 fn heads_and_expansion(channels: usize, head_size: usize, hidden: usize) -> Result<(usize, usize)> {
     if channels == 0 || !channels.is_multiple_of(head_size.max(1)) || !hidden.is_multiple_of(channels) {
         return Err(Error::invalid(format!(
@@ -58,13 +58,13 @@ fn heads_and_expansion(channels: usize, head_size: usize, hidden: usize) -> Resu
     Ok((channels / head_size.max(1), hidden / channels))
 }
 
-/// Whether a tensor is none of the network's parameters: the reference keeps its masks with them.
+/// Whether a tensor is not a parameter of the network: the reference stores its masks with the parameters.
 pub fn is_buffer(name: &str) -> bool {
     name.ends_with(".attn_mask")
 }
 
-/// Configuration of a single-system TarFlow checkpoint by the shapes of its tensors, and the tensors that belong to it:
-/// masks are left out, and the second layer of the perceptrons gets one of its two names.
+/// Configuration of a single-system TarFlow checkpoint, from the shapes of its tensors, and the tensors that belong to
+/// it: masks are left out, and the second layer of the perceptrons is renamed to one of its two names.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_checkpoint(tensors: Tensors, head_size: usize) -> Result<(TarFlowConfig, Tensors)> {
@@ -84,11 +84,11 @@ pub fn of_checkpoint(tensors: Tensors, head_size: usize) -> Result<(TarFlowConfi
     Ok((config, used))
 }
 
-/// What the tensors of a transferable checkpoint do not say.
+/// Properties of a transferable checkpoint that its tensors do not determine.
 #[derive(Clone, Debug)]
 pub struct Unsaid {
     pub head_size: usize,
-    /// Without them those that all published models of this kind have.
+    /// Token orders; if None, those of all published models of this kind.
     pub orders: Option<Vec<AtomOrder>>,
     /// D of the sines of residues.
     pub base: f64,
@@ -106,7 +106,7 @@ const PROSE_ORDERS: [(bool, bool, bool); 8] = [
     (false, true, false),
 ];
 
-/// The orders of the published models: of Prose, with adaptive layer norms, or of the transferable TarFlow.
+/// Token orders of the published models: Prose, with adaptive layer norms, or the transferable TarFlow.
 pub fn published_orders(adaptive: bool) -> Vec<AtomOrder> {
     let order = |&(backbone_first, variant, flip): &_| AtomOrder { from_c: false, backbone_first, variant, flip };
     match adaptive {
@@ -115,7 +115,7 @@ pub fn published_orders(adaptive: bool) -> Vec<AtomOrder> {
     }
 }
 
-/// Configuration of a transferable TarFlow or Prose checkpoint by the shapes of its tensors, and the tensors that
+/// Configuration of a transferable TarFlow or Prose checkpoint, from the shapes of its tensors, and the tensors that
 /// belong to it.
 ///
 /// Errors: a checkpoint of another architecture.
@@ -162,7 +162,7 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
     Ok((config, used))
 }
 
-/// A configuration for data in these units, with the paper's noise of the centroid.
+/// A configuration for data in these units, with the paper's centroid noise.
 pub fn config(network: TarFlowConfig, units_per_nm: f64) -> Config {
     let atoms = (network.tokens * network.token_size / 3) as f64;
     Config { network, units_per_nm, centroid: Some(1.0 / atoms.sqrt()), stereocentres: Vec::new() }

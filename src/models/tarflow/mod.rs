@@ -1,29 +1,28 @@
 //! TarFlow: an autoregressive flow of transformers over the Cartesian coordinates (Zhai et al., 2024; Sequential
 //! Boltzmann Generators: Tan et al., ICML 2025).
 //!
-//! The 3N coordinates, in units of their standard deviation, are T tokens of D numbers. Block b looks at the tokens in
-//! their order if b is even, in the reverse order if it is odd, and maps u to v with transformers that see the tokens
-//! before:
+//! The 3N coordinates, in units of their standard deviation, form T tokens of D numbers. Block b reads the tokens in
+//! forward order if b is even, in reverse order if it is odd, and maps u to v with causal transformers:
 //!
 //! ```text
 //! y = W u + p;   every layer:  y += O attention(LN(y)),   y += F₂ gelu(F₁ LN(y))      (causal)
 //! (a_i, b_i) = W′ y_{i−1},  (a_0, b_0) = 0;   v_i = (u_i − b_i) e^{−a_i};   ln|∂v/∂u| = −Σ a
 //! ```
 //!
-//! [`transferable`] has networks for all peptides, which differ in what a block is given beside its tokens and in their
-//! order.
+//! [`transferable`] has networks for all peptides; they differ in the conditioning of a block and in the token order.
 //!
-//! z is what the last block gives, standard normal. Backwards u_i = v_i e^{a_i} + b_i has to be found token after
-//! token; keys and values of the tokens before are kept. ln|∂x/∂z| = Σ a comes with it, so one pass gives x and log q.
+//! z is the output of the last block, standard normal. In the inverse direction u_i = v_i e^{a_i} + b_i is found token
+//! by token with a key/value cache of the earlier tokens. ln|∂x/∂z| = Σ a is a by-product, so one pass gives x and log
+//! q.
 //!
-//! **The centroid.** The network is trained on centred configurations whose centroid has got normal noise of standard
-//! deviation σ, since a flow cannot live on the centred space. What it says of a configuration with centroid c is
-//! relative to that noise: log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move
-//! gives the current configuration a fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that
-//! target.
+//! **The centroid.** The network is trained on centred configurations to whose centroid normal noise of standard
+//! deviation σ was added, since a flow cannot live on the centred space. Its log-density at a configuration with
+//! centroid c is taken relative to that noise: log q(x) − ln N(c; 0, σ²), the density of (x, c) for a target e^{−u(x)}
+//! N(c; 0, σ²). A move gives the current configuration a fresh c ([`Scope::Noisy`]); the weights −u − log q of samples
+//! are those of that target.
 //!
-//! **Hands.** The network is not the same for a molecule and its mirror image, so nothing is folded: a sample of the
-//! wrong hand has no density. What is left is not normalised again; log q lacks the constant −ln of the share of
+//! **Chirality.** The network is not the same for a molecule and its mirror image, so nothing is folded: a sample of
+//! the wrong hand has zero density. The rest is not renormalised; log q lacks the constant −ln of the fraction of
 //! samples with the right hand.
 
 mod attention;
@@ -57,23 +56,22 @@ use runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Configurations that run together from the data to the prior: few, for each has as many rows as tokens.
+/// Configurations that run together from the data to the prior: few, as each has as many rows as tokens.
 const CHUNK: usize = 2;
-/// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every
-/// token.
+/// Samples that run together from the prior to the data, one row each: many, as the weights are reread for every token.
 const SAMPLES: usize = 64;
 
-/// What the file of a TarFlow says of it.
+/// Configuration in a TarFlow's file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub network: TarFlowConfig,
-    /// Units of the network per nm: one over the standard deviation of the training data.
+    /// Units of the network per nm: the inverse standard deviation of the training data.
     pub units_per_nm: f64,
     /// Standard deviation σ of the centroid's components in the training data, in the network's units; 1/√N in the
     /// paper. None: the density is over all coordinates as they are.
     pub centroid: Option<f64>,
-    /// A molecule of another hand has no density; empty: hands are not looked at.
+    /// A molecule of another hand has zero density; if empty, chirality is not checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stereocentres: Vec<Stereocentre>,
 }
@@ -82,15 +80,15 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TarFlowConfig {
-    /// T.
+    /// Number of tokens T.
     pub tokens: usize,
-    /// D: T D = 3N.
+    /// Numbers per token D; T D = 3N.
     pub token_size: usize,
     pub channels: usize,
     pub blocks: usize,
     pub layers: usize,
     pub heads: usize,
-    /// Hidden columns of the perceptron over channels.
+    /// Hidden width of the perceptrons, as a multiple of the channels.
     pub expansion: usize,
 }
 
@@ -99,7 +97,7 @@ pub struct TarFlow<R: Real> {
     network: TarNetwork,
     parameters: Arc<[R]>,
     runner: Arc<Runner<R>>,
-    /// For gradients.
+    /// Tapes for gradients.
     tapes: Spares<Tape<R>>,
     scale: Scale,
     options: Options,
@@ -109,37 +107,37 @@ pub struct TarFlow<R: Real> {
     hash: String,
 }
 
-/// How a TarFlow is evaluated; no part of its file.
+/// Evaluation options of a TarFlow; not part of its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Options {
     pub decoding: Decoding,
     pub centroid: Centroid,
 }
 
-/// What log q is made relative to where the centroid c is noise of standard deviation σ.
+/// The density of the centroid c, noise of standard deviation σ, that is divided out of q.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Centroid {
-    /// Its density N(c; 0, σ²): a perfect model has equal weights.
+    /// N(c; 0, σ²): a perfect model has equal weights.
     #[default]
     Gauss3,
-    /// That of r = |c|, of r/σ a χ distribution of three degrees of freedom (Tan et al., proposition 1). It leaves a
-    /// factor r² in the weights, 9/15 of the effective samples of a perfect model. Averages of what does not know of c
-    /// are right, but what is left is no density: a surrogate, which no move accepts.
+    /// The density of r = |c|, where r/σ has a χ distribution with three degrees of freedom (Tan et al., proposition
+    /// 1). It leaves a factor r² in the weights, so a perfect model has 9/15 of the effective samples. Averages of
+    /// observables that do not depend on c are right, but the result is no density: a surrogate, which no move accepts.
     Chi3,
 }
 
-/// What TarFlows of any precision have beyond other models.
+/// What TarFlows of any precision offer beyond other models.
 pub trait Autoregressive {
-    /// The same model, evaluated in another way. Errors: options out of range.
+    /// The same model with other evaluation options. Errors: options out of range.
     fn with_options(&self, options: Options) -> Result<Arc<dyn Model>>;
 
-    /// Of samples decoded by iteration.
+    /// Counts of the samples decoded by iteration.
     fn decoded(&self) -> Decoded;
 }
 
-/// The model, evaluated in another way.
+/// The model with other evaluation options.
 ///
-/// Errors: options out of range; a model that is no TarFlow, with other options than the usual ones.
+/// Errors: options out of range; options other than the default for a model that is not a TarFlow.
 pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn Model>> {
     if options == Options::default() {
         return Ok(model);
@@ -153,16 +151,16 @@ pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn M
     model.autoregressive().ok_or_else(none)?.with_options(options)
 }
 
-/// What is between a network and nm.
+/// Scale between the network's units and nm, and the centroid's noise.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
     pub units_per_nm: f64,
-    /// Standard deviation σ of the centroid's noise in the network's units, to be taken out.
+    /// Standard deviation σ of the centroid's noise in the network's units, to be divided out.
     pub centroid: Option<f64>,
 }
 
 impl Scale {
-    /// Of a transferable model of so many atoms.
+    /// Scale of a transferable model for a peptide with `atoms` atoms.
     fn of_peptide(config: &transferable::Config, atoms: usize) -> Scale {
         let sigma = 1.0 / (atoms as f64).sqrt();
         Scale { units_per_nm: config.units_per_nm, centroid: config.noisy_centroid.then_some(sigma) }
@@ -170,18 +168,18 @@ impl Scale {
 }
 
 impl<R: Real> TarFlow<R> {
-    /// Of a single system.
+    /// A model of a single system.
     ///
-    /// Errors: options out of range; a card of other coordinates or another exactness; a topology of other size.
+    /// Errors: options out of range; a card of other coordinates or another exactness; a topology of another size.
     pub fn new(parameters: Vec<R>, config: Config, card: ModelCard, hash: String) -> Result<TarFlow<R>> {
         let network = TarNetwork::new(config.network)?;
         let scale = Scale { units_per_nm: config.units_per_nm, centroid: config.centroid };
         Ok(TarFlow { hash, ..TarFlow::of_network(network, parameters, scale, card)? })
     }
 
-    /// Of the peptide in the card.
+    /// A transferable model for the peptide in the card.
     ///
-    /// Errors: as of [`TarFlow::new`]; no topology in the card, or one that the model cannot express.
+    /// Errors: those of [`TarFlow::new`]; no topology in the card, or one that the model cannot express.
     pub fn of_peptide(
         parameters: Vec<R>,
         config: &transferable::Config,
@@ -194,21 +192,20 @@ impl<R: Real> TarFlow<R> {
         Ok(TarFlow { hash, ..TarFlow::of_network(network, parameters, scale, card)? })
     }
 
-    /// Of any network, never saved. Panics if the number of parameters is not the network's.
+    /// A model of any network, not from a file. Panics if the number of parameters is not the network's.
     ///
-    /// Errors: as of [`TarFlow::new`].
+    /// Errors: those of [`TarFlow::new`].
     pub fn of_network(network: TarNetwork, parameters: Vec<R>, scale: Scale, card: ModelCard) -> Result<TarFlow<R>> {
         assert_eq!(parameters.len(), network.layout().n_parameters());
         let runner = Runner::new(&network, &parameters, false);
         TarFlow::with(network, parameters.into(), runner, scale, card)
     }
 
-    /// The same model with its matrices rounded to bfloat16, 8 bits of each number. A single sample, whose time is that
-    /// of reading them, reads half as much. Whatever the model says from then on is of the rounded weights, in the same
-    /// arithmetic whether one row runs or many: log q of a sample and of a configuration that it is asked about are
-    /// those of one density.
+    /// The same model with its matrices rounded to bfloat16 (8 significant bits). Drawing a single sample, whose time
+    /// is that of reading the weights, reads half as much. From then on the model is that of the rounded weights, in
+    /// the same arithmetic for one row or many: log q of a sample, and of a given configuration, come from one density.
     ///
-    /// Errors: none beyond those of [`TarFlow::new`].
+    /// Errors: those of [`TarFlow::new`].
     pub fn with_bfloat16_weights(self) -> Result<TarFlow<R>> {
         let mut parameters = self.parameters.to_vec();
         for w in self.network.matrices() {
@@ -223,8 +220,8 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
-    /// The same transferable model for another peptide, of any hand; the weights are shared. It was never saved, so it
-    /// has no hash.
+    /// The same transferable model for another peptide, of either hand; the weights are shared. It has no hash, as it
+    /// is not from a file.
     ///
     /// Errors: a model of a single system; a topology that the model cannot express.
     pub fn bind(&self, topology: Topology) -> Result<TarFlow<R>> {
@@ -281,9 +278,9 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
-    /// The same model, evaluated in another way; the weights are shared.
+    /// The same model with other evaluation options; the weights are shared.
     ///
-    /// Errors: options out of range; a centroid that is not noise, to be taken out in another way.
+    /// Errors: options out of range; another centroid density where the centroid is not noise.
     pub fn with_options(&self, options: Options) -> Result<TarFlow<R>> {
         options.decoding.check()?;
         if options.centroid != Centroid::default() && self.scale.centroid.is_none() {
@@ -303,7 +300,7 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
-    /// Of samples decoded by iteration.
+    /// Counts of the samples decoded by iteration.
     pub fn decoded(&self) -> Decoded {
         self.decoded.read()
     }
@@ -330,13 +327,13 @@ impl<R: Real> TarFlow<R> {
         &self.network
     }
 
-    /// In the order of the network's layout.
+    /// Parameters in the order of the network's layout.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }
 
-    /// Floating-point operations of the products and the attention of one likelihood, and nearly those of one sample; a
-    /// multiplication and its addition count as two.
+    /// Floating-point operations of the matrix products and the attention in one likelihood, and nearly those of one
+    /// sample; a multiply-add counts as two.
     pub fn flops(&self) -> f64 {
         let mut tape = Tape::default();
         let given = self.runner.given(&mut tape);
@@ -362,7 +359,7 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
-    /// What decoding found, x in the network's units and ln|∂x/∂z|, becomes that of x in nm, with log q.
+    /// Converts the result of decoding, x and ln|∂x/∂z| in the network's units, to nm, and fills in log q.
     fn finish_decoding(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) {
         let d = self.network.dimension();
         let scale = d as f64 * self.scale.units_per_nm.ln();
@@ -374,7 +371,7 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
-    /// What encoding of x in nm found, z and ln|∂z/∂x| of x in the network's units, becomes ln|∂x/∂z| of x in nm, with
+    /// Converts the result of encoding x (nm), z and ln|∂z/∂x| in the network's units, to ln|∂x/∂z| in nm, and fills in
     /// log q.
     fn finish_encoding(&self, x: &[f64], z: &[f64], log_det: &mut [f64], log_density: &mut [Evaluation]) {
         let d = self.network.dimension();
@@ -386,8 +383,7 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
-    /// The same of what was found with the gradient of log q in the network's units, which becomes that of log q of x
-    /// in nm.
+    /// Fills in log q, and converts its gradient from the network's units to nm.
     fn finish_gradient(
         &self,
         x: &[f64],
@@ -424,10 +420,10 @@ fn no_topology() -> Error {
 }
 
 impl Centroid {
-    /// What is added to log q, and k where its gradient by the centroid is k c.
+    /// Term added to log q, and the k in its gradient k c with respect to the centroid.
     ///
-    /// [`Centroid::Gauss3`]: −ln N(c; 0, σ²), with the N^{3/2} by which the volume of x is that of its centroid and of
-    /// the centred configuration. [`Centroid::Chi3`]: −ln (√(2/π) r²/σ³ e^{−r²/2σ²}), as published.
+    /// [`Centroid::Gauss3`]: −ln N(c; 0, σ²), with the N^{3/2} by which the volume of x exceeds that of its centroid
+    /// times that of the centred configuration. [`Centroid::Chi3`]: −ln (√(2/π) r²/σ³ e^{−r²/2σ²}), as published.
     fn term(self, x: &[f64], sigma: f64) -> (f64, f64) {
         let (squared, stiffness) = (centroid(x).iter().map(|c| c * c).sum::<f64>(), 1.0 / (sigma * sigma));
         match self {
@@ -451,7 +447,7 @@ impl<R: Real> Flow for TarFlow<R> {
     fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
         let d = self.network.dimension();
         let scale = d as f64 * self.scale.units_per_nm.ln();
-        // no more together than leaves every thread its part
+        // small enough that every thread gets a part
         let part = match self.options.decoding {
             Decoding::Sequential => log_det.len().div_ceil(rayon::current_num_threads()).clamp(1, SAMPLES),
             Decoding::Jacobi(_) => 1, // so that a sample does not depend on those beside it
@@ -494,7 +490,7 @@ impl<R: Real> Autoregressive for TarFlow<R> {
     }
 }
 
-/// Sum of each row.
+/// Sum of each row of a variable.
 fn sums<R: Real>(tape: &Tape<R>, var: Var) -> Vec<f64> {
     tape.value(var).chunks_exact(var.columns).map(|row| row.iter().map(|v| v.to_f64()).sum()).collect()
 }

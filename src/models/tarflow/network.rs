@@ -1,5 +1,5 @@
 //! The network on a tape: its parameters, and the pass from the data to the prior. Both kinds of TarFlow are this
-//! network; they differ in what a block is given beside its tokens, and in the order in which it sees them.
+//! network; they differ in the conditioning of a block and in its token order.
 
 use super::transferable::{self, Adaptive, BlockConditions, Embedder, Transition};
 use super::TarFlowConfig;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub(super) struct Layer {
     pub attention_norm: LayerNorm,
     pub qkv: Weight,
-    /// Of queries and of keys, over all heads.
+    /// Norms of queries and of keys, over all heads.
     pub qk_norms: Option<[LayerNorm; 2]>,
     pub out: Weight,
     pub forward_norm: LayerNorm,
@@ -24,18 +24,18 @@ pub(super) struct Layer {
     pub transition: Option<Transition>,
 }
 
-/// Where a block's positional embeddings come from.
+/// Positional embeddings of a block.
 #[derive(Clone, Debug)]
 pub(super) enum Positions {
-    /// A table `[T][C]` at this place, a row for each token whatever the block's order.
+    /// A table `[T][C]` at this offset, one row per token whatever the block's order.
     OfTokens(usize),
-    /// Sines of the place in the block's order, times the parameter at this place.
+    /// Sines of the position in the block's order, times the parameter at this offset.
     Sines(usize),
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Block {
-    /// The i-th token that the block sees is the `order[i]`-th of the configuration.
+    /// The i-th token that the block sees is token `order[i]` of the configuration.
     pub order: Arc<[u32]>,
     pub into: Weight,
     pub positions: Positions,
@@ -51,27 +51,27 @@ pub struct TarNetwork {
     pub(super) config: TarFlowConfig,
     pub(super) layout: Layout,
     pub(super) blocks: Vec<Block>,
-    /// Of atoms and residues, in a transferable network.
+    /// Embeddings of atoms and residues, in a transferable network.
     pub(super) embedder: Option<Embedder>,
 }
 
-/// What [`TarNetwork::record`] leaves on the tape.
+/// Variables of [`TarNetwork::record`].
 pub struct Recorded {
-    /// `[samples × T][D]`, the network's units.
+    /// `[samples × T][D]`, in the network's units.
     pub x: Var,
     pub z: Var,
-    /// Summed over the columns: ln|∂z/∂x| `[samples][D]`.
+    /// `[samples][D]`, whose sum over the columns is ln|∂z/∂x|.
     pub log_det: Var,
     /// z after each block.
     pub after: Vec<Var>,
 }
 
-/// What a block is given beside its tokens, `[T][C]` each in the block's order: it depends on the parameters and the
-/// molecule, and not on the configuration. `V` is a variable of a tape, or the numbers.
+/// Conditioning of a block besides its tokens, `[T][C]` each in the block's order: depends on the parameters and the
+/// molecule but not on the configuration. `V` is a tape variable, or the numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Given<V> {
     pub positions: V,
-    /// Added before every layer that is not adaptive.
+    /// Condition added before every layer, unless the layers are adaptive.
     pub condition: Option<V>,
     pub layers: Vec<GivenLayer<V>>,
 }
@@ -82,7 +82,7 @@ pub(super) struct GivenLayer<V> {
     pub transition: Option<Modulation<V>>,
 }
 
-/// γ and β of an adaptive layer norm, and the gate of what follows it.
+/// γ and β of an adaptive layer norm, and the gate that follows it.
 #[derive(Clone, Debug)]
 pub(super) struct Modulation<V> {
     pub gamma: V,
@@ -91,6 +91,7 @@ pub(super) struct Modulation<V> {
 }
 
 impl<V> Given<V> {
+    /// Applies `f` to every part.
     pub fn map<W>(&self, mut f: impl FnMut(&V) -> W) -> Given<W> {
         Given {
             positions: f(&self.positions),
@@ -107,7 +108,8 @@ impl<V> GivenLayer<V> {
     }
 }
 
-/// Errors: a size of zero or beyond any model's, channels that the heads do not share evenly.
+/// Checks the sizes. Errors: a size that is zero or too large, or a number of channels not divisible by the number of
+/// heads.
 pub(super) fn check(config: &TarFlowConfig) -> Result<()> {
     let TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion } = *config;
     check_sizes(&[
@@ -132,8 +134,8 @@ pub(super) fn norm(layout: &mut Layout, name: String, columns: usize) -> LayerNo
     LayerNorm { weight, bias: layout.tensor(format!("{name}.bias"), &[columns]) }
 }
 
-/// Appends attention and perceptron of a layer. `last` is the number of the perceptron's second matrix: a dropout may
-/// stand before it.
+/// Appends attention and perceptron of a layer. `last` is the number of the perceptron's second matrix, which may be
+/// preceded by a dropout.
 pub(super) fn layer(layout: &mut Layout, name: &str, config: &TarFlowConfig, last: usize, qk_norms: bool) -> Layer {
     let (c, hidden) = (config.channels, config.expansion * config.channels);
     let part = |part: &str| format!("{name}.{part}");
@@ -152,13 +154,13 @@ pub(super) fn layer(layout: &mut Layout, name: &str, config: &TarFlowConfig, las
     }
 }
 
-/// a times b, whose rows are those of one sample.
+/// a times b, where b has the rows of one sample.
 pub(super) fn times<R: Scalar>(tape: &mut Tape<R>, a: Var, b: Var) -> Var {
     let product = tape.scale(a.reshape(1, a.rows * a.columns), b.reshape(1, b.rows * b.columns));
     product.reshape(a.rows, a.columns)
 }
 
-/// The rows of one sample for each of the samples that a has.
+/// Repeats the rows of one sample, to `rows` rows.
 pub(super) fn for_samples<R: Scalar>(tape: &mut Tape<R>, v: Var, rows: usize) -> Var {
     let all = tape.repeat(v.reshape(1, v.rows * v.columns), rows / v.rows);
     all.reshape(rows, v.columns)
@@ -167,7 +169,7 @@ pub(super) fn for_samples<R: Scalar>(tape: &mut Tape<R>, v: Var, rows: usize) ->
 impl TarNetwork {
     /// The network of a single system.
     ///
-    /// Errors: a size of zero or beyond any model's, channels that the heads do not share evenly.
+    /// Errors: a size that is zero or too large, or a number of channels not divisible by the number of heads.
     pub fn new(config: TarFlowConfig) -> Result<TarNetwork> {
         check(&config)?;
         let TarFlowConfig { tokens, token_size, channels: c, blocks, layers, .. } = config;
@@ -189,11 +191,12 @@ impl TarNetwork {
         Ok(TarNetwork { config, layout, blocks, embedder: None })
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> &TarFlowConfig {
         &self.config
     }
 
-    /// Random parameters with which the flow is the identity.
+    /// Random parameters for which the flow is the identity.
     pub fn initial<R: Real>(&self, seed: u64) -> Vec<R> {
         let special = |name: &str, _: &[usize]| match name {
             _ if name.contains("norm") => Some(Start::At(if name.ends_with("weight") { 1.0 } else { 0.0 })),
@@ -204,7 +207,7 @@ impl TarNetwork {
         self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special)
     }
 
-    /// The matrices that every token goes through.
+    /// Matrices that every token passes through.
     pub(super) fn matrices(&self) -> impl Iterator<Item = Weight> + '_ {
         let of_layer = |layer: &Layer| {
             let [first, second] = layer.forward;
@@ -220,7 +223,7 @@ impl TarNetwork {
         Causal { tokens: self.config.tokens, heads: self.config.heads }
     }
 
-    /// What the blocks are given, on the tape.
+    /// Records the conditioning of all blocks.
     pub(super) fn given<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>) -> Vec<Given<Var>> {
         let embedded = self.embedder.as_ref().map(|embedder| embedder.record(p, tape));
         let c = self.config.channels;
@@ -243,13 +246,13 @@ impl TarNetwork {
         self.blocks.iter().map(each).collect()
     }
 
-    /// Runs data to prior for `x[n][T D]` in the network's units on an empty tape.
+    /// Records the pass from data to prior for `x[n][T D]` in the network's units on an empty tape.
     pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, x: &[R]) -> Recorded {
         let given = self.given(p, tape);
         self.record_given(p, tape, x, &given)
     }
 
-    /// The same with what the blocks are given.
+    /// As [`TarNetwork::record`], with the conditioning of the blocks given.
     pub(super) fn record_given<R: Scalar>(
         &self,
         p: &[R],
@@ -287,7 +290,7 @@ impl TarNetwork {
         Recorded { x: input, z: h, log_det, after }
     }
 
-    /// y after a layer.
+    /// Applies one layer to y.
     fn layer<R: Scalar>(
         &self,
         p: &[R],
@@ -333,7 +336,7 @@ impl TarNetwork {
     }
 }
 
-/// The order that undoes this one.
+/// The inverse permutation.
 fn inverse(order: &[u32]) -> Arc<[u32]> {
     let mut inverse = vec![0; order.len()];
     order.iter().enumerate().for_each(|(i, &place)| inverse[place as usize] = i as u32);

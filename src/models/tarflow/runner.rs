@@ -1,5 +1,5 @@
-//! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once;
-//! from the prior to the data token after token, with the keys and values of the tokens before kept.
+//! The network without a tape, its weights packed for products. From the data to the prior all tokens run at once; from
+//! the prior to the data token by token, with a key/value cache.
 
 use super::attention::{keep, mix};
 use super::decoding::Jacobi;
@@ -13,7 +13,7 @@ use crate::nn::{Real, Tape, Var};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The network's weights, laid out for products, and what its blocks are given.
+/// The network's weights, packed for products, and the conditioning of its blocks.
 pub(super) struct Runner<R> {
     config: TarFlowConfig,
     blocks: Vec<Block<R>>,
@@ -50,7 +50,7 @@ struct Transition<R> {
     out: Dense<R>,
 }
 
-/// Rows of a batch: of all tokens, or of one token of each sample.
+/// Rows of a batch: all tokens, or one token of each sample.
 #[derive(Default)]
 struct Scratch<R> {
     token: Vec<R>,
@@ -65,13 +65,13 @@ struct Scratch<R> {
     change: Vec<R>,
     output: Vec<R>,
     scores: Vec<R>,
-    /// Keys and values of the tokens before, `[layer][sample][head][2][token][C / heads]`: what a head reads lies
-    /// together. Or the weights of the attention.
+    /// Key/value cache, `[layer][sample][head][2][token][C / heads]`, so that a head reads contiguous memory; or the
+    /// attention weights.
     kept: Vec<R>,
 }
 
 impl<R: Real> Runner<R> {
-    /// `halves`: the weights of the matrices are bfloat16 numbers, and are kept as such too.
+    /// `halves`: the matrices' weights are bfloat16 numbers, and are also stored as such.
     pub fn new(network: &TarNetwork, p: &[R], halves: bool) -> Runner<R> {
         let c = network.config.channels;
         let dense = |w: Weight| {
@@ -104,7 +104,7 @@ impl<R: Real> Runner<R> {
         Runner::with(network, p, weights)
     }
 
-    /// Of another peptide, with the same weights, which are not copied.
+    /// The same for another peptide, sharing the weights.
     pub fn bind(&self, network: &TarNetwork, p: &[R]) -> Runner<R> {
         Runner::with(network, p, self.blocks.iter().map(|block| block.weights.clone()))
     }
@@ -121,12 +121,12 @@ impl<R: Real> Runner<R> {
         Runner { config: network.config.clone(), blocks: blocks.collect(), spares: Spares::default() }
     }
 
-    /// What the blocks are given, in the order of the blocks.
+    /// Conditioning of each block in turn.
     pub fn given_values(&self) -> impl Iterator<Item = &Given<Vec<R>>> {
         self.blocks.iter().map(|block| &block.given)
     }
 
-    /// What the blocks are given, as inputs of a tape.
+    /// Conditioning of the blocks as tape inputs.
     pub fn given(&self, tape: &mut Tape<R>) -> Vec<Given<Var>> {
         let c = self.config.channels;
         let mut input = |values: &Vec<R>| {
@@ -137,7 +137,7 @@ impl<R: Real> Runner<R> {
         self.blocks.iter().map(|block| block.given.map(&mut input)).collect()
     }
 
-    /// `x[n][T D]` in the network's units to z, and ln|∂z/∂x|.
+    /// Maps `x[n][T D]` in the network's units to z, with ln|∂z/∂x|.
     pub fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, heads, .. } = self.config;
         let (n, seen) = (log_det.len(), tokens - 1);
@@ -148,7 +148,7 @@ impl<R: Real> Runner<R> {
         });
     }
 
-    /// `z[n][T D]` to x in the network's units, and ln|∂x/∂z|.
+    /// Maps `z[n][T D]` to x in the network's units, with ln|∂x/∂z|.
     pub fn decode(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, channels, layers, .. } = self.config;
         let n = log_det.len();
@@ -166,10 +166,10 @@ impl<R: Real> Runner<R> {
         });
     }
 
-    /// u of a block in `x` becomes v.
+    /// Replaces u of a block, in `x`, by v.
     fn run(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, heads, .. } = self.config;
-        // the last token is not seen by any other, and the first is left as it is
+        // no other token sees the last one, and the first is unchanged
         let seen = tokens - 1;
         if seen == 0 {
             return;
@@ -194,11 +194,11 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// v of a block in `x` becomes u.
+    /// Replaces v of a block, in `x`, by u.
     fn undo(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, .. } = self.config;
         let n = log_det.len();
-        // the last token is not needed for any other
+        // no other token needs the last one
         for i in 0..tokens - 1 {
             for (token, x) in s.token.chunks_exact_mut(d).zip(x.chunks_exact(tokens * d)) {
                 let x = &x[block.place(i) * d..][..d];
@@ -217,14 +217,14 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// Where the keys and the values of the first `seen` tokens of n samples lie.
+    /// Positions of the keys and values of the first `seen` tokens of n samples.
     fn seen(&self, l: usize, seen: usize, n: usize) -> Pieces {
         let TarFlowConfig { tokens, channels: c, heads, .. } = self.config;
         let size = 2 * n * tokens * c;
         Pieces { range: l * size..(l + 1) * size, part: tokens * c / heads, piece: seen * c / heads }
     }
 
-    /// Keeps the keys and the values of these tokens, and mixes for each the values of all up to it.
+    /// Caches the keys and values of these tokens, and computes for each the attention over all tokens up to it.
     fn attend(&self, l: usize, these: Range<usize>, s: &mut Scratch<R>) {
         let TarFlowConfig { tokens, channels: c, heads, .. } = self.config;
         let samples = s.y.len() / (c * these.len());
@@ -240,8 +240,8 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// One sample of `decode`, with the tokens of a segment all at once: u ← v e^a + b until it comes to rest. `passes`
-    /// counts those of all blocks. False where a segment does not come to rest.
+    /// [`Runner::decode`] of one sample, with the tokens of a segment all at once: iterates u ← v e^a + b until it
+    /// converges. `passes` counts those of all blocks. False if a segment does not converge.
     pub fn decode_together(&self, z: &[f64], x: &mut [f64], how: &Jacobi, passes: &mut usize) -> bool {
         let TarFlowConfig { tokens, channels, layers, .. } = self.config;
         let mut at_rest = true;
@@ -252,7 +252,7 @@ impl<R: Real> Runner<R> {
         at_rest
     }
 
-    /// v of a block in `x`, one sample, becomes u.
+    /// Replaces v of a block, in `x` (one sample), by u.
     fn undo_together(
         &self,
         block: &Block<R>,
@@ -265,7 +265,7 @@ impl<R: Real> Runner<R> {
         let (v, kept) = (x.to_vec(), s.kept.len());
         for start in (0..tokens - 1).step_by(how.segment) {
             let end = (start + how.segment).min(tokens - 1);
-            // every pass makes one more token final: with it its keys and values, which are kept
+            // every pass makes one more token final, and with it its keys and values, which are cached
             for first in start..end {
                 if first - start == how.passes {
                     return false;
@@ -284,7 +284,7 @@ impl<R: Real> Runner<R> {
                     for ((x, v), (a, shift)) in pairs.zip(a.iter().zip(shift)) {
                         let factor = a.to_f64().exp();
                         let u = v * factor + shift.to_f64();
-                        // how far the block takes x from v; false for what is no number
+                        // residual of the block's equation; false for NaN
                         at_rest &= (u - *x).abs() <= how.residual() * factor;
                         *x = u;
                     }
@@ -299,13 +299,13 @@ impl<R: Real> Runner<R> {
 }
 
 impl<R: Real> Block<R> {
-    /// Place in a configuration of the token that the block sees as its i-th.
+    /// Index in the configuration of the block's i-th token.
     fn place(&self, i: usize) -> usize {
         self.order[i] as usize
     }
 
-    /// [a, b] of the tokens after those in `s.token`; `at` are their numbers in what is given for all tokens. `mix`
-    /// turns qkv of a layer into what is mixed, and reads of what is kept the pieces `ahead`.
+    /// [a, b] of the tokens after those in `s.token`, whose indices in the conditioning are `at`. `mix` turns a layer's
+    /// qkv into its attention output, and reads the pieces `ahead` of the cache.
     fn tokens(
         &self,
         at: Range<usize>,
@@ -344,7 +344,7 @@ impl<R: Real> Layer<R> {
     ) {
         let c = self.attention_norm[0].len();
         modulation.normalise(c, at.clone(), s);
-        // attention and perceptron change y, which is w here
+        // attention and perceptron update y, which here is w
         std::mem::swap(&mut s.y, &mut s.inner);
         self.attention(s, ahead, mix);
         self.perceptron(s);
@@ -356,7 +356,8 @@ impl<R: Real> Layer<R> {
         add_gated(&mut s.y, &s.change, &modulation.gate[at]);
     }
 
-    /// y += O attention(LN(y)), where `mix` turns qkv into what is mixed, with what is kept `ahead`.
+    /// y += O attention(LN(y)), where `mix` turns qkv into the attention output and reads the pieces `ahead` of the
+    /// cache.
     fn attention(&self, s: &mut Scratch<R>, ahead: Pieces, mix: impl FnOnce(&mut Scratch<R>)) {
         normalise(&s.y, (&self.attention_norm[0], &self.attention_norm[1]), &mut s.normed);
         self.qkv.apply_and_fetch(&s.normed, &mut s.qkv, (&s.kept, ahead));
@@ -386,7 +387,7 @@ impl<R: Real> Modulation<Vec<R>> {
 }
 
 impl<R: Real> Transition<R> {
-    /// From w to the change of y.
+    /// Computes the change of y from w.
     fn apply(&self, s: &mut Scratch<R>) {
         self.gates.apply(&s.inner, &mut s.hidden);
         R::silu_slice(&s.hidden, &mut s.activated);
@@ -423,12 +424,12 @@ fn add<R: Real>(y: &mut [R], change: &[R]) {
     vectorised!(y.iter_mut().zip(change).for_each(|(y, &c)| *y += c));
 }
 
-/// Adds rows that come again for each sample.
+/// Adds rows that repeat for each sample.
 fn add_rows<R: Real>(y: &mut [R], rows: &[R]) {
     y.chunks_exact_mut(rows.len()).for_each(|y| add(y, rows));
 }
 
-/// y += w times the gates, whose rows come again for each sample.
+/// y += w times the gates, whose rows repeat for each sample.
 fn add_gated<R: Real>(y: &mut [R], w: &[R], gate: &[R]) {
     let samples = y.chunks_exact_mut(gate.len()).zip(w.chunks_exact(gate.len()));
     vectorised!({

@@ -3,7 +3,7 @@ use crate::coordinates::AtomOrder;
 use crate::models::layout::Start;
 use crate::rng::StreamId;
 
-/// Random parameters, of the last layers small ones: e^a must not run away.
+/// Random parameters, small in the last layers so that e^a stays bounded.
 fn parameters(network: &TarNetwork, seed: u64) -> Vec<f64> {
     let special = |name: &str, _: &[usize]| name.contains("proj_out").then_some(Start::Within(0.1));
     network.layout().initialise(&mut Stream::new(seed, StreamId::Test, 0, 0), special)
@@ -61,7 +61,7 @@ fn decoding_inverts_the_network_and_both_agree_on_log_q() {
         }
         assert!(p.iter().zip(&q).all(|(p, q)| (p.log_density - q.log_density).abs() < 1e-12));
         assert!(x.iter().zip(&z).any(|(x, z)| (4.0 * x - z).abs() > 0.05), "the network does something");
-        // ln|∂x/∂z| of the first sample by differences
+        // ln|∂x/∂z| of the first sample from differences
         let h = 1e-6;
         let jacobian = nalgebra::DMatrix::from_fn(12, 12, |i, j| {
             let mut ends = [1.0, -1.0].map(|sign| {
@@ -91,7 +91,7 @@ fn by_iteration(flow: &TarFlow<f64>, how: Jacobi) -> TarFlow<f64> {
     flow.with_options(Options { decoding: Decoding::Jacobi(how), ..Options::default() }).unwrap()
 }
 
-/// Nothing is before the first token, so it stays as it is.
+/// A single token is unchanged, since none precedes it.
 #[test]
 fn a_single_token_has_the_normal_density() {
     let flow = small(12, None);
@@ -119,7 +119,7 @@ fn decoding_by_iteration_gives_the_samples_of_decoding_in_turn() {
             let turns = (n * flow.network.blocks.len() * (flow.network.config().tokens - 1)) as u64;
             assert_eq!((samples, fallbacks), (n as u64, 0));
             assert!(if segment == 1 { passes == turns } else { passes <= turns }, "{passes} passes, {turns} turns");
-            // to the last bit, the likelihood of x and what it is alone
+            // equal, to the last bit, to the likelihood of x and to the sample alone
             let mut again = vec![Evaluation::inside(0.0); n];
             together.log_density(&y, &mut again).unwrap();
             assert!(again.iter().zip(&log_q_y).all(|(a, q)| (a.log_density - q).abs() < 1e-12));
@@ -134,7 +134,7 @@ fn what_does_not_come_to_rest_is_decoded_in_turn() {
     let flow = small(1, None);
     let z = normals(12 * 4, 1);
     let expected = generated(&flow, &z);
-    // too few passes, and a tolerance that the rounding of the way back does not meet
+    // too few passes, and a tolerance below the rounding errors of the encoding
     for how in [
         Jacobi { passes: 2, tolerance: 1e-12, ..Jacobi::default() },
         Jacobi { passes: 1000, tolerance: 1e-20, ..Jacobi::default() },
@@ -154,7 +154,7 @@ fn what_does_not_come_to_rest_is_decoded_in_turn() {
     }
 }
 
-/// Samples and configurations of the wrong hand have no density; log q of the others is as it was.
+/// Samples and configurations of the wrong hand have zero density; log q of the others is unchanged.
 #[test]
 fn a_wrong_hand_has_no_density() {
     let free = small(3, None);
@@ -198,7 +198,7 @@ fn a_file_cannot_ask_for_more_layers_than_there_are_in_earnest() {
     assert!(message.contains("blocks x layers = 16384"), "{message}");
 }
 
-/// A single sample reads the weights as bfloat16; a likelihood, and samples together, read the same numbers as f32.
+/// A single sample reads the weights as bfloat16; a likelihood, and samples together, read the same values as f32.
 #[test]
 fn a_model_with_bfloat16_weights_is_the_model_of_the_rounded_ones() {
     let full = small(3, Some(0.5));
@@ -254,7 +254,7 @@ fn the_gradient_matches_differences() {
 
 #[test]
 fn the_density_is_normalised() {
-    // two coordinates: one token after the other, over a grid
+    // two coordinates: one token at a time, over a grid
     let network = TarFlowConfig { tokens: 2, token_size: 1, channels: 4, blocks: 2, layers: 1, heads: 1, expansion: 2 };
     let config = Config { network, units_per_nm: 2.0, centroid: None, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
@@ -274,7 +274,7 @@ fn the_density_is_normalised() {
 
 #[test]
 fn a_new_network_is_the_identity_and_noise_of_the_centroid_is_taken_out() {
-    // the density of the identity: normal of std 1/4 nm in 12 coordinates; its centroid has std 1/8
+    // the density of the identity: normal with std 1/4 nm in 12 coordinates; its centroid has std 1/8 nm
     let flow = small(3, Some(0.5));
     let identity = flow.network.initial::<f64>(1);
     let flow = TarFlow::new(identity, config_of(&flow), flow.card.clone(), String::new()).unwrap();
@@ -282,7 +282,7 @@ fn a_new_network_is_the_identity_and_noise_of_the_centroid_is_taken_out() {
     let x: Vec<f64> = normals(12, 3).iter().map(|v| 0.25 * v).collect();
     let mut centred = x.clone();
     crate::coordinates::vector::centre(&mut centred);
-    // so what is left is the normal density of the nine centred coordinates, wherever the centroid is
+    // the rest is the normal density of the nine centred coordinates, wherever the centroid is
     let expected = -8.0 * centred.iter().map(|v| v * v).sum::<f64>() - 4.5 * (LOG_2_PI - 2.0 * 4.0f64.ln());
     for x in [&x, &centred] {
         assert!((log_q(&flow, x) - expected).abs() < 1e-12);
@@ -298,7 +298,7 @@ fn a_perfect_model_keeps_all_effective_samples_with_gauss3_and_six_of_ten_with_c
     let flow = TarFlow::new(identity, config_of(&flow), flow.card.clone(), String::new()).unwrap();
     let n = 50_000;
     let streams = |row: usize| Stream::new(8, StreamId::Test, row as u64, 0);
-    // the normal density of std 1/4 nm of the centred coordinates
+    // normal density with std 1/4 nm of the centred coordinates
     let u = |x: &[f64]| {
         let mut x = x.to_vec();
         crate::coordinates::vector::centre(&mut x);
@@ -323,7 +323,7 @@ fn a_perfect_model_keeps_all_effective_samples_with_gauss3_and_six_of_ten_with_c
     assert!(without.err().unwrap().to_string().contains("no noise"));
 }
 
-/// Glycine alone, with charged ends, and with alanine behind it.
+/// Glycine alone with charged ends, and followed by alanine.
 const GLYCINE: [(&str, &str); 1] = [("GLY1", "N H H2 H3 CA HA2 HA3 C O OXT")];
 const TWO: [(&str, &str); 2] = [("GLY1", "N H H2 H3 CA HA2 HA3 C O"), ("ALA2", "N H CA HA CB HB1 HB2 HB3 C O OXT")];
 
@@ -339,7 +339,7 @@ fn peptide(residues: &[(&str, &str)]) -> Topology {
     topology
 }
 
-/// [lookahead, norms of queries and keys, adaptive, transition]: TarFlow, Prose, and between.
+/// [lookahead, norms of queries and keys, adaptive, transition]: TarFlow, Prose, and combinations.
 const VARIANTS: [[bool; 4]; 4] =
     [[false, true, false, false], [true; 4], [false, false, true, false], [true, false, false, false]];
 
@@ -393,7 +393,7 @@ fn decoding_inverts_transferable_networks_and_both_agree_on_log_q() {
         }
         assert!(p.iter().zip(&q).all(|(p, q)| (p.log_density - q.log_density).abs() < 1e-12));
         assert!(x.iter().zip(&z).any(|(x, z)| (3.0 * x - z).abs() > 0.05), "the network does something");
-        // ln|∂x/∂z| of the first sample by differences
+        // ln|∂x/∂z| of the first sample from differences
         let h = 1e-6;
         let column = |j: usize| {
             let ends = [h, -h].map(|step| {
@@ -462,7 +462,7 @@ fn a_new_transferable_network_is_the_identity() {
         assert!(matches!(flow.scope(), Scope::Noisy { sigma: s } if (s - sigma).abs() < 1e-15));
         let mut x: Vec<f64> = normals(30, 3).iter().map(|v| v / 3.0).collect();
         crate::coordinates::vector::centre(&mut x);
-        // the normal density of the 27 centred coordinates
+        // normal density of the 27 centred coordinates
         let expected = -4.5 * x.iter().map(|v| v * v).sum::<f64>() - 13.5 * (LOG_2_PI - 2.0 * 3f64.ln());
         assert!((log_q(&flow, &x) - expected).abs() < 1e-12);
     }
@@ -502,7 +502,7 @@ fn peptides_of_different_lengths_train_one_network() {
     for (g, (a, b)) in gradient.iter().zip(by_x.iter().zip(&by_y)) {
         assert!((g - 0.75 * a - 0.25 * b).abs() < 1e-12);
     }
-    // and in a direction by differences
+    // and along a direction from differences
     let direction = normals(gradient.len(), 9);
     let [above, below] = [1e-6, -1e-6].map(|h| {
         let moved: Vec<f64> = one.parameters().iter().zip(&direction).map(|(p, d)| p + h * d).collect();
@@ -514,7 +514,7 @@ fn peptides_of_different_lengths_train_one_network() {
     assert!((slope - (above - below) / 2e-6).abs() < 1e-6 * slope.abs().max(1.0));
 }
 
-/// Which frame of the trainer's peptide was drawn, perhaps with emphasis, says nothing of those of another one.
+/// The drawn frame of the trainer's peptide, with or without emphasis, does not determine those of another peptide.
 #[test]
 fn frames_of_another_peptide_are_drawn_for_themselves() {
     use crate::train::likelihood::{OtherPeptide, Peptides};
@@ -537,7 +537,7 @@ fn frames_of_another_peptide_are_drawn_for_themselves() {
     assert!(loss(4..5, 4..10).is_nan(), "the frame that was drawn of the first peptide");
 }
 
-/// The configurations of the golden data have them.
+/// The published orders are those in the configurations of the golden data.
 #[test]
 fn published_orders_are_those_of_the_published_configurations() {
     for (adaptive, name) in [(true, "prose_tiny"), (false, "tarflow_transferable_tiny")] {

@@ -1,9 +1,9 @@
 //! One network for all peptides (Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows"): TarFlow
 //! with conditions, and Prose.
 //!
-//! A token is an atom. Block b sees the atoms in an order of the peptide ([`AtomOrder`]). Each atom i has an embedding
-//! of its type, of its residue's type, of its residue's number and of the number of residues, which is e; block b makes
-//! its condition c of it:
+//! A token is an atom. Block b reads the atoms in an order of the peptide ([`AtomOrder`]). Each atom i has an embedding
+//! e of its type, its residue's type, its residue's number and the number of residues, from which block b computes its
+//! condition c:
 //!
 //! ```text
 //! e = E₂ gelu(E₁ [type, residue type, S₁₀₀₀(residue), S₁₀₀₀(residues)])
@@ -11,7 +11,7 @@
 //! S_D(p)_{2k} = sin(p w_k),  S_D(p)_{2k+1} = cos(p w_k),  w_k = D^{−2k/C};      the block's positions are s S₁₀₀₀₀(i)
 //! ```
 //!
-//! Without adaptive layer norms y += c before each layer. With them, as in Prose, a layer is
+//! Without adaptive layer norms, y += c before each layer. With them, as in Prose, a layer is
 //!
 //! ```text
 //! A(y) = LN(y) σ(Γ LN(c)) + B LN(c)                                          (LN(y) without weights)
@@ -19,7 +19,7 @@
 //! w = A′(y);  y += σ(G′ c) T (silu(w V) (w U))                                          (the transition)
 //! ```
 //!
-//! Queries and keys may be normalised over all channels before they are shared among the heads.
+//! Queries and keys may be normalised over all channels before they are split into heads.
 
 use super::network::{check, for_samples, layer, norm, times, Block, Layer, Modulation, Positions, TarNetwork};
 use super::TarFlowConfig;
@@ -32,21 +32,22 @@ use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// What the file of a transferable TarFlow says of it.
+/// Configuration in the file of a transferable TarFlow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub network: PeptideConfig,
-    /// Units of the network per nm: one over the standard deviation by which the training data was divided.
+    /// Units of the network per nm: the inverse of the standard deviation by which the training data was divided.
     pub units_per_nm: f64,
-    /// The centroid of the training data had noise of standard deviation 1/√N in the network's units.
+    /// Whether the centroid of the training data had noise of standard deviation 1/√N in the network's units.
     pub noisy_centroid: bool,
-    /// Of the peptide that the file is for: a molecule of another hand has no density; empty: hands are not looked at.
+    /// Stereocentres of the file's peptide: a molecule of another hand has zero density; if empty, chirality is not
+    /// checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stereocentres: Vec<Stereocentre>,
 }
 
-/// The network whatever the peptide.
+/// The network, independent of the peptide.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeptideConfig {
@@ -54,20 +55,20 @@ pub struct PeptideConfig {
     pub blocks: usize,
     pub layers: usize,
     pub heads: usize,
-    /// Hidden columns of perceptrons and transitions over channels.
+    /// Hidden width of perceptrons and transitions, as a multiple of the channels.
     pub expansion: usize,
-    /// Of the blocks, from the first again if there are more blocks.
+    /// Token orders of the blocks, repeated cyclically if there are more blocks.
     pub orders: Vec<AtomOrder>,
-    /// Largest peptide that the network was made for.
+    /// Largest number of atoms that the network was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_atoms: Option<usize>,
     pub embedding: EmbeddingConfig,
-    /// The condition of an atom has the next one's in it.
+    /// Whether an atom's condition includes the next atom's embedding.
     pub lookahead: bool,
     pub qk_norms: bool,
-    /// Adaptive layer norms, else the conditions are added.
+    /// Whether layer norms are adaptive; otherwise conditions are added.
     pub adaptive: bool,
-    /// A transition after each perceptron; only with adaptive layer norms.
+    /// Whether a transition follows each perceptron; only with adaptive layer norms.
     pub transition: bool,
 }
 
@@ -75,7 +76,7 @@ pub struct PeptideConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmbeddingConfig {
-    /// Rows of the tables.
+    /// Numbers of table rows.
     pub atom_types: usize,
     pub residue_types: usize,
     /// Columns of each of the four parts.
@@ -92,7 +93,7 @@ const POSITION_BASE: f64 = 10_000.0;
 /// D of the sines of residues in the published models.
 pub const RESIDUE_BASE: f64 = 1000.0;
 
-/// Tables and perceptron of e, and the peptide whose atoms are embedded.
+/// Tables and perceptron for e, and the peptide whose atoms are embedded.
 #[derive(Clone, Debug)]
 pub(super) struct Embedder {
     config: EmbeddingConfig,
@@ -142,7 +143,7 @@ impl BlockConditions {
     }
 }
 
-/// An adaptive layer norm (Γ, B) and the gate G of what follows it.
+/// An adaptive layer norm (Γ, B) and the gate G that follows it.
 #[derive(Clone, Debug)]
 pub(super) struct Adaptive {
     norm: LayerNorm,
@@ -152,6 +153,7 @@ pub(super) struct Adaptive {
 }
 
 impl Adaptive {
+    /// γ, β and the gate for each row of the condition.
     pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, condition: Var) -> Modulation<Var> {
         let normed = tape.layer_norm(p, self.norm, condition);
         let [gamma, gate] = [(self.gamma, normed), (self.gate, condition)].map(|(weight, x)| {
@@ -194,6 +196,7 @@ impl Transition {
         [0, hidden].map(|start| self.into.of_outputs(start, hidden))
     }
 
+    /// Records the transition of w.
     pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, w: Var) -> Var {
         let [values, gates] = self.halves().map(|weight| tape.linear(p, weight, w));
         let gates = tape.silu(gates);
@@ -202,7 +205,7 @@ impl Transition {
     }
 }
 
-/// S of each place, `[places][columns]`.
+/// S of each position, `[positions][columns]`.
 fn sines<R: Scalar>(tape: &mut Tape<R>, places: &[f64], columns: usize, base: f64) -> Var {
     let var = tape.input(places.len(), columns);
     for (row, place) in tape.value_mut(var).chunks_exact_mut(columns).zip(places) {
@@ -214,7 +217,7 @@ fn sines<R: Scalar>(tape: &mut Tape<R>, places: &[f64], columns: usize, base: f6
     var
 }
 
-/// s S(0), s S(1), …, with s at this place.
+/// s S(0), s S(1), …, with s at this offset.
 pub(super) fn positions<R: Scalar>(
     p: &[R],
     tape: &mut Tape<R>,
@@ -227,26 +230,26 @@ pub(super) fn positions<R: Scalar>(
     times(tape, sines, scale)
 }
 
-/// Where the parameters begin that a single system's network does not have.
+/// Initial values of the parameters that a single system's network does not have.
 pub(super) fn start(name: &str) -> Option<Start> {
     const GATE: &str = ".to_adaln_zero_gamma.0.";
     match name {
         _ if name.ends_with(".pos_embed_scale") => Some(Start::At(0.01)),
         _ if name.contains(GATE) => Some(Start::At(if name.ends_with("weight") { 0.0 } else { -2.0 })),
-        // of variance 1
+        // unit variance
         _ if name.contains("_embed.weight") => Some(Start::Within(3f64.sqrt())),
         _ => None,
     }
 }
 
 impl PeptideConfig {
-    /// Sizes with the peptide's number of atoms.
+    /// Sizes for a peptide with this number of atoms.
     fn sizes(&self, tokens: usize) -> TarFlowConfig {
         let PeptideConfig { channels, blocks, layers, heads, expansion, .. } = *self;
         TarFlowConfig { tokens, token_size: 3, channels, blocks, layers, heads, expansion }
     }
 
-    /// The order of a block.
+    /// Token order of a block.
     fn order(&self, block: usize) -> AtomOrder {
         self.orders[block % self.orders.len()]
     }
@@ -266,7 +269,8 @@ impl TarNetwork {
         TarNetwork::of_encoding(config, peptide.encoding.clone(), &orders.collect::<Vec<_>>())
     }
 
-    /// The same with the peptide's encoding and the blocks' orders, from the first again if there are more blocks.
+    /// As [`TarNetwork::of_peptide`], with the peptide's encoding and the blocks' token orders (repeated cyclically)
+    /// given.
     ///
     /// Errors: a size out of range; lists of different lengths or no orders; more atoms than the network was made for.
     pub fn of_encoding(config: &PeptideConfig, encoding: Encoding, orders: &[Vec<u32>]) -> Result<TarNetwork> {
@@ -327,8 +331,7 @@ fn is_permutation(order: &[u32], n: usize) -> bool {
     sorted.into_iter().eq(0..n as u32)
 }
 
-/// Appends a block. The order of the tensors is that of the reference's parameters, by which moving averages are
-/// numbered.
+/// Appends a block. The tensors are in the order of the reference's parameters, by which moving averages are numbered.
 fn block(layout: &mut Layout, config: &PeptideConfig, sizes: &TarFlowConfig, name: &str, order: Arc<[u32]>) -> Block {
     let (c, width) = (config.channels, config.embedding.width);
     let part = |part: &str| format!("{name}.{part}");

@@ -1,4 +1,4 @@
-//! Multi-head attention among the atoms of each sample, with an additive bias for every pair and head.
+//! Multi-head attention among the atoms of each sample, with an additive bias for each pair and head.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
@@ -10,8 +10,8 @@ pub struct Attention {
     pub heads: usize,
 }
 
-/// `qkv[rows][3 D]` holds q, k and v side by side, each `[c][head]` so that loops over heads vectorise; so does the
-/// output. The softmax weights `[i][j][heads]` follow it.
+/// `qkv[rows][3 D]` holds q, k and v side by side, each `[c][head]` so that loops over heads vectorise; the output has
+/// the same order. The softmax weights `[i][j][heads]` follow the output.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionOp {
     qkv: Var,
@@ -20,11 +20,11 @@ pub(super) struct AttentionOp {
     output: Var,
 }
 
-/// Heads that are summed together, in registers.
+/// Heads summed together in registers.
 const LANES: usize = 16;
 
-/// Calls `kernel::<R, L>(first, …)` for the L heads from every `first` on: as many as go together, and what is left one
-/// by one.
+/// Calls `kernel::<R, L>(first, …)` for groups of L heads starting at `first`: as large as possible, and the remaining
+/// heads one by one.
 macro_rules! by_heads {
     ($heads:expr, $kernel:ident($($argument:expr),*)) => {
         let whole = $heads / LANES * LANES;
@@ -37,7 +37,7 @@ macro_rules! by_heads {
     };
 }
 
-/// Sizes: atoms, heads, width of a head, all columns D.
+/// Sizes: atoms, heads, width of a head, total columns D.
 #[derive(Clone, Copy)]
 struct Sizes {
     n: usize,
@@ -56,22 +56,22 @@ impl AttentionOp {
         R::from_f64(1.0 / (self.sizes().c as f64).sqrt())
     }
 
-    /// Numbers of the output proper; the weights follow.
+    /// Size of the output proper; the weights follow.
     fn split(&self) -> usize {
         self.qkv.rows * self.sizes().d
     }
 }
 
-/// Rows that are as far apart as said.
+/// Rows with a given stride.
 type Rows<'a, R> = (&'a [R], usize);
 
-/// The same from another place on.
+/// The same rows from another offset on.
 #[inline(always)]
 fn from<R>((values, stride): Rows<R>, place: usize) -> Rows<R> {
     (&values[place..], stride)
 }
 
-/// w[i][j][heads], with the way to the next i and to the next j.
+/// w[i][j][heads], with the strides to the next i and to the next j.
 #[derive(Clone, Copy)]
 struct Weights<'a, R> {
     values: &'a [R],
@@ -93,7 +93,7 @@ impl Sizes {
     }
 }
 
-/// The pairs (i, j) of rows and columns: two by two (`true`), where what is read serves twice, and what is left over
+/// Pairs (i, j) of rows and columns: two by two (`true`), where each value read is used twice, and the remaining ones
 /// one by one.
 #[inline(always)]
 fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize, bool)> {
@@ -103,7 +103,7 @@ fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize, boo
     pairs.chain((0..rows).flat_map(move |i| (left(i)..columns).map(move |j| (i, j, false))))
 }
 
-/// out[i][j][h] ← factor · Σ_c a[i][c][h] b[j][c][h] for `rows` of a and all n of b.
+/// out[i][j][h] ← factor · Σ_c a[i][c][h] b[j][c][h] for `rows` rows of a and all n of b.
 #[inline(always)]
 fn dots<R: Scalar>(Sizes { n, h, d, .. }: Sizes, factor: R, rows: usize, a: Rows<R>, b: Rows<R>, out: &mut [R]) {
     #[inline(always)]
@@ -156,7 +156,7 @@ fn dots<R: Scalar>(Sizes { n, h, d, .. }: Sizes, factor: R, rows: usize, a: Rows
     }
 }
 
-/// y[i][c][h] += Σ_j w[i][j][h] x[j][c][h] for `rows` of y.
+/// y[i][c][h] += Σ_j w[i][j][h] x[j][c][h] for `rows` rows of y.
 #[inline(always)]
 fn weighted_sums<R: Scalar>(sizes: Sizes, rows: usize, w: Weights<R>, x: Rows<R>, (y, stride): (&mut [R], usize)) {
     #[inline(always)]
@@ -207,7 +207,7 @@ fn weighted_sums<R: Scalar>(sizes: Sizes, rows: usize, w: Weights<R>, x: Rows<R>
     }
 }
 
-/// `weights[j][h]` plus `bias[j][h]`, less the largest over j, so that no exponential overflows.
+/// Adds `bias[j][h]` to `weights[j][h]`, and subtracts the largest over j so that no exponential overflows.
 #[inline(always)]
 fn add_bias<R: Scalar>(h: usize, bias: &[R], weights: &mut [R]) {
     #[inline(always)]
@@ -230,7 +230,7 @@ fn add_bias<R: Scalar>(h: usize, bias: &[R], weights: &mut [R]) {
     by_heads!(h, heads(h, bias, weights));
 }
 
-/// `weights[j][h]` over their sum over j.
+/// Divides `weights[j][h]` by their sum over j.
 #[inline(always)]
 fn normalise<R: Scalar>(h: usize, weights: &mut [R]) {
     #[inline(always)]
@@ -365,8 +365,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, each `[c][head]`, as the output is) with
-    /// `bias[rows × atoms][heads]`; `[rows][D]`.
+    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, each `[c][head]`, like the output) with `bias[rows ×
+    /// atoms][heads]`; returns `[rows][D]`.
     pub fn attention(&mut self, attention: Attention, qkv: Var, bias: Var) -> Var {
         let Attention { atoms, heads } = attention;
         assert!(qkv.columns.is_multiple_of(3 * heads) && bias.columns == heads && bias.rows == qkv.rows * atoms);

@@ -1,4 +1,4 @@
-//! Multi-head attention of every token to itself and to those before it.
+//! Causal multi-head attention: every token attends to itself and to those before it.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Matrix, Scalar};
@@ -10,8 +10,8 @@ pub struct Causal {
     pub heads: usize,
 }
 
-/// `qkv[rows][3 D]` holds q, k and v side by side, each `[head][c]`; so is the output. The softmax weights
-/// `[sample][head][i][j]`, zero above the diagonal, follow it.
+/// `qkv[rows][3 D]` holds q, k and v side by side, each `[head][c]`, like the output. The softmax weights
+/// `[sample][head][i][j]`, zero above the diagonal, follow the output.
 #[derive(Clone, Debug)]
 pub(super) struct CausalOp {
     qkv: Var,
@@ -24,7 +24,7 @@ impl CausalOp {
         self.qkv.columns / 3
     }
 
-    /// Numbers of the output proper; the weights follow.
+    /// Size of the output proper; the weights follow.
     fn split(&self) -> usize {
         self.qkv.rows * self.d()
     }
@@ -35,7 +35,7 @@ impl Causal {
         R::from_f64(1.0 / ((d / self.heads) as f64).sqrt())
     }
 
-    /// Samples and heads with the place of their first number in qkv, in the output and in the weights.
+    /// For every sample and head the offsets in qkv, in the output and in the weights.
     fn parts(self, rows: usize, d: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let (t, heads) = (self.tokens, self.heads);
         (0..rows / t).flat_map(move |s| {
@@ -43,14 +43,14 @@ impl Causal {
         })
     }
 
-    /// a[T][c] · b[T][c]ᵀ, with rows as far apart as said.
+    /// a[T][c] · b[T][c]ᵀ, with the given row strides.
     fn outer<R: Scalar>(&self, c: usize, a: (&[R], usize), b: (&[R], usize), to: &mut [R], accumulate: bool) {
         let t = self.tokens;
         let to = (&mut to[..t * t], Matrix::row_major(t));
         R::gemm((t, t, c), to, (a.0, Matrix::row_major(a.1)), (b.0, Matrix::transposed(b.1)), accumulate);
     }
 
-    /// to[T][c] += w[T][T] · a[T][c], or with the weights transposed.
+    /// to[T][c] += w[T][T] · a[T][c], or with wᵀ.
     fn mix<R: Scalar>(&self, c: usize, w: &[R], transposed: bool, a: (&[R], usize), to: (&mut [R], usize)) {
         let t = self.tokens;
         let view = if transposed { Matrix::transposed(t) } else { Matrix::row_major(t) };
@@ -58,7 +58,7 @@ impl Causal {
         R::gemm((t, c, t), to, (&w[..t * t], view), (a.0, Matrix::row_major(a.1)), true);
     }
 
-    /// From `qkv[rows][3 D]` to `output[rows][D]` and `weights[sample][head][i][j]`.
+    /// Computes `output[rows][D]` and `weights[sample][head][i][j]` from `qkv[rows][3 D]`.
     pub fn forward<R: Scalar>(&self, qkv: &[R], output: &mut [R], weights: &mut [R]) {
         let t = self.tokens;
         let rows = weights.len() / (self.heads * t);
@@ -74,7 +74,7 @@ impl Causal {
     }
 }
 
-/// Scores of a row become weights: those up to `last` by the softmax, those after it zero.
+/// Replaces a row of scores by softmax weights up to `last`, and by zeros after it.
 fn softmax<R: Scalar>(row: &mut [R], last: usize, scale: R) {
     let (seen, unseen) = row.split_at_mut(last + 1);
     unseen.fill(R::default());
@@ -85,7 +85,7 @@ fn softmax<R: Scalar>(row: &mut [R], last: usize, scale: R) {
     vectorised!(seen.iter_mut().for_each(|w| *w *= factor));
 }
 
-/// g ← p (g − Σ p g), times `scale`: the derivative of a row's softmax, which is symmetric.
+/// g ← p (g − Σ p g) · `scale`: the derivative of a row's softmax, which is symmetric.
 fn softmax_derivative<R: Scalar>(p: &[R], g: &mut [R], scale: R) {
     let mean = p.iter().zip(g.iter()).map(|(&p, &g)| p * g).sum::<R>();
     vectorised!(g.iter_mut().zip(p).for_each(|(g, &p)| *g = scale * p * (*g - mean)));
@@ -142,7 +142,7 @@ impl<R: Scalar> Operation<R> for CausalOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Causal attention of `qkv[samples × tokens][3 D]`; `[samples × tokens][D]`.
+    /// Causal attention of `qkv[samples × tokens][3 D]`; returns `[samples × tokens][D]`.
     pub fn causal_attention(&mut self, causal: Causal, qkv: Var) -> Var {
         let Causal { tokens, heads } = causal;
         assert!(qkv.columns.is_multiple_of(3 * heads) && qkv.rows.is_multiple_of(tokens));

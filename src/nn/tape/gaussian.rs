@@ -1,4 +1,4 @@
-//! Distances as Gaussians.
+//! Gaussian expansions of distances.
 
 use super::norm::{sum, sum_of_triples};
 use super::{Operation, Point, Tape, Var};
@@ -74,7 +74,7 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
 }
 
 /// G_k(y) = exp(−((y − μ_k)/s_k)²/2) / (√(2·3.14159) s_k), s_k = |σ_k| + 1e-5, with learned μ and σ (Graphormer-3D, Shi
-/// et al. 2022; the shortened π is part of trained checkpoints, and no more than a factor that later weights absorb).
+/// et al. 2022; the truncated π is part of trained checkpoints, and just a factor that later weights absorb).
 #[derive(Clone, Copy, Debug)]
 pub struct Gaussians {
     pub means: usize,
@@ -92,7 +92,7 @@ pub(super) struct GaussiansOp {
 /// √(2·3.14159)
 const NORMALISER: f64 = 2.5066272160016134;
 
-/// Of every Gaussian: mean, inverse width, and the sign of σ.
+/// For every Gaussian: mean, inverse width, and sign of σ.
 struct Kernels<R> {
     means: Vec<R>,
     inverses: Vec<R>,
@@ -229,14 +229,14 @@ impl<R: Scalar> Operation<R> for TypedAffineOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Gaussians of distances `[rows][1]` to `[rows][count]`.
+    /// Gaussians of distances: `[rows][1]` to `[rows][count]`.
     pub fn radial_basis(&mut self, basis: RadialBasis, d: Var) -> Var {
         assert_eq!(d.columns, 1);
         let output = self.allocate(d.rows, basis.count);
         self.run(&[], RadialBasisOp { d, basis, output })
     }
 
-    /// Learned Gaussians of numbers `[rows][1]` to `[rows][count]`.
+    /// Learned Gaussians of numbers: `[rows][1]` to `[rows][count]`.
     pub fn gaussians(&mut self, parameters: &[R], gaussians: Gaussians, y: Var) -> Var {
         assert_eq!(y.columns, 1);
         let output = self.allocate(y.rows, gaussians.count);

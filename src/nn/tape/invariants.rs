@@ -1,22 +1,22 @@
-//! Distances and signed volumes: numbers that stay when a configuration is moved and turned.
+//! Distances and signed volumes, which are invariant under translations and rotations.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::Scalar;
 use std::sync::Arc;
 
-/// Which numbers, atoms counted from 0. A vector `[i, j]` goes from atom i to atom j.
+/// Selection of invariants, with atoms counted from 0. A vector `[i, j]` goes from atom i to atom j.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invariants {
     pub atoms: usize,
-    /// |v|.
+    /// Vectors whose lengths |v| are invariants.
     pub distances: Arc<[[usize; 2]]>,
-    /// u₁ · (u₂ × u₃) of three vectors' directions u; it changes its sign in a mirror.
+    /// Triples of vectors for u₁ · (u₂ × u₃) of their directions u, which changes sign under reflection.
     pub volumes: Arc<[[[usize; 2]; 3]]>,
-    /// Applied first.
+    /// Swaps applied first.
     pub swaps: Arc<[Swap]>,
 }
 
-/// Two atoms that are alike change places where a volume has the wrong sign, so that the numbers do not depend on their
+/// Two like atoms that are swapped if a volume has the wrong sign, so that the invariants do not depend on their
 /// labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Swap {
@@ -26,6 +26,7 @@ pub struct Swap {
 }
 
 impl Invariants {
+    /// Number of invariants.
     pub fn len(&self) -> usize {
         self.distances.len() + self.volumes.len()
     }
@@ -44,7 +45,7 @@ pub(super) struct InvariantsOp {
 
 type Vector<R> = [R; 3];
 
-/// Added to a squared length: the floor keeps lengths and directions differentiable where two atoms meet.
+/// Added to squared lengths, so that lengths and directions stay differentiable where two atoms coincide.
 const FLOOR: f64 = 1e-10;
 
 fn dot<R: Scalar>(a: Vector<R>, b: Vector<R>) -> R {
@@ -65,7 +66,7 @@ fn polar<R: Scalar>(v: Vector<R>) -> (R, Vector<R>) {
     (length, scaled(R::from_f64(1.0) / length, v))
 }
 
-/// The volume with its derivative by each vector.
+/// The volume, with its derivative with respect to each vector.
 fn volume<R: Scalar>(vectors: [Vector<R>; 3]) -> (R, [Vector<R>; 3]) {
     let [(la, a), (lb, b), (lc, c)] = vectors.map(polar);
     let normals = [cross(b, c), cross(c, a), cross(a, b)];
@@ -94,7 +95,7 @@ impl InvariantsOp {
         3 * self.invariants.atoms
     }
 
-    /// The atom at each atom's place once those of wrong hand are swapped, in `places`.
+    /// Writes to `places` the atom at each position after the swaps of those with the wrong hand.
     fn order<R: Scalar>(&self, x: &[R], places: &mut Vec<usize>) {
         places.clear();
         places.extend(0..self.invariants.atoms);
@@ -107,7 +108,7 @@ impl InvariantsOp {
     }
 }
 
-/// The rows of `x[atoms][3]` in an order.
+/// Copies the rows of `x[atoms][3]` in the order `places`.
 fn gather<R: Scalar>(x: &[R], places: &[usize], to: &mut [R]) {
     to.chunks_exact_mut(3).zip(places).for_each(|(r, &place)| r.copy_from_slice(&x[3 * place..3 * place + 3]));
 }
@@ -179,7 +180,7 @@ impl<R: Scalar> Operation<R> for InvariantsOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Distances, then volumes, of configurations `[samples][3 atoms]`; `[samples][numbers]`.
+    /// Distances, then volumes, of configurations `[samples][3 atoms]`; returns `[samples][numbers]`.
     pub fn invariants(&mut self, invariants: &Invariants, x: Var) -> Var {
         assert_eq!(x.columns, 3 * invariants.atoms);
         let output = self.allocate(x.rows, invariants.len());

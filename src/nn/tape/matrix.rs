@@ -12,58 +12,60 @@ pub struct Weight {
     pub at: usize,
     pub n_in: usize,
     pub n_out: usize,
-    /// Numbers from one stored row to the next.
+    /// Stride between stored rows.
     stride: usize,
-    /// Stored `[in][out]` instead of `[out][in]`.
+    /// Whether it is stored `[in][out]` instead of `[out][in]`.
     transposed: bool,
     bias: Option<usize>,
-    /// Not to be trained: gets no gradient.
+    /// Whether it is frozen, and gets no gradient.
     frozen: bool,
 }
 
 impl Weight {
-    /// Stored `[out][in]`, as PyTorch's linear layers are.
+    /// A matrix stored `[out][in]`, as PyTorch's linear layers are.
     pub fn new(at: usize, n_in: usize, n_out: usize) -> Weight {
         Weight { at, n_in, n_out, stride: n_in, transposed: false, bias: None, frozen: false }
     }
 
-    /// Stored `[in][out]`.
+    /// A matrix stored `[in][out]`.
     pub fn transposed(at: usize, n_in: usize, n_out: usize) -> Weight {
         Weight { at, n_in, n_out, stride: n_out, transposed: true, bias: None, frozen: false }
     }
 
+    /// Adds a bias at offset `at`.
     pub fn with_bias(self, at: usize) -> Weight {
         Weight { bias: Some(at), ..self }
     }
 
-    /// The same without a gradient of its own.
+    /// The same matrix without a gradient.
     pub fn frozen(self) -> Weight {
         Weight { frozen: true, ..self }
     }
 
+    /// The same matrix without its bias.
     pub fn without_bias(self) -> Weight {
         Weight { bias: None, ..self }
     }
 
-    /// The part that acts on the inputs from `start`, with the bias.
+    /// Part that acts on `n_in` inputs from `start` on, with the bias.
     pub fn of_inputs(self, start: usize, n_in: usize) -> Weight {
         assert!(start + n_in <= self.n_in);
         Weight { at: self.offset(start), n_in, ..self }
     }
 
-    /// The part that makes the outputs from `start`.
+    /// Part that gives `n_out` outputs from `start` on.
     pub fn of_outputs(self, start: usize, n_out: usize) -> Weight {
         assert!(start + n_out <= self.n_out);
         Weight { at: self.place(0, start), n_out, bias: self.bias.map(|at| at + start), ..self }
     }
 
-    /// Place of the weight between an input and an output.
+    /// Offset of the weight between an input and an output.
     pub fn place(&self, input: usize, output: usize) -> usize {
         let Matrix { row_stride, column_stride } = self.view();
         self.at + input * row_stride + output * column_stride
     }
 
-    /// The bias among the parameters; empty without one.
+    /// The bias among the parameters; empty if there is none.
     pub fn bias_of<'a, R>(&self, parameters: &'a [R]) -> &'a [R] {
         self.bias.map_or(&[], |at| &parameters[at..at + self.n_out])
     }
@@ -75,12 +77,12 @@ impl Weight {
         }
     }
 
-    /// As the right-hand side of gy · W.
+    /// Strides as the right-hand side of gy · W.
     fn back(&self) -> Matrix {
         self.view().turned()
     }
 
-    /// Place of the first weight of input column `column`.
+    /// Offset of the first weight of input column `column`.
     fn offset(&self, column: usize) -> usize {
         self.at + column * self.view().row_stride
     }
@@ -98,8 +100,7 @@ impl From<&Linear> for Weight {
     }
 }
 
-/// y = [a, b, c] W + bias + residual: the columns of up to three values side by side, without writing them side by
-/// side.
+/// y = [a, b, c] W + bias + residual, with the columns of up to three values side by side, without concatenating them.
 #[derive(Clone, Debug)]
 pub(super) struct LinearOp {
     inputs: [Option<Var>; 3],
@@ -109,7 +110,7 @@ pub(super) struct LinearOp {
 }
 
 impl LinearOp {
-    /// Input values with the column of the weight matrix at which they start.
+    /// Input values, each with the first column of the weight matrix that acts on it.
     fn parts(&self) -> impl Iterator<Item = (Var, usize)> + '_ {
         let parts = self.inputs.iter().flatten();
         parts.scan(0, |column, &var| {
@@ -118,7 +119,7 @@ impl LinearOp {
         })
     }
 
-    /// The weights of each part, as a matrix of their own.
+    /// Weights of each part, as separate matrices.
     pub(super) fn matrices(&self) -> impl Iterator<Item = Weight> + '_ {
         self.parts().map(|(x, column)| self.weight.of_inputs(column, x.columns))
     }
@@ -219,7 +220,7 @@ impl<R: Scalar> Operation<R> for LinearOp {
     }
 }
 
-/// A table of rows in the parameter vector, and which row each output row takes.
+/// A table of rows in the parameter vector, and the row that each output row takes.
 #[derive(Clone, Debug)]
 pub struct Embed {
     pub at: usize,
@@ -273,7 +274,7 @@ impl<R: Scalar> Tape<R> {
         self.record_linear(parameters, weight.into(), &[x], Some(r))
     }
 
-    /// [a, b, c] Wᵀ + b of up to three values with equal rows, whose columns stand side by side.
+    /// [a, b, c] Wᵀ + b of up to three values with equal numbers of rows, whose columns are side by side.
     pub fn linear_of(&mut self, parameters: &[R], weight: impl Into<Weight>, parts: &[Var]) -> Var {
         self.record_linear(parameters, weight.into(), parts, None)
     }
@@ -291,7 +292,7 @@ impl<R: Scalar> Tape<R> {
         self.run(parameters, LinearOp { inputs, weight, residual, output })
     }
 
-    /// Rows of a table, `samples` times the list of types.
+    /// Rows of a table, the list of types repeated `samples` times.
     pub fn embed(&mut self, parameters: &[R], embed: &Embed, samples: usize) -> Var {
         let output = self.allocate(samples * embed.types.len(), embed.columns);
         self.run(parameters, EmbedOp { embed: embed.clone(), output })

@@ -1,11 +1,11 @@
-//! Reverse and forward differentiation of networks that are written once, as the paper writes them.
+//! Reverse- and forward-mode differentiation of networks that are written once, as in the paper.
 //!
 //! A network calls the operations of [`Tape`] in order. Each runs at once and is recorded; then [`Tape::backward`]
-//! carries cotangents to inputs and parameters, and [`Tape::jvp`] carries a tangent from inputs to outputs. Every
-//! operation has its forward, jvp and vjp in one file. Buffers grow once: a second pass of the same shape allocates
-//! nothing.
+//! propagates cotangents to inputs and parameters, and [`Tape::jvp`] propagates a tangent from inputs to outputs. Every
+//! operation has its forward pass, jvp and vjp in one file. Buffers grow once: a second pass of the same shape
+//! allocates nothing.
 //!
-//! Values are matrices `[rows][columns]`. Vectors of 3-space with C channels are rows of 3 C columns, component by
+//! Values are matrices `[rows][columns]`. Vectors in 3-space with C channels are rows of 3 C columns, component by
 //! component, so that channels are mixed by a matrix product after [`Var::reshape`] to 3 × rows and C columns.
 
 mod attention;
@@ -59,31 +59,31 @@ impl Var {
         self.rows * self.columns
     }
 
-    /// The same numbers as a matrix of another shape.
+    /// The same numbers as a matrix of another shape. Panics if the number of elements differs.
     pub fn reshape(self, rows: usize, columns: usize) -> Var {
         assert_eq!(rows * columns, self.len(), "a reshape keeps the number of elements");
         Var { rows, columns, ..self }
     }
 }
 
-/// One recorded operation. It reads values that lie before its output and writes its output.
+/// A recorded operation, which reads values that precede its output and writes its output.
 trait Operation<R: Scalar> {
     fn output(&self) -> Var;
     fn forward(&self, point: &Point<R>, output: &mut [R]);
-    /// Output tangent from the tangents of the inputs. This one is for operations that are linear in their inputs and
-    /// have no parameters.
+    /// Output tangent from the tangents of the inputs. The default is for operations that are linear in their inputs
+    /// and have no parameters.
     fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
         self.forward(&Point { parameters: &[], packs: None, values: tangents }, output);
     }
     /// Adds the cotangents of inputs and parameters.
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>);
-    /// Multiplications with an addition in the forward pass, of operations whose cost they are.
+    /// Multiply-adds in the forward pass, for operations whose cost they dominate.
     fn products(&self) -> usize {
         0
     }
 }
 
-/// Where an operation is evaluated or differentiated: parameters, and the values of the tape that it can read.
+/// Point of evaluation or differentiation: parameters, and the earlier values on the tape.
 struct Point<'a, R> {
     parameters: &'a [R],
     packs: Option<&'a Packs<R>>,
@@ -140,7 +140,7 @@ operations!(
     Invariants(InvariantsOp),
 );
 
-/// Values, recorded operations, and the space for derivatives.
+/// Values, recorded operations, and buffers for derivatives.
 #[derive(Debug, Default)]
 pub struct Tape<R> {
     values: Vec<R>,
@@ -152,12 +152,12 @@ pub struct Tape<R> {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// A tape for the parameters that were packed.
+    /// A tape that uses packed weights; its passes must get the parameters that were packed.
     pub fn with(packs: Arc<Packs<R>>) -> Tape<R> {
         Tape { packs: Some(packs), ..Tape::default() }
     }
 
-    /// Forgets everything but the buffers.
+    /// Clears everything but keeps the buffers.
     pub fn clear(&mut self) {
         self.end = 0;
         self.records.clear();
@@ -168,10 +168,12 @@ impl<R: Scalar> Tape<R> {
         self.allocate(rows, columns)
     }
 
+    /// Values, row by row.
     pub fn value(&self, var: Var) -> &[R] {
         &self.values[var.range()]
     }
 
+    /// Mutable values, to fill inputs.
     pub fn value_mut(&mut self, var: Var) -> &mut [R] {
         &mut self.values[var.range()]
     }
@@ -194,13 +196,13 @@ impl<R: Scalar> Tape<R> {
         output
     }
 
-    /// Floating-point operations of the recorded matrix products and attention, forward.
+    /// Floating-point operations of the recorded matrix products and attention, forward pass.
     pub fn flops(&self) -> f64 {
         2.0 * self.records.iter().map(|record| record.as_operation::<R>().products() as f64).sum::<f64>()
     }
 
-    /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand
-    /// still.
+    /// Propagates a tangent forward: `seeds` are inputs with their tangents; all other inputs and the parameters have
+    /// zero tangents.
     pub fn jvp(&mut self, parameters: &[R], seeds: &[(Var, &[R])]) {
         resize(&mut self.tangents, self.values.len());
         self.tangents[..self.end].fill(R::default());
@@ -221,7 +223,7 @@ impl<R: Scalar> Tape<R> {
         &self.tangents[var.range()]
     }
 
-    /// Carries cotangents back from `seeds`; adds those of the parameters to `gradient` where wanted.
+    /// Propagates cotangents back from `seeds`; adds those of the parameters to `gradient`, if given.
     pub fn backward(&mut self, parameters: &[R], seeds: &[(Var, &[R])], mut gradient: Option<&mut [R]>) {
         resize(&mut self.cotangents, self.values.len());
         self.cotangents[..self.end].fill(R::default());

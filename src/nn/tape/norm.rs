@@ -4,7 +4,7 @@ use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
 use std::borrow::Cow;
 
-/// Layer normalisation with learned weight and bias (Ba et al. 2016), by their places among the parameters.
+/// Layer normalisation with learned weight and bias (Ba et al. 2016), given by their offsets in the parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNorm {
     pub weight: usize,
@@ -16,7 +16,7 @@ const EPSILON: f64 = 1e-5;
 #[derive(Clone, Debug)]
 pub(super) struct LayerNormOp {
     x: Var,
-    /// Without it the weights are one and the bias is zero.
+    /// Without it the weights are one and the biases zero.
     norm: Option<LayerNorm>,
     output: Var,
 }
@@ -30,7 +30,7 @@ fn moments<R: Scalar>(x: &[R]) -> (R, R) {
     (mean, R::from_f64(1.0) / (variance + R::from_f64(EPSILON)).sqrt())
 }
 
-/// Partial sums, so that a sum vectorises and no addition waits for the one before.
+/// Number of partial sums, so that a sum vectorises and no addition waits for the previous one.
 const PARTS: usize = 16;
 
 /// Σ f(x).
@@ -68,12 +68,12 @@ pub(super) fn sum_of_triples<R: Scalar>(x: &[R], y: &[R], z: &[R], f: impl Fn(R,
     sums[0]
 }
 
-/// Rows of x less their mean, over their standard deviation, times w plus b.
+/// Layer normalisation: rows of x minus their mean, over their standard deviation, times w plus b.
 pub fn normalise<R: Scalar>(x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
     normalise_by(w.len(), x, (w, b), y);
 }
 
-/// The same for rows of n columns with the rows of w and b one after the other, and from the first again.
+/// As [`normalise`] for rows of n columns, cycling through the rows of w and b.
 pub fn normalise_by<R: Scalar>(n: usize, x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
     let weights = w.chunks_exact(n).zip(b.chunks_exact(n)).cycle();
     vectorised!({
@@ -86,7 +86,7 @@ pub fn normalise_by<R: Scalar>(n: usize, x: &[R], (w, b): (&[R], &[R]), y: &mut 
     });
 }
 
-/// As [`normalise`] of the columns from `start` in rows that are `stride` apart, in place.
+/// As [`normalise`] for the columns from `start` on in rows that are `stride` apart, in place.
 pub fn normalise_columns<R: Scalar>(x: &mut [R], (start, stride): (usize, usize), (w, b): (&[R], &[R])) {
     vectorised!({
         for row in x.chunks_exact_mut(stride) {
@@ -100,7 +100,7 @@ pub fn normalise_columns<R: Scalar>(x: &mut [R], (start, stride): (usize, usize)
 }
 
 impl LayerNormOp {
-    /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), which is symmetric.
+    /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), whose Jacobian is symmetric.
     #[inline(always)]
     fn derivative<R: Scalar>(x: &[R], g: &[R], mut write: impl FnMut(usize, R)) {
         let n = R::from_f64(1.0 / x.len() as f64);
@@ -234,12 +234,13 @@ impl<R: Scalar> Operation<R> for SquaredLengthOp {
 }
 
 impl<R: Scalar> Tape<R> {
+    /// Layer normalisation of the rows of x.
     pub fn layer_norm(&mut self, parameters: &[R], norm: LayerNorm, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
         self.run(parameters, LayerNormOp { x, norm: Some(norm), output })
     }
 
-    /// Layer normalisation without weights: rows less their mean, over their standard deviation.
+    /// Layer normalisation without weights: rows minus their mean, over their standard deviation.
     pub fn standardised(&mut self, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
         self.run(&[], LayerNormOp { x, norm: None, output })

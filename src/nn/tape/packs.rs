@@ -1,4 +1,4 @@
-//! Weights that are laid out for products once and not in every product.
+//! Weights packed for products once instead of in every product.
 
 use super::{Record, Tape, Weight};
 use crate::nn::lanes::WIDTH;
@@ -6,7 +6,7 @@ use crate::nn::product::{Packed, Start};
 use crate::nn::Real;
 use std::collections::HashMap;
 
-/// The weight matrices of a network whose parameters do not change, W for y = x W and Wᵀ for the way back. Matrices
+/// Packed weight matrices of a network with constant parameters, W for y = x W and Wᵀ for the backward pass. Matrices
 /// whose outputs do not fill whole lanes are left out.
 pub struct Packs<R> {
     forward: Matrices<R>,
@@ -14,14 +14,14 @@ pub struct Packs<R> {
     product: Product<R>,
 }
 
-/// By place, inputs and outputs of the weights.
+/// Packed matrices by offset, inputs and outputs of the weights.
 type Matrices<R> = HashMap<(usize, usize, usize), Packed<R>>;
 
-/// [`Packed::product`], which floating-point numbers have and other scalars have not.
+/// [`Packed::product`], which exists for floating-point numbers but not for other scalars.
 type Product<R> = fn(&Packed<R>, &[R], Start<R>, &mut [R]);
 
 impl<R: Real> Packs<R> {
-    /// Of the products recorded on a tape.
+    /// Packs the weights of all products recorded on a tape.
     pub fn of(tape: &Tape<R>, parameters: &[R]) -> Packs<R> {
         let mut packs = Packs { forward: HashMap::new(), back: HashMap::new(), product: Packed::product };
         for record in &tape.records {
@@ -43,19 +43,19 @@ impl<R: Real> Packs<R> {
 }
 
 impl<R> Packs<R> {
-    /// y = start + x W; whether there is such a matrix.
+    /// y = start + x W; false if the matrix is not packed.
     pub(super) fn forward(&self, w: &Weight, x: &[R], start: Start<R>, y: &mut [R]) -> bool {
         let packed = self.forward.get(&key(w));
         packed.map(|packed| (self.product)(packed, x, start, y)).is_some()
     }
 
-    /// x = x + y Wᵀ; whether there is such a matrix.
+    /// x = x + y Wᵀ; false if the matrix is not packed.
     pub(super) fn back(&self, w: &Weight, y: &[R], x: &mut [R]) -> bool {
         let packed = self.back.get(&key(w));
         packed.map(|packed| (self.product)(packed, y, Start::Output, x)).is_some()
     }
 
-    /// Whether W and Wᵀ are there.
+    /// Whether W and Wᵀ are packed.
     #[cfg(test)]
     pub(super) fn has(&self, w: &Weight) -> [bool; 2] {
         [&self.forward, &self.back].map(|matrices| matrices.contains_key(&key(w)))

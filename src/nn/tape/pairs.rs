@@ -1,4 +1,5 @@
-//! Between atoms and ordered pairs of atoms. Pair rows are `[sample][i][j]`: j is the source, i the destination.
+//! Operations between atoms and ordered pairs of atoms. Pair rows are `[sample][i][j]`: j is the source, i the
+//! destination.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
@@ -106,7 +107,7 @@ impl<R: Scalar> Operation<R> for SumPairsOp {
     }
 }
 
-/// Every row, `times` times in a row.
+/// Repeats every row `times` times.
 #[derive(Clone, Debug)]
 pub(super) struct RepeatOp {
     x: Var,
@@ -122,7 +123,7 @@ pub(super) struct SumRowsOp {
     output: Var,
 }
 
-/// few[r] ↦ many[r][k].
+/// Calls `each(r · times + k, row r)` for every row of `few` and k < `times`.
 fn repeat<R: Scalar>(few: &[R], c: usize, times: usize, mut each: impl FnMut(usize, &[R])) {
     few.chunks_exact(c).enumerate().for_each(|(r, row)| (0..times).for_each(|k| each(r * times + k, row)));
 }
@@ -168,8 +169,8 @@ impl<R: Scalar> Operation<R> for SumRowsOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// `α source[j] + β destination[i]` for all ordered pairs (i, j) of the atoms of each sample; either may be left
-    /// out.
+    /// `α source[j] + β destination[i]` for all ordered pairs (i, j) of the atoms of each sample; either may be
+    /// omitted.
     pub fn pairs(&mut self, source: Option<(f64, Var)>, destination: Option<(f64, Var)>, atoms: usize) -> Var {
         let x = source.or(destination).expect("a source or a destination").1;
         assert!(x.rows.is_multiple_of(atoms) && source.zip(destination).is_none_or(|(s, d)| s.1.len() == d.1.len()));
@@ -177,13 +178,13 @@ impl<R: Scalar> Tape<R> {
         self.run(&[], PairsOp { source, destination, atoms, output })
     }
 
-    /// Σ_j over the sources of each destination, with or without the pair of an atom with itself.
+    /// Sum Σ_j over the sources of each destination, with or without the diagonal j = i.
     pub fn sum_pairs(&mut self, m: Var, atoms: usize, diagonal: bool) -> Var {
         let output = self.allocate(m.rows / atoms, m.columns);
         self.run(&[], SumPairsOp { m, atoms, diagonal, output })
     }
 
-    /// Every row `times` times.
+    /// Repeats every row `times` times.
     pub fn repeat(&mut self, x: Var, times: usize) -> Var {
         let output = self.allocate(x.rows * times, x.columns);
         self.run(&[], RepeatOp { x, times, output })
@@ -196,7 +197,7 @@ impl<R: Scalar> Tape<R> {
         self.run(&[], SumRowsOp { x, group, output })
     }
 
-    /// x without its mean over the atoms of each sample.
+    /// x minus its mean over the atoms of each sample.
     pub fn centred(&mut self, x: Var, atoms: usize) -> Var {
         let sum = self.sum_rows(x, atoms);
         let sum = self.repeat(sum, atoms);

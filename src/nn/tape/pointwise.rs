@@ -1,4 +1,4 @@
-//! Element by element.
+//! Element-wise operations.
 
 use super::norm::sum_of_triples;
 use super::{Operation, Point, Tape, Var};
@@ -87,7 +87,7 @@ pub(super) struct ScaleOp {
     output: Var,
 }
 
-/// f(row of a-like slice, row of b) for every row.
+/// Pairs of a row of a (`columns` wide) and a row of b (`width` wide).
 fn rows<'a, R>(a: &'a [R], columns: usize, b: &'a [R], width: usize) -> impl Iterator<Item = (&'a [R], &'a [R])> {
     a.chunks_exact(columns).zip(b.chunks_exact(width))
 }
@@ -147,7 +147,7 @@ impl<R: Scalar> Operation<R> for ScaleOp {
     }
 }
 
-/// Functions of one number.
+/// Functions of one variable.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Function {
     Silu,
@@ -243,7 +243,7 @@ impl<R: Scalar> Operation<R> for FunctionOp {
     }
 }
 
-/// Φ(x) into `phi`.
+/// Writes Φ(x) to `phi`.
 fn normal_distribution<R: Scalar>(x: &[R], phi: &mut [R]) {
     let (half, one) = (R::from_f64(0.5), R::from_f64(1.0));
     let root = R::from_f64(std::f64::consts::FRAC_1_SQRT_2);
@@ -279,13 +279,13 @@ fn gelu_backward<R: Scalar>(x: &[R], gradient: &mut [R]) {
 #[derive(Clone, Debug)]
 pub(super) struct SwishOp {
     x: Var,
-    /// Place of β among the parameters.
+    /// Offset of β in the parameters.
     beta: usize,
     output: Var,
 }
 
 impl SwishOp {
-    /// σ(βx) into `sigmoid`.
+    /// Writes σ(βx) to `sigmoid`.
     fn sigmoid<R: Scalar>(&self, beta: R, x: &[R], sigmoid: &mut [R]) {
         let mut scaled = [R::default(); SWISH_BLOCK];
         let scaled = &mut scaled[..x.len()];
@@ -353,6 +353,7 @@ impl<R: Scalar> Tape<R> {
         self.run(&[], CombineOp { a, b: Some(b), constant, output })
     }
 
+    /// a + b.
     pub fn add(&mut self, a: Var, b: Var) -> Var {
         self.combine((1.0, a), (1.0, b), 0.0)
     }
@@ -370,27 +371,30 @@ impl<R: Scalar> Tape<R> {
         self.run(&[], ProductOp { a, b, output })
     }
 
-    /// Every block of b's columns in a row of a, times b's row: gates of vectors, and factors of whole rows.
+    /// Multiplies every block of b's columns in a row of a by b's row: gates of vectors, and factors of whole rows.
     pub fn scale(&mut self, a: Var, b: Var) -> Var {
         assert!(a.rows == b.rows && a.columns.is_multiple_of(b.columns));
         let output = self.allocate(a.rows, a.columns);
         self.run(&[], ScaleOp { a, b, output })
     }
 
+    /// f(x), element by element.
     pub fn function(&mut self, function: Function, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
         self.run(&[], FunctionOp { function, x, output })
     }
 
+    /// x σ(x).
     pub fn silu(&mut self, x: Var) -> Var {
         self.function(Function::Silu, x)
     }
 
+    /// x Φ(x).
     pub fn gelu(&mut self, x: Var) -> Var {
         self.function(Function::Gelu, x)
     }
 
-    /// x σ(βx), β being the parameter at `beta`.
+    /// x σ(βx) with β the parameter at `beta`.
     pub fn swish(&mut self, parameters: &[R], beta: usize, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
         self.run(parameters, SwishOp { x, beta, output })

@@ -1,10 +1,10 @@
-//! Rows in another order, and values side by side.
+//! Permuted rows, and values side by side.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::Scalar;
 use std::sync::Arc;
 
-/// In `order`: a row of zeros.
+/// Entry of `order` that gives a row of zeros.
 pub const NO_ROW: u32 = u32::MAX;
 
 /// Row r of each sample is row `order[r]` of its input, or zero.
@@ -48,7 +48,7 @@ impl<R: Scalar> Operation<R> for RowsOp {
     }
 }
 
-/// The columns of three values side by side.
+/// Concatenates the columns of three values.
 #[derive(Clone, Debug)]
 pub(super) struct SideBySideOp {
     parts: [Var; 3],
@@ -56,7 +56,7 @@ pub(super) struct SideBySideOp {
 }
 
 impl SideBySideOp {
-    /// Parts with the column at which they start.
+    /// Parts, each with its first column.
     fn places(&self) -> impl Iterator<Item = (Var, usize)> + '_ {
         self.parts.iter().scan(0, |column, &part| {
             *column += part.columns;
@@ -88,7 +88,7 @@ impl<R: Scalar> Operation<R> for SideBySideOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// [a, b, c]: the columns of three values with equal rows side by side.
+    /// [a, b, c]: the concatenated columns of three values with equal numbers of rows.
     pub fn side_by_side(&mut self, parts: &[Var; 3]) -> Var {
         assert!(parts.iter().all(|part| part.rows == parts[0].rows));
         let output = self.allocate(parts[0].rows, parts.iter().map(|part| part.columns).sum());

@@ -9,7 +9,7 @@ fn normals(n: usize, index: u64) -> Vec<f64> {
     (0..n).map(|_| stream.normal()).collect()
 }
 
-/// Compares jvp and vjp of one operation with differences, in inputs and parameters.
+/// Compares jvp and vjp of one operation with finite differences, in inputs and parameters.
 fn check(name: &str, shapes: &[(usize, usize)], n_parameters: usize, op: fn(&mut Tape<f64>, &[f64], &[Var]) -> Var) {
     let run = |tape: &mut Tape<f64>, parameters: &[f64], values: &[Vec<f64>]| {
         tape.clear();
@@ -145,7 +145,7 @@ fn derivatives_of_invariants_match_differences() {
         };
         t.invariants(&invariants, x)
     }
-    // one of the two swaps the atoms of each sample
+    // one of the two swaps atoms in each sample
     check("invariants", &[(SAMPLES, 15)], 0, |t, _, x| op(true, t, x[0]));
     check("invariants, other hand", &[(SAMPLES, 15)], 0, |t, _, x| op(false, t, x[0]));
 }
@@ -167,7 +167,7 @@ fn a_second_pass_allocates_no_space() {
 
 #[test]
 fn packed_weights_give_what_the_parameters_give() {
-    // inputs and outputs that fill whole lanes and ones that do not, parts, a residual, and a matrix used twice
+    // inputs and outputs that do and do not fill whole lanes, parts, a residual, and a matrix used twice
     let network = |tape: &mut Tape<f64>, p: &[f64]| {
         let inputs = [tape.input(7, 16), tape.input(7, 5)];
         inputs.iter().for_each(|&x| tape.value_mut(x).copy_from_slice(&normals(x.len(), x.columns as u64)));

@@ -1,4 +1,4 @@
-//! What the kernels read of a flow: layers, networks with their weights, internal coordinates.
+//! Tables of a flow for the kernels: layers, networks with their weights, internal coordinates.
 
 use crate::coordinates::{Coordinates, InternalCoordinates, ZMatrix};
 use crate::models::coupling::affine::AffineCoupling;
@@ -63,7 +63,7 @@ pub(super) struct InternalRecord {
     log_volume: f64,
 }
 
-/// What the kernel reads of a flow, on its way to the card.
+/// Tables that the kernel reads, before they are copied to the card.
 #[derive(Default)]
 pub(super) struct Tables<R> {
     pub tables: Vec<i32>,
@@ -72,15 +72,16 @@ pub(super) struct Tables<R> {
     pub layers: Vec<LayerRecord>,
     pub internal: InternalRecord,
     pub draws: i32,
-    /// Numbers a row for the inputs and hidden values of a network, and for its outputs.
+    /// Numbers per row for the inputs and hidden values of a network, and for its outputs.
     pub hidden: usize,
     pub outputs: usize,
-    /// Numbers a row that are kept for the way back: coordinates of all layers, derivatives of one layer's activations.
+    /// Numbers per row kept for the backward pass: coordinates of all layers, derivatives of one layer's activations.
     pub values: usize,
     slopes: usize,
 }
 
 impl<R: Real> Tables<R> {
+    /// Packs a flow.
     pub fn of(flow: &CouplingFlow<R>) -> Tables<R> {
         let mut tables = Tables::default();
         flow.layers.iter().for_each(|layer| {
@@ -101,8 +102,8 @@ impl<R: Real> Tables<R> {
         tables
     }
 
-    /// Doubles a row that are kept for the way back; derivatives of activations, or the cotangents of the atoms of
-    /// every row and of the frame.
+    /// Doubles per row kept for the backward pass: coordinates, and the larger of derivatives of activations and
+    /// cotangents of the atoms of every row and of the frame.
     pub fn kept(&self) -> usize {
         let slopes = (self.slopes * size_of::<R>()).div_ceil(size_of::<f64>());
         self.values + slopes.max(12 * (self.internal.n_rows as usize + 1))
@@ -120,8 +121,8 @@ impl<R: Real> Tables<R> {
         start
     }
 
-    /// For every coordinate the position in its stream of the number that `CouplingFlow::draw_latent` takes, and 0 for
-    /// a uniform number, 1 and 2 for the first and second normal of a pair.
+    /// For every coordinate the position in its stream of the number that `CouplingFlow::draw_latent` takes, and its
+    /// kind: 0 for a uniform number, 1 and 2 for the first and second normal of a pair.
     fn put_draws(&mut self, uniform: &[bool]) -> i32 {
         let (mut position, mut pair) = (0, None);
         let draws: Vec<usize> = uniform
@@ -219,7 +220,7 @@ impl<R: Real> Tables<R> {
         }
     }
 
-    /// `slopes`: the derivatives of activations that the layer has places for already.
+    /// `slopes`: the number of activation derivatives that already have places in the layer.
     fn network(&mut self, conditioner: &Conditioner, parameters: &[R], slopes: &mut usize) -> NetworkRecord {
         let (features, mlp) = (&conditioner.features, &conditioner.mlp);
         let last = mlp.layers.len() - 1;
@@ -250,8 +251,8 @@ impl<R: Real> Tables<R> {
         }
     }
 
-    /// Weights as `[in][out]` and as `[out][in]`, and the bias, outputs and what comes last made even by zeros; their
-    /// places.
+    /// Appends weights as `[in][out]` and as `[out][in]`, and the bias, with the last dimension padded to even by
+    /// zeros; returns their offsets.
     fn linear(&mut self, linear: &Linear, parameters: &[R]) -> [usize; 3] {
         let (n_in, n_out) = (linear.n_in, linear.n_out);
         let columns = n_out.next_multiple_of(2);
@@ -268,8 +269,8 @@ impl<R: Real> Tables<R> {
         [weight, back, bias]
     }
 
-    /// For every atom the places of its cotangents: 4 · row + which of the row's atoms it is, the frame being the last
-    /// row.
+    /// For every atom the offsets of its cotangents: 4 · row + its position among the row's atoms, the frame being the
+    /// last row.
     fn parts(&mut self, zmatrix: &ZMatrix) -> i32 {
         let rows = zmatrix.rows.iter().map(|row| &row[..]).chain([&zmatrix.frame[..]]);
         let mut of_atom = vec![Vec::new(); zmatrix.rows.len() + 3];
@@ -319,7 +320,7 @@ impl<R: Real> Tables<R> {
     }
 }
 
-/// Rows of a z-matrix whose reference atoms are placed by the levels before.
+/// Groups the rows of a z-matrix into levels, whose reference atoms are placed by earlier levels.
 fn levels(rows: &[[usize; 4]], order: &[usize]) -> Vec<Vec<usize>> {
     let mut level_of_atom = vec![0; rows.len() + 3];
     let mut levels: Vec<Vec<usize>> = Vec::new();

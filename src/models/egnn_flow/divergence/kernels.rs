@@ -1,4 +1,4 @@
-//! Products of a weight matrix with panels of tangents, and with the messages of pairs, in register tiles.
+//! Products of a weight matrix with panels of tangents and with the messages of pairs, in register tiles.
 
 // Indices of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -8,12 +8,12 @@ use crate::nn::lanes::{Kernel, Lanes, WIDTH};
 use crate::nn::product::{accumulate, load_tile};
 use crate::nn::Real;
 
-/// Rows of a register tile.
+/// Largest number of rows of a register tile.
 const MOST_ROWS: usize = 6;
-/// Most columns of a register tile.
+/// Largest number of columns of a register tile.
 pub(super) const MOST_COLUMNS: usize = 4;
 
-/// A kernel's work on all columns, as many at once as fit into the registers.
+/// Runs a kernel on all columns, as many at once as fit into the registers.
 macro_rules! by_columns {
     ($kernel:ident, $lanes:ident) => {
         let mut column = 0;
@@ -32,7 +32,7 @@ macro_rules! by_columns {
     };
 }
 
-/// y = M x, or added to y, of panels.
+/// y = M x, or y += M x, for panels.
 pub(super) struct PanelProduct<'a, R> {
     pub(super) matrix: Matrix<'a, R>,
     pub(super) columns: usize,
@@ -59,14 +59,14 @@ impl<R: Real> PanelProduct<'_, R> {
     }
 }
 
-/// What is done with the rows of a product, each some columns of a panel. A trait and no closure, which would not be
+/// Receives the rows of a product, each some columns of a panel. A trait rather than a closure, which would not be
 /// inlined.
 trait Rows<R: Real, L: Lanes<R>, const COLUMNS: usize> {
-    /// To be `#[inline(always)]`.
+    /// Must be `#[inline(always)]`.
     fn put(&mut self, row: usize, lanes: [L; COLUMNS]);
 }
 
-/// Written, or added to what is there.
+/// Stores the rows, or adds them.
 struct Stored<'a, R> {
     y: &'a mut [R],
     n_out: usize,
@@ -84,7 +84,7 @@ impl<R: Real, L: Lanes<R>, const COLUMNS: usize> Rows<R, L, COLUMNS> for Stored<
     }
 }
 
-/// gain ∘ row + gated to_gate, added to a sum.
+/// Adds gain ∘ row + gated to_gate to a sum.
 struct Weighed<'a, R, L, const COLUMNS: usize> {
     gain: &'a [R],
     gated: &'a [R],
@@ -104,10 +104,10 @@ impl<R: Real, L: Lanes<R>, const COLUMNS: usize> Rows<R, L, COLUMNS> for Weighed
 }
 
 impl<R: Real> Matrix<'_, R> {
-    /// Hands over the rows of M x, for columns of panels.
+    /// Passes on the rows of M x, for some columns of the panels.
     #[inline(always)]
     fn times<L: Lanes<R>, const COLUMNS: usize>(&self, x: &[R], to: &mut impl Rows<R, L, COLUMNS>) {
-        // as many rows in each tile as in the others, or one less
+        // tiles with equal numbers of rows, up to one
         let (tiles, mut row) = (self.n_out.div_ceil(MOST_ROWS), 0);
         for tile in 0..tiles {
             let rows = (self.n_out - row).div_ceil(tiles - tile);
@@ -203,7 +203,7 @@ impl<R: Real> Messages<'_, R> {
         (change, dr)
     }
 
-    /// da to `changes`; z·da and y·da.
+    /// Writes da to `changes`; returns z·da and y·da.
     #[inline(always)]
     fn changes<L: Lanes<R>, const COLUMNS: usize>(
         &mut self,
@@ -234,7 +234,7 @@ impl<R: Real> Messages<'_, R> {
         sums
     }
 
-    /// da_ij, along six directions other than zero.
+    /// da_ij, non-zero along only six directions.
     #[inline(always)]
     fn start_distances<L: Lanes<R>, const COLUMNS: usize>(&self, column: usize, j: usize) -> [L; COLUMNS] {
         let mut lanes = [R::default(); MOST_COLUMNS * WIDTH];
@@ -260,7 +260,7 @@ impl<R: Real> Messages<'_, R> {
         self.pairs.edge.times::<L, COLUMNS>(changes, &mut Weighed { gain, gated, to_gate, sum });
     }
 
-    /// The step of atom i away from j.
+    /// Tangent of the step of atom i away from j.
     #[inline(always)]
     fn add_step<L: Lanes<R>, const COLUMNS: usize>(
         &mut self,

@@ -1,18 +1,17 @@
 //! The exact divergence of the field: derivatives of all layers along many coordinates at once.
 //!
-//! Of a layer's messages only what is left of them after the sum over the sources has to be carried in every direction.
-//! With p_ij = W₁ [h_i, h_j, r_ij, a_ij] + b₁, q = W₂ silu(p) + b₂, m = silu(q) and g = σ(w_a·m + b_a),
+//! Only the sum of a layer's messages over the sources has to be carried along every direction. With p_ij = W₁ [h_i,
+//! h_j, r_ij, a_ij] + b₁, q = W₂ silu(p) + b₂, m = silu(q) and g = σ(w_a·m + b_a),
 //!
 //! ```text
 //! dm̄_ij = g silu′(q) ∘ W₂ da + g (1 − g) m (z·da),   da = silu′(p) ∘ dp      (m̄ = g m)
 //! dc_ij = y·da                                                               (c = tanh(w_c·silu(W_c m̄ + b_c)))
 //! ```
 //!
-//! where z and y, one vector a pair, are found backwards from the gate and the step c, numbers both. So a pair costs
-//! one product with W₂ a direction, and in two of the layers less: in the first one nothing but r_ij and a_ij depends
-//! on x, so dm̄ and dc are a vector and a number times dr_ij; and of the last one the trace needs dc alone, along the
-//! coordinates of its own atom. Translations change nothing: derivatives along the last atom are minus the sum of the
-//! others.
+//! where z and y, one vector per pair, are found by reverse mode from the gate and the step c, both scalars. So a pair
+//! costs one product with W₂ per direction, and less in two of the layers: in the first, only r_ij and a_ij depend on
+//! x, so dm̄ and dc are a vector and a number times dr_ij; in the last, the trace needs only dc, along the coordinates
+//! of its own atom. By translation invariance, derivatives along the last atom are minus the sum of the others.
 //!
 //! Directions are lanes: an atom's tangents are panels `[column][number][lane]`, whose columns have [`WIDTH`]
 //! directions.
@@ -53,7 +52,7 @@ impl Egnn {
 }
 
 impl<R: Real> Evaluator<Egnn, R> {
-    /// As [`Evaluator::flops`], of the field with its divergence: products with W₂ in the layers between the first and
+    /// As [`Evaluator::flops`], for the field with its divergence: products with W₂ in the layers between the first and
     /// the last, and those of atoms and pairs.
     pub fn divergence_flops(&self) -> f64 {
         let network = &self.network;
@@ -92,13 +91,13 @@ impl<'a, R: Real> Matrix<'a, R> {
         self.rows[out * self.stride + input]
     }
 
-    /// The weights for products `[rows][in]` to `[rows][out]`.
+    /// The weights packed for products `[rows][in]` to `[rows][out]`.
     fn forward(&self) -> Dense<R> {
         let weights = Packed::new(self.n_in, self.n_out, |i, o| self.at(o, i).to_f64());
         Dense::new(weights, &vec![R::default(); self.n_out])
     }
 
-    /// Those for the way back.
+    /// The transposed weights, packed for the backward pass.
     fn back(&self) -> Dense<R> {
         let weights = Packed::new(self.n_out, self.n_in, |o, i| self.at(o, i).to_f64());
         Dense::new(weights, &vec![R::default(); self.n_in])
@@ -115,7 +114,7 @@ fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     a.iter().zip(b).map(|(&a, &b)| a * b).sum()
 }
 
-/// What the derivatives of a layer's messages are made of: `[i][j][hidden]` each, for j → i.
+/// Intermediates for the derivatives of a layer's messages: `[i][j][hidden]` each, for j → i.
 struct Pairs<'a, R> {
     hidden: usize,
     /// silu′(p)
@@ -133,7 +132,7 @@ struct Pairs<'a, R> {
     edge: Matrix<'a, R>,
 }
 
-/// Of one pair: x_i − x_j, 1/(√(r + 1e-8) + 1) and its derivative by r, c.
+/// Per pair: x_i − x_j, 1/(√(r + 1e-8) + 1) and its derivative with respect to r, and c.
 #[derive(Clone, Copy)]
 struct Geometry<R> {
     d: [R; 3],
@@ -160,7 +159,7 @@ impl<'a, R: Real> Pairs<'a, R> {
         let rows = rows.zip(to_gate.chunks_exact_mut(hidden).zip(gated.chunks_exact_mut(hidden)));
         for (((back, gain), (to_gate, m)), (&g, &c)) in rows.zip(gates.iter().zip(steps)) {
             let (through_tanh, through_gate) = (one - c * c, g * (one - g));
-            // y before W₂: what m̄ = g m passes on, through m and through g
+            // y before W₂: what m̄ = g m contributes, through m and through g
             let along_gate = through_tanh * through_gate * dot(back, m);
             for k in 0..hidden {
                 to_gate[k] *= of_gate[k];
@@ -195,7 +194,7 @@ impl<'a, R: Real> Pairs<'a, R> {
         }
     }
 
-    /// The numbers of one pair.
+    /// Numbers of one pair.
     fn row<'b>(&self, of: &'b [R], pair: usize) -> &'b [R] {
         &of[pair * self.hidden..][..self.hidden]
     }
@@ -207,7 +206,7 @@ struct Tangents<R> {
     hidden: usize,
     /// range / layers
     step: R,
-    /// Of directions.
+    /// Columns of directions.
     columns: usize,
     /// Panels of the atoms.
     h: Vec<R>,
@@ -239,7 +238,7 @@ impl<R: Real> Tangents<R> {
         }
     }
 
-    /// Numbers of an atom's panel.
+    /// Size of an atom's panel.
     fn panel(&self) -> usize {
         self.columns * self.hidden * WIDTH
     }
@@ -248,12 +247,12 @@ impl<R: Real> Tangents<R> {
         self.columns * WIDTH
     }
 
-    /// Place of a number in an atom's panel.
+    /// Index of a number in an atom's panel.
     fn place(&self, atom: usize, number: usize, direction: usize) -> usize {
         atom * self.panel() + (direction / WIDTH * self.hidden + number) * WIDTH + direction % WIDTH
     }
 
-    /// Messages of the first layer: those of a pair change along its two atoms only, with r_ij.
+    /// Messages of the first layer: those of a pair vary only along its two atoms, through r_ij.
     fn first_messages(&mut self, p: &[R], layer: &Layer, pairs: &Pairs<R>) {
         let (n, hidden, width) = (self.n, self.hidden, self.width());
         let of_both: Vec<R> = pairs.of_r.iter().zip(&pairs.of_a).map(|(&r, &a)| r + a).collect();
@@ -315,7 +314,7 @@ impl<R: Real> Tangents<R> {
         }
     }
 
-    /// Features and positions after a layer; `slope` is silu′ of N₁ [h, Σ m̄] + c₁ for each atom.
+    /// Updates features and positions after a layer; `slope` is silu′ of N₁ [h, Σ m̄] + c₁ for each atom.
     fn update(&mut self, p: &[R], layer: &Layer, slope: &[R], first: bool) {
         let (hidden, columns, panel) = (self.hidden, self.columns, self.panel());
         let [of_h, of_sum] = [0, hidden].map(|from| Matrix::new(p, layer.node[0].of_inputs(from, hidden)));
@@ -336,10 +335,10 @@ impl<R: Real> Tangents<R> {
         self.x.copy_from_slice(&self.next);
     }
 
-    /// Σ_i ∂v_i/∂x_i by the last layer. That the field is centred drops out, since translations change nothing.
+    /// Σ_i ∂v_i/∂x_i from the last layer. Centring drops out by translation invariance.
     fn trace(&self, p: &[R], layer: &Layer, pairs: &Pairs<R>, start: &[R]) -> f64 {
         let (n, hidden) = (self.n, self.hidden);
-        // y by p, and from there by the features of the destination and of the source
+        // derivative of y with respect to p, and from there to the features of the destination and of the source
         let by_first: Vec<R> = pairs.to_step.iter().zip(&pairs.slope).map(|(&y, &slope)| y * slope).collect();
         let [by_destination, by_source] = [0, hidden].map(|from| {
             let part = layer.edge[0].without_bias().of_inputs(from, hidden);
@@ -371,7 +370,7 @@ impl<R: Real> Tangents<R> {
         trace
     }
 
-    /// `[atom][direction][numbers]` of features, and of positions, with the directions of the last atom.
+    /// `[atom][direction][numbers]` of features and of positions, including the directions of the last atom.
     fn features(&self) -> Vec<R> {
         self.along_all(self.hidden, |_, _| 0.0, |atom, k, direction| self.h[self.place(atom, k, direction)])
     }
@@ -381,7 +380,7 @@ impl<R: Real> Tangents<R> {
         self.along_all(3, translated, |atom, axis, direction| self.x[(3 * atom + axis) * width + direction])
     }
 
-    /// `translated`: what a number changes by when all atoms move along an axis.
+    /// `translated`: change of a number when all atoms move along an axis.
     fn along_all(
         &self,
         numbers: usize,
@@ -393,7 +392,7 @@ impl<R: Real> Tangents<R> {
         for (atom, rows) in rows.chunks_exact_mut(3 * n * numbers).enumerate() {
             let (others, own) = rows.split_at_mut(last * numbers);
             own.iter_mut().enumerate().for_each(|(i, v)| *v = R::from_f64(translated(i % numbers, i / numbers)));
-            // the order in which panels lie
+            // in the order of the panels
             for first in (0..last).step_by(WIDTH) {
                 for k in 0..numbers {
                     for direction in first..last.min(first + WIDTH) {

@@ -9,18 +9,18 @@ use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../../cuda/tarflow_gradient.cu");
 const NAME: &str = "tarflow_gradient";
-/// Operations beside those of a log q: every product is gone through once more on the way back.
+/// Cost relative to a log q: every product is repeated in the backward pass.
 const PASSES: f64 = 2.0;
-/// Lanes of a thread.
+/// Lanes per thread.
 const GROUP: usize = 4;
-/// Columns of threads and groups of lanes in a tile of a product, at most.
+/// Largest numbers of columns of threads, and of groups of lanes, in a tile of a product.
 const MOST_COLUMNS: usize = 64;
 const MOST_ACROSS: usize = 8;
-/// Outputs of a thread, HIGH of the kernel: for teams of blocks, and for a card that is full.
+/// Outputs per thread, HIGH of the kernel: for teams of blocks, and for a full card.
 const TEAMS: usize = 1;
 const FULL: usize = 4;
 
-/// `Arguments` of the kernel; addresses on the card.
+/// `Arguments` of the kernel; addresses are on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct Arguments {
@@ -53,18 +53,18 @@ impl Sizes {
         2 * depth * (high * MOST_COLUMNS + 4 + GROUP * MOST_ACROSS) * size_of::<R>()
     }
 
-    /// Tokens that others need, and what fills up a group.
+    /// Tokens that others need, rounded up to whole groups.
     fn lanes(&self) -> usize {
         (self.config.tokens - 1).max(1).next_multiple_of(GROUP)
     }
 
-    /// Groups of lanes in a tile: as few tiles as there can be, of the same size.
+    /// Groups of lanes in a tile: as few tiles as possible, of equal size.
     fn across(&self) -> usize {
         let groups = self.lanes() / GROUP;
         groups.div_ceil(groups.div_ceil(MOST_ACROSS))
     }
 
-    /// Numbers of a team's state, as `State` of the kernel divides it.
+    /// Numbers in a team's state, as divided by `State` of the kernel.
     fn gradient_state(&self) -> usize {
         let (c, hidden, lanes) = (self.config.channels, self.hidden(), self.lanes());
         let [qk_norms, adaptive, transition] = [self.qk_norms, self.adaptive, self.transition].map(usize::from);
@@ -75,7 +75,7 @@ impl Sizes {
         (self.config.blocks * of_stage + of_all) * lanes
     }
 
-    /// Blocks of a team beyond which some would find nothing to do in the largest product.
+    /// Number of blocks of a team beyond which some would be idle in the largest product.
     fn most_gradient_blocks(&self, high: usize) -> usize {
         let outputs = (3 * self.config.channels).max(self.hidden() * if self.transition { 2 } else { 1 });
         let columns = (THREADS / self.across() / 2 * 2).min(MOST_COLUMNS);
@@ -83,7 +83,7 @@ impl Sizes {
     }
 }
 
-/// For networks of these sizes.
+/// Programs for networks of these sizes.
 pub(super) fn programs(single: &Sizes, prose: &Sizes) -> Vec<Program> {
     vec![
         prose.gradient_program::<f32>(FULL),
@@ -92,7 +92,7 @@ pub(super) fn programs(single: &Sizes, prose: &Sizes) -> Vec<Program> {
     ]
 }
 
-/// Memory for a batch.
+/// Device memory for a batch.
 struct Work<R> {
     x: Buffer<f64>,
     gradient: Buffer<f64>,
@@ -119,25 +119,25 @@ impl<R: Real> Work<R> {
 struct Variant {
     high: usize,
     kernel: KernelId,
-    /// Blocks that the card runs at once.
+    /// Number of blocks that the card runs at once.
     resident: usize,
 }
 
-/// What gradients need on a card beside the network: their kernels, compiled when the first one is asked for, and
-/// memory.
+/// Resources for gradients on a card besides the network: kernels, compiled on first use, and memory.
 pub(super) struct Gradients<R: Real> {
     variants: Compiled<usize, Variant>,
     work: Workspaces<Work<R>>,
 }
 
 impl<R: Real> Gradients<R> {
+    /// Resources on this card; nothing is compiled or allocated yet.
     pub fn on(driver: &Arc<dyn Driver>) -> Gradients<R> {
         Gradients { variants: Compiled::default(), work: Workspaces::on(driver, Work::new) }
     }
 }
 
 impl<R: Real> OnCard<R> {
-    /// Compiles the kernel. Errors: as of the compiler; a block that does not fit into the card's shared memory.
+    /// Compiles the kernel. Errors: the compiler's; a block that does not fit into the card's shared memory.
     fn gradient_variant(&self, high: usize) -> Result<Variant> {
         let shared = Sizes::gradient_shared::<R>(high);
         if shared > self.driver.shared_memory() {
@@ -151,7 +151,7 @@ impl<R: Real> OnCard<R> {
         })
     }
 
-    /// The kernel for n samples, and teams.
+    /// Kernel for n samples, and the number of teams.
     fn plan_gradient(&self, n: usize) -> Result<(Variant, usize)> {
         let teams = self.gradient_variant(TEAMS)?;
         let variant = if n > teams.resident { self.gradient_variant(FULL)? } else { teams };
@@ -159,8 +159,8 @@ impl<R: Real> OnCard<R> {
         Ok((variant, n.min(variant.resident).min(fitting).max(1)))
     }
 
-    /// Memory for the states of so many teams, or of as many as there is room for; how many. Fewer teams work one
-    /// sample after the other.
+    /// Reserves memory for the states of this many teams, or for as many as fit; returns their number. Fewer teams
+    /// process the samples in turn.
     fn reserve_states(&self, work: &mut Work<R>, mut teams: usize) -> Result<usize> {
         while let Err(error) = work.scratch.reserve(teams * self.sizes.gradient_state()) {
             if teams == 1 {
@@ -171,7 +171,7 @@ impl<R: Real> OnCard<R> {
         Ok(teams)
     }
 
-    /// What is in x, `[n][T D]` in the network's units, becomes z; ∇ₓ log q, and ln|∂z/∂x|.
+    /// Replaces x, `[n][T D]` in the network's units, by z; writes ∇ₓ log q, and ln|∂z/∂x|.
     pub(super) fn gradient(&self, x: &mut [f64], gradient: &mut [f64], log_det: &mut [f64]) -> Result<()> {
         let rows = self.rows_of_launch(PASSES);
         let d = (x.len() / log_det.len().max(1) * rows).max(1);
