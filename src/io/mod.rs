@@ -11,6 +11,7 @@ pub mod trajectory;
 
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Writes a file atomically, so that readers see the old content or the new: a temporary file in the same folder is
 /// flushed to disk and then renamed. A symbolic link is kept and its destination replaced. Special files such as
@@ -59,7 +60,30 @@ pub fn check_writable(path: &Path) -> Result<()> {
         }
         _ => (),
     }
-    std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
+    std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))?;
+    remove_leftovers(path);
+    Ok(())
+}
+
+/// A temporary file that nobody has written to for this long was left by a process that was killed.
+const ABANDONED: Duration = Duration::from_secs(600);
+
+/// Removes temporary files of [`write_atomically`] for this path that killed processes have left, as far as possible.
+pub fn remove_leftovers(path: &Path) {
+    let place = behind_links(path);
+    let (Some(folder), Some(name)) = (place.parent(), place.file_name().and_then(|name| name.to_str())) else { return };
+    let is_temporary = |other: &str| {
+        let unique = other.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".tmp"));
+        let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+        unique.and_then(|unique| unique.split_once('-')).is_some_and(|(process, time)| is_hex(process) && is_hex(time))
+    };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|about| about.modified()).map(|time| time.elapsed().unwrap_or_default());
+        if entry.file_name().to_str().is_some_and(is_temporary) && age.is_ok_and(|age| age > ABANDONED) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The text without a leading byte-order mark.
@@ -137,6 +161,23 @@ fn beside(path: &Path) -> Result<PathBuf> {
 mod tests {
     use super::*;
     use std::os::unix::fs::{symlink, FileTypeExt};
+
+    #[test]
+    fn what_killed_processes_have_left_is_removed() {
+        let folder = std::env::temp_dir().join(format!("modejump-leftovers-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let old = std::time::SystemTime::now() - 2 * ABANDONED;
+        let left = ["run.ckpt.804-18ecb0fec5426222.tmp"];
+        let others = ["run.ckpt", "run.ckpt.notes.tmp", "run.ckpt.1-2.tmp.bak", "other.ckpt.804-18ec.tmp"];
+        for name in left.iter().chain(&others) {
+            std::fs::File::create(folder.join(name)).unwrap().set_modified(old).unwrap();
+        }
+        std::fs::write(folder.join("run.ckpt.805-18ec.tmp"), "being written").unwrap();
+        check_writable(&folder.join("run.ckpt")).unwrap();
+        let is_there = |name: &&str| folder.join(name).exists();
+        assert!(!left.iter().any(&is_there) && others.iter().chain(&["run.ckpt.805-18ec.tmp"]).all(is_there));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn links_stay_and_devices_are_written_to() {

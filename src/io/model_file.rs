@@ -154,9 +154,23 @@ pub(super) fn bfloat16(bits: u16) -> f64 {
     f64::from(f32::from_bits(u32::from(bits) << 16))
 }
 
+/// Checks that parameters are floating-point numbers: integers would be those of a damaged header, or quantised.
+fn require_floating(name: &str, bytes: &[u8]) -> Result<()> {
+    let Ok((_, header)) = SafeTensors::read_metadata(bytes) else { return Ok(()) };
+    let is_floating = |dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+    match header.tensors().iter().find(|(_, info)| !is_floating(info.dtype)) {
+        Some((key, info)) => Err(Error::model(
+            name,
+            format!("tensor {key} has the type {:?}; a floating-point type is needed", info.dtype),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Parses a model file and checks its card.
 pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
     let (tensors, metadata) = read_tensors(name, bytes)?;
+    require_floating(name, bytes)?;
     Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card: card_in(name, &metadata)?, tensors })
 }
 

@@ -280,13 +280,20 @@ impl<'a> Rounds<'a> {
     }
 
     /// Sets the number of production steps of each walker. Finished rounds continue if there are more, as if that many
-    /// had been requested from the beginning.
-    pub fn set_production_steps(&mut self, steps: u64) {
+    /// had been requested from the beginning. Errors: fewer than were made.
+    pub fn set_production_steps(&mut self, steps: u64) -> Result<()> {
+        let made = if matches!(self.state.stage, Stage::Production) || self.is_finished() { self.walked() } else { 0 };
+        if made > steps {
+            let message =
+                format!("production is {made} steps on, and `production_steps` is {steps}: give {made} or more");
+            return Err(Error::invalid(message));
+        }
         self.state.options.production_steps = steps;
         if self.is_finished() && self.walked() < steps {
             self.state.stage = Stage::Production;
             self.state.log.pop();
         }
+        Ok(())
     }
 
     /// Everything needed to continue.

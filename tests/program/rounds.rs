@@ -96,9 +96,14 @@ fn production_goes_on(setting: &Setting) {
     }
     let log = |output: &str| std::fs::read_to_string(setting.path(output, "log.jsonl")).unwrap();
     assert_eq!(log("whole"), log("longer"));
-    // of fewer steps there are enough
     configure(100);
-    assert_eq!(setting.run("adapt", "whole")["production"], summary["production"]);
+    let message = setting.command("adapt", "system-vacuum.xml", "whole").fails();
+    assert!(message.contains("production is 200 steps on, and `production_steps` is 100"), "{message}");
+    // nothing is written over where the state is gone
+    configure(200);
+    std::fs::remove_file(setting.path("longer", "state.ckpt")).unwrap();
+    let message = setting.command("adapt", "system-vacuum.xml", "longer").fails();
+    assert!(message.contains("is there, but no state.ckpt"), "{message}");
 }
 
 /// Frames know their epoch and whether they may be averaged, the model its epoch.

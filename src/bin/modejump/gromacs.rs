@@ -167,6 +167,11 @@ impl Gromacs {
         bars: &MultiProgress,
         stop: &AtomicBool,
     ) -> Result<()> {
+        let done = walker.progress().cycle;
+        if done > self.cycles {
+            let message = format!("the run is {done} cycles on, and --cycles is {}: give {done} or more", self.cycles);
+            return Err(Error::invalid(message));
+        }
         let mut progress = Progress::among(bars, self.cycles, "cycles");
         let mut longest = Duration::ZERO;
         let mut is_first = true;

@@ -105,7 +105,7 @@ mod run {
             let rounds = match saved {
                 Some(state) => {
                     let mut rounds = Rounds::resume(&mut target, &mut hot_target, &new_generator, state)?;
-                    rounds.set_production_steps(config.rounds.production_steps);
+                    rounds.set_production_steps(config.rounds.production_steps)?;
                     rounds
                 }
                 None => {
@@ -185,8 +185,14 @@ mod run {
             let path = self.file("state.ckpt");
             claim(&path)?;
             let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
-            if state.is_some() {
-                eprintln!("going on from {}", path.display());
+            let outputs = ["production.safetensors", "training.safetensors", "model.safetensors", "log.jsonl"];
+            match outputs.iter().find(|name| self.file(name).exists()) {
+                _ if state.is_some() => eprintln!("going on from {}", path.display()),
+                Some(there) => {
+                    let reason = format!("{there} is there, but no state.ckpt: give new rounds a folder of their own");
+                    return Err(Error::file(&self.output, reason));
+                }
+                None => {}
             }
             Ok(state)
         }
@@ -215,6 +221,7 @@ mod run {
             if let Ok(style) = ProgressStyle::with_template("{bar:30} {msg} {elapsed_precise}") {
                 bar.set_style(style);
             }
+            self.save(&mut rounds, identity)?; // before there is any other file
             let mut saved = Instant::now();
             while !rounds.is_finished() {
                 let record = rounds.advance()?;

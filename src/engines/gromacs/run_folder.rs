@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint::{self, Kind};
 use crate::io::gromacs::spans;
 use crate::io::make_folder;
+use crate::io::model_file::hash;
 use crate::moves::{Outcome, Statistics};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -60,6 +61,27 @@ impl Settings {
     }
 }
 
+/// A file in the run's directory, and the hash of its contents: GROMACS's checkpoints have no checksum.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StateFile {
+    name: String,
+    hash: String,
+}
+
+impl StateFile {
+    /// Errors: a file that is gone, or is not what was written.
+    fn check(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(&self.name);
+        let reason = match fs::read(&path) {
+            Ok(bytes) if hash(&bytes) == self.hash => return Ok(()),
+            Ok(_) => "the state that the run goes on from is damaged",
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => "the state that the run goes on from is not there",
+            Err(e) => return Err(Error::io(&path, e)),
+        };
+        Err(Error::file(path, format!("{reason}: put it back, or begin a new directory")))
+    }
+}
+
 /// Progress of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -68,8 +90,8 @@ pub struct Progress {
     pub cycle: u64,
     /// Engine step reached.
     pub step: Option<i64>,
-    /// File with the state from which the next cycle begins.
-    state: Option<String>,
+    /// State from which the next cycle begins.
+    state: Option<StateFile>,
     /// Potential energy of that state, kJ/mol, if known.
     pub(super) potential: Option<f64>,
     lengths: BTreeMap<String, u64>,
@@ -117,7 +139,7 @@ impl RunFolder {
 
     /// File of the state from which the next cycle begins; None before the first.
     pub(super) fn state(&self) -> Option<PathBuf> {
-        self.progress.state.as_ref().map(|name| self.path.join(name))
+        self.progress.state.as_ref().map(|state| self.path.join(&state.name))
     }
 
     /// Keeps GROMACS's logs of a failed cycle, ignoring logs that cannot be kept.
@@ -165,11 +187,11 @@ impl RunFolder {
             line.as_bytes(),
             &mut next,
         )?;
-        let before = next.state.replace(name);
+        let before = next.state.replace(StateFile { name, hash: hash(state) });
         checkpoint::save(&folder.join(PROGRESS), RUN, &next)?;
         self.progress = next;
         if let Some(before) = before {
-            let _ = fs::remove_file(folder.join(before)); // else removed at the next start
+            let _ = fs::remove_file(folder.join(before.name)); // else removed at the next start
         }
         if let Some(log) = part(scratch, "md", ".log")? {
             let _ = fs::copy(log, folder.join("md.log")); // for the user to look at
@@ -238,17 +260,12 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_scratch(&name) {
             let _ = fs::remove_dir_all(entry.path());
-        } else if is_state(&name) && Some(&name) != progress.state.as_ref() {
+        } else if is_state(&name) && progress.state.as_ref().is_none_or(|state| state.name != name) {
             let _ = fs::remove_file(entry.path());
         }
     }
-    match progress.state.as_ref().map(|name| folder.join(name)).filter(|state| !state.exists()) {
-        Some(state) => Err(Error::file(
-            state,
-            "the state that the run goes on from is not there: put it back, or begin a new directory",
-        )),
-        None => Ok(progress),
-    }
+    progress.state.as_ref().map_or(Ok(()), |state| state.check(folder))?;
+    Ok(progress)
 }
 
 fn is_number(text: &str) -> bool {
@@ -414,12 +431,21 @@ mod tests {
         // settings are fixed once a cycle is complete
         let other = Settings { steps: 20, ..settings() };
         let progress = RunFolder::open(&folder, other.clone(), &Statistics::default()).unwrap().progress;
-        let progress = Progress { cycle: 1, state: Some("state_1.cpt".into()), ..progress };
+        let state = StateFile { name: "state_1.cpt".into(), hash: hash(b"as written") };
+        let progress = Progress { cycle: 1, state: Some(state), ..progress };
         checkpoint::save(&folder.join(PROGRESS), RUN, &progress).unwrap();
         let message =
             |settings| RunFolder::open(&folder, settings, &Statistics::default()).err().expect("a refusal").to_string();
         assert!(message(settings()).contains("--steps 10 instead of 20"), "{}", message(settings()));
-        assert!(message(other.clone()).contains("state_1.cpt"), "{}", message(other));
+        for (bytes, text) in [(None, "is not there"), (Some("as writteN"), "is damaged")] {
+            if let Some(bytes) = bytes {
+                fs::write(folder.join("state_1.cpt"), bytes).unwrap();
+            }
+            let found = message(other.clone());
+            assert!(found.contains("state_1.cpt") && found.contains(text), "{found}");
+        }
+        fs::write(folder.join("state_1.cpt"), "as written").unwrap();
+        RunFolder::open(&folder, other, &Statistics::default()).unwrap();
         fs::remove_dir_all(&folder).unwrap();
     }
 }

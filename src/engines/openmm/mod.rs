@@ -27,6 +27,7 @@ use crate::coordinates::whole::{box_from_slice, BoxVectors};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use ffi::bridge;
+use quick_xml::events::Event;
 
 // SAFETY: an OpenMM::System is not changed after it was read, and every access through `&System` is const in C++.
 unsafe impl Send for bridge::System {}
@@ -73,6 +74,31 @@ const REFERENCE: &str = "Reference";
 
 const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
 
+/// Checks that every element is closed: OpenMM's deserialiser reads part of a truncated file as if it were whole, or
+/// crashes. Errors: an element that is not closed, or is closed by another name.
+fn check_elements(xml: &str) -> Result<()> {
+    let mut reader = quick_xml::Reader::from_str(xml);
+    let mut open = Vec::new();
+    let cut = |open: &[String]| {
+        let within = open.last().map_or(String::new(), |name| format!(" within <{name}>"));
+        Error::invalid(format!("the System is cut off{within}: write or copy the file again"))
+    };
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(element)) => open.push(element.name().as_ref().to_string()),
+            Ok(Event::End(_)) => _ = open.pop(),
+            Ok(Event::Eof) if open.is_empty() => return Ok(()),
+            Ok(Event::Eof) | Err(quick_xml::Error::Syntax(_)) => return Err(cut(&open)),
+            Ok(_) => {}
+            Err(error) => {
+                let line =
+                    1 + xml.as_bytes()[..reader.error_position() as usize].iter().filter(|b| **b == b'\n').count();
+                return Err(Error::invalid(format!("line {line}: {error}; write or copy the file again")));
+            }
+        }
+    }
+}
+
 impl System {
     /// Reads a file written by `openmm.XmlSerializer.serialize(system)`, leaving out the plugin's moves
     /// (`MonteCarloModeJump`): energies and dynamics are those of the System alone, in which such a move would act
@@ -95,6 +121,7 @@ impl System {
         if !xml.contains("<System") {
             return Err(Error::invalid(NO_SYSTEM));
         }
+        check_elements(xml)?;
         Ok(System { inner: bridge::system_from_xml(xml)?, platform: REFERENCE.into() })
     }
 

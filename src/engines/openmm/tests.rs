@@ -222,6 +222,20 @@ fn a_file_that_is_no_system_is_refused_by_name() {
     assert!(error.contains("Abacus") && error.contains("Reference"), "{error}");
 }
 
+/// OpenMM itself reads some of these without a word, and crashes with the one of 2053 bytes.
+#[test]
+fn a_truncated_system_is_refused() {
+    let xml = std::fs::read_to_string(repository("models/ala2/system.xml")).unwrap();
+    let end = xml.rfind("</System>").unwrap();
+    for n in [2053, 4096, 1313].into_iter().chain((xml.find("<System").unwrap() + 8..end).step_by(61)).chain([end + 8])
+    {
+        let error = System::from_xml(&xml[..n]).err().map(|error| error.to_string());
+        assert!(error.as_ref().is_some_and(|e| e.contains("is cut off")), "{n}: {error:?}");
+    }
+    let error = System::from_xml(&xml.replacen("</Particles>", "", 1)).err().unwrap().to_string();
+    assert!(error.contains("line ") && error.contains("Particles"), "{error}");
+}
+
 /// As after `system.addForce(MonteCarloModeJump(…))`, whether or not the plugin is there to read it.
 #[test]
 fn moves_of_the_plugin_are_left_out_of_a_system() {

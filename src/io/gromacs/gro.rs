@@ -40,8 +40,10 @@ pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
             let (number, line) = lines.next().ok_or("cut off within the atoms")?;
             x.extend(position(line).ok_or_else(|| format!("line {}: cannot read the coordinates", number + 1))?);
         }
-        let (_, line) = lines.next().ok_or("cut off before the box")?;
-        boxes.push(box_vectors(line).unwrap_or_default());
+        let (number, line) = lines.next().ok_or("cut off before the box")?;
+        boxes.push(
+            box_vectors(line).ok_or_else(|| format!("line {}: a box of 3 or 9 numbers is expected", number + 1))?,
+        );
         frames.push(x);
     }
     Ok((frames, boxes))
@@ -49,8 +51,8 @@ pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
 
 /// Parses the diagonal, and the off-diagonal components if there are any.
 fn box_vectors(line: &str) -> Option<BoxVectors> {
-    let numbers: Vec<f64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
-    match numbers[..] {
+    let numbers: Option<Vec<f64>> = line.split_whitespace().map(|field| field.parse().ok()).collect();
+    match numbers?[..] {
         [a, b, c] => Some([[a, 0.0, 0.0], [0.0, b, 0.0], [0.0, 0.0, c]]),
         [a, b, c, ay, az, bx, bz, cx, cy] => Some([[a, ay, az], [bx, b, bz], [cx, cy, c]]),
         _ => None,

@@ -39,13 +39,11 @@ impl Frames {
         if self.dimension == dimension {
             return Ok(self);
         }
-        let reason = format!(
-            "frames of {} numbers ({} atoms); {dimension} ({} atoms) are needed",
-            self.dimension,
-            self.dimension / 3,
-            dimension / 3
-        );
-        Err(Error::file(path, reason))
+        let [found, needed] = match self.dimension.is_multiple_of(3) && dimension.is_multiple_of(3) {
+            true => [self.dimension, dimension].map(|d| format!("{d} ({} atoms)", d / 3)),
+            false => [self.dimension, dimension].map(|d| d.to_string()),
+        };
+        Err(Error::file(path, format!("frames of {found} numbers; {needed} are needed")))
     }
 
     /// Array shape: `[n][atoms][3]`, or `[n][dimension]` if the dimension is not a multiple of three.

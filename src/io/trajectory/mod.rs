@@ -20,9 +20,14 @@ use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
 use crate::io::model_file::{self, Data};
-use crate::io::{check_writable, read_text, write_atomically};
+use crate::io::{check_writable, is_special, read_text, write_atomically};
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::panic::UnwindSafe;
 use std::path::Path;
+use std::sync::Once;
 
 /// File format, given by the extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,9 +82,46 @@ impl Format {
     }
 }
 
+/// Runs a reader of another crate, which panics on malformed files, without its panic's message. None if it panicked.
+fn without_panic<T>(read: impl FnOnce() -> T + UnwindSafe) -> Option<T> {
+    thread_local!(static READS: Cell<bool> = const { Cell::new(false) });
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !READS.get() {
+                before(panic);
+            }
+        }));
+    });
+    READS.set(true);
+    let result = std::panic::catch_unwind(read);
+    READS.set(false);
+    result.ok()
+}
+
+/// Errors: a file without contents, or one that a program has compressed as a whole.
+fn check_beginning(path: &Path) -> Result<()> {
+    if is_special(path) {
+        return Ok(());
+    }
+    let mut beginning = Vec::new();
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    file.take(3).read_to_end(&mut beginning).map_err(|e| Error::io(path, e))?;
+    match beginning[..] {
+        [] => Err(Error::file(path, "is empty")),
+        [0x1f, 0x8b, ..] | [b'B', b'Z', b'h'] | [0xfd, b'7', b'z'] | [0x28, 0xb5, 0x2f] => {
+            Err(Error::file(path, "is compressed: unpack it first (gunzip, bunzip2, unxz, unzstd)"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Reads all frames. Errors: unknown extension, truncated or malformed file (with the frame), non-finite coordinates.
 pub fn read(path: &Path) -> Result<Frames> {
-    let frames = match Format::of(path)? {
+    let format = Format::of(path)?;
+    check_beginning(path)?;
+    let frames = match format {
         Format::Pdb => pdb::read(path),
         Format::Gro => {
             let (frames, boxes) = gro::read(&read_text(path)?).map_err(|e| Error::file(path, e))?;

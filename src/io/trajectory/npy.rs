@@ -1,6 +1,6 @@
 //! NumPy arrays: `[n][atoms][3]` or `[n][dimension]`, float32 or float64.
 
-use super::Frames;
+use super::{without_panic, Frames};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -13,12 +13,12 @@ pub fn read(path: &Path) -> Result<Frames> {
     let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];
     bytes.copy_from_slice(&file);
     let bytes = &*bytes;
-    // The reader asserts that a shape does not overflow; a panic there means a malformed file.
-    let read = std::panic::catch_unwind(|| match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
+    // the reader asserts that a shape does not overflow
+    let read = without_panic(|| match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
         Err(ViewNpyError::WrongDescriptor(_)) => Ok(ndarray::ArrayViewD::<f32>::view_npy(bytes)?.mapv(f64::from)),
         array => Ok(array?.to_owned()),
     });
-    let array = read.map_err(|_| Error::file(path, "malformed shape"))?.map_err(|e| {
+    let array = read.ok_or_else(|| Error::file(path, "malformed shape"))?.map_err(|e| {
         let reason = match e {
             ViewNpyError::WrongDescriptor(_) | ViewNpyError::NonNativeEndian => {
                 "numbers of this type are not read: save them as float32 or float64, little-endian".into()

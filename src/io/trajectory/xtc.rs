@@ -1,10 +1,11 @@
 //! Compressed trajectories of GROMACS.
 
-use super::{Clock, Frames};
+use super::{without_panic, Clock, Frames};
 use crate::coordinates::whole::box_from_slice;
 use crate::error::{Error, Result};
 use crate::io::gromacs::spans;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Precision of XTC, 1e-5 nm.
 const XTC_PRECISION: f32 = 1e5;
@@ -13,14 +14,14 @@ const XTC_PRECISION: f32 = 1e5;
 pub fn read(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     spans("xtc", &bytes).map_err(|reason| Error::file(path, reason))?;
-    // The reader asserts properties of headers; a panic there means a malformed file.
-    let read = std::panic::catch_unwind(move || {
+    let frames = AtomicUsize::new(0);
+    let read = without_panic(|| {
         let length = bytes.len() as u64;
         let mut reader = molly::XTCReader::new(std::io::Cursor::new(bytes));
-        let (mut x, mut boxes, mut dimension, mut count) = (Vec::new(), Vec::new(), 0, 0usize);
+        let (mut x, mut boxes, mut dimension) = (Vec::new(), Vec::new(), 0);
         let mut frame = molly::Frame::default();
         while reader.file.position() < length {
-            count += 1;
+            let count = 1 + frames.fetch_add(1, Ordering::Relaxed);
             reader.read_frame(&mut frame).map_err(|e| format!("frame {count}: {e}"))?;
             if count > 1 && frame.positions.len() != dimension {
                 return Err(format!(
@@ -35,7 +36,9 @@ pub fn read(path: &Path) -> Result<Frames> {
         }
         Ok(Frames::new(dimension, x).in_boxes(boxes))
     });
-    read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
+    let malformed =
+        || Err(format!("frame {} is malformed: copy or write the file again", frames.load(Ordering::Relaxed)));
+    read.unwrap_or_else(malformed).map_err(|reason| Error::file(path, reason))
 }
 
 /// Formats frames; those without a box get one of zero size. Errors: those of the writer.

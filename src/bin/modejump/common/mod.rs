@@ -18,7 +18,7 @@ pub use report::*;
 pub use systems::*;
 pub use torsions::*;
 
-use modejump::io::{checkpoint, model_file, read_text, without_mark};
+use modejump::io::{checkpoint, model_file, read_text, remove_leftovers, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -69,6 +69,7 @@ pub fn claim(checkpoint: &Path) -> Result<()> {
         return Err(Error::file(checkpoint, "another modejump is at work with this checkpoint"));
     }
     std::mem::forget(file);
+    remove_leftovers(checkpoint);
     Ok(())
 }
 
