@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
@@ -151,6 +152,25 @@ unsafe fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str> {
     // SAFETY: not NULL, and the caller promises a terminated string.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().map_err(|_| Error::invalid(format!("{name} is not UTF-8")))
+}
+
+/// A caller's path, in the bytes of the file system.
+///
+/// # Safety
+/// As for [`utf8`].
+unsafe fn path<'a>(path: *const c_char) -> Result<&'a Path> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        if path.is_null() {
+            return Err(null("path"));
+        }
+        // SAFETY: not NULL, and the caller promises a terminated string.
+        Ok(Path::new(std::ffi::OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes())))
+    }
+    #[cfg(not(unix))]
+    // SAFETY: the caller's promise.
+    Ok(Path::new(unsafe { utf8(path, "path") }?))
 }
 
 /// A caller's count; one that is too large for this machine becomes the largest `usize`.

@@ -41,12 +41,12 @@ impl modejump_model {
 /// Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 ///
 /// # Safety
-/// `path` is NULL or a NUL-terminated string, UTF-8; `model` is NULL or points to a pointer.
+/// `path` is NULL or a NUL-terminated path; `model` is NULL or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_load(path: *const c_char, model: *mut *mut modejump_model) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let (path, out) = unsafe { (utf8(path, "path")?, reference_mut(model, "model")?) };
+        let (path, out) = unsafe { (super::path(path)?, reference_mut(model, "model")?) };
         *out = Box::into_raw(modejump_model::new(models::load(path)?)?);
         Ok(())
     })
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn modejump_model_options_init(options: *mut modejump_mode
 /// `modejump_model_free`.
 ///
 /// # Safety
-/// `path` is NULL or a NUL-terminated string, UTF-8; `options` is NULL or a struct of the size it says; `model` is NULL
+/// `path` is NULL or a NUL-terminated path; `options` is NULL or a struct of the size it says; `model` is NULL
 /// or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_load_with(
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn modejump_model_load_with(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let (path, given, out) = unsafe { (utf8(path, "path")?, read(options)?, reference_mut(model, "model")?) };
+        let (path, given, out) = unsafe { (super::path(path)?, read(options)?, reference_mut(model, "model")?) };
         let loaded = models::load_on(path, precision_of(&given)?, &device_of(&given)?)?;
         *out = Box::into_raw(modejump_model::decoding(loaded, &given)?);
         Ok(())

@@ -95,7 +95,10 @@ class Model(_SharedOwner):
         for name, value in chosen.items():
             if value is not None:
                 setattr(options, name, value)
-        _call("model_load_with", os.fsencode(path), byref(options), byref(handle))
+        path = os.fsencode(path)
+        if b"\0" in path:
+            raise ValueError(f"{path!r} is no path: it has a null byte")
+        _call("model_load_with", path, byref(options), byref(handle))
         self._own(handle)
 
     def _own(self, handle):
@@ -164,22 +167,22 @@ class Model(_SharedOwner):
 
     def generate(self, z):
         """Maps latent points z [n, latent_dimension] to x [n, *shape]; also returns ln|∂x/∂z| [n] and log q [n], -inf where there
-        is no configuration in the support."""
+        is no configuration in the support. A point that is not finite gives x = NaN."""
         latent = self.latent_dimension
         z = np.ascontiguousarray(z, dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != latent:
             raise ValueError(f"latent points of shape (n, {latent}) are needed, got an array of shape {z.shape}")
         n = len(z)
-        x, log_det, log_density = np.empty((n, *self.shape)), np.empty(n), np.empty(n)
+        x, log_det, log_density = np.full((n, *self.shape), np.nan), np.empty(n), np.empty(n)
         _call("model_generate", self._handle, c_uint64(n), *map(_pointer, (z, x, log_det, log_density)))
         return x, log_det, log_density
 
     def encode(self, x):
         """Maps configurations x [n, *shape] to latent points z [n, latent_dimension]; also returns ln|∂x/∂z| [n] and log q [n].
-        Where log q is -inf there is no latent point, and z is meaningless."""
+        Where log q is -inf there is no latent point, and z is meaningless or NaN."""
         rows, _ = self._rows(x)
         n = len(rows)
-        z, log_det, log_density = np.empty((n, self.latent_dimension)), np.empty(n), np.empty(n)
+        z, log_det, log_density = np.full((n, self.latent_dimension), np.nan), np.empty(n), np.empty(n)
         _call("model_encode", self._handle, c_uint64(n), *map(_pointer, (rows, z, log_det, log_density)))
         return z, log_det, log_density
 
