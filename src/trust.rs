@@ -57,13 +57,7 @@ impl Trust {
     ///
     /// Errors: too few samples, samples that are all alike.
     pub fn fit(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Trust> {
-        let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
-        let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
-        if rows.len() < FEWEST {
-            return Err(Error::invalid(format!("{} usable samples; a fit needs {FEWEST}", rows.len())));
-        }
-        let [median, deviation] = robust(rows.iter().map(|row| row[2]).collect());
-        rows.retain(|row| (row[2] - median).abs() <= FAR * deviation);
+        let rows = fitted(u, log_q, log_q_s)?;
         let mean: [f64; 3] = std::array::from_fn(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64);
         let product = |i: usize, j: usize| rows.iter().map(|row| (row[i] - mean[i]) * (row[j] - mean[j])).sum::<f64>();
         let (uu, us, ss) = (product(0, 0), product(0, 1), product(1, 1));
@@ -74,10 +68,34 @@ impl Trust {
         }
         Ok(Trust { energy: (uw * ss - sw * us) / determinant, density: (sw * uu - uw * us) / determinant })
     }
+
+    /// Standard deviation of log w − log w_s over the samples of the fit: what is left for the second stage. Least for
+    /// the trust that [`Trust::fit`] finds.
+    ///
+    /// Errors: too few samples.
+    pub fn left(&self, u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<f64> {
+        let rows = fitted(u, log_q, log_q_s)?;
+        let left: Vec<f64> = rows.iter().map(|row| row[2] - self.energy * row[0] - self.density * row[1]).collect();
+        let n = left.len() as f64;
+        let mean = left.iter().sum::<f64>() / n;
+        Ok((left.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt())
+    }
+}
+
+/// The samples of a fit: −u, −log q_s and log w of those that are finite and no outliers. Errors: too few samples.
+fn fitted(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Vec<[f64; 3]>> {
+    let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
+    let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
+    if rows.len() < FEWEST {
+        return Err(Error::invalid(format!("{} usable samples; a fit needs {FEWEST}", rows.len())));
+    }
+    let [median, deviation] = robust(rows.iter().map(|row| row[2]).collect());
+    rows.retain(|row| (row[2] - median).abs() <= FAR * deviation);
+    Ok(rows)
 }
 
 /// Median of at least one value, and the standard deviation of a normal distribution with the same quartiles.
-pub fn robust(mut values: Vec<f64>) -> [f64; 2] {
+fn robust(mut values: Vec<f64>) -> [f64; 2] {
     values.sort_by(f64::total_cmp);
     let [lower, median, upper] = [1, 2, 3].map(|k| values[k * (values.len() - 1) / 4]);
     [median, (upper - lower) / 1.349]
@@ -100,6 +118,8 @@ mod tests {
         let log_q_s: Vec<f64> = (0..n).map(|i| log_q[i] + noise[i] + 3.0).collect();
         let fit = Trust::fit(&u, &log_q, &log_q_s).unwrap();
         assert!((fit.energy - 0.5).abs() < 0.02 && (fit.density - 0.5).abs() < 0.02, "{fit:?}");
+        let left = [fit, Trust::FULL].map(|trust| trust.left(&u, &log_q, &log_q_s).unwrap());
+        assert!((left[0] - 0.5f64.sqrt()).abs() < 0.02 && (left[1] - 1.0).abs() < 0.02, "{left:?}");
         // outliers and infinities do not matter
         let mut wild = u.clone();
         (wild[0], wild[1], wild[2]) = (1e9, f64::INFINITY, f64::NAN);

@@ -118,10 +118,11 @@ pub struct Annealed {
 }
 
 impl Annealed {
-    /// Errors: an invalid [`Path`], more than 4095 proposals, a generator with constrained or fixed bonds, which paths
+    /// Errors: an invalid [`Path`], more than 4095 proposals, a density without a gradient, a generator with constrained or fixed bonds, which paths
     /// would change.
     pub fn new(generator: Generator, path: Path) -> Result<Annealed> {
         path.check(generator.dimension())?;
+        generator.require_gradient()?;
         if generator.keeps_bonds() {
             return Err(Annealed::keeps_no_bond());
         }

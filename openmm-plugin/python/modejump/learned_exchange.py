@@ -230,7 +230,8 @@ def _check_atoms(model, topology, particles):
         if not 0 <= particle < len(atoms):
             raise ValueError(f"particle {particle} does not exist: the System has {len(atoms)}")
         element = atoms[particle].element
-        if described and element is not None and element.symbol.lower() != described["elements"][i].lower():
+        theirs = described["elements"][i] if described else "X"  # X: beads, which PDB files guess an element for
+        if theirs.upper() != "X" and element is not None and element.symbol.lower() != theirs.lower():
             residue, name, other = (described[key][i] for key in ("residues", "names", "elements"))
             atom = f"atom {i} of the models ({residue}:{name})"
             raise ValueError(f"particle {particle} is {element.symbol}, but {atom} is {other}")

@@ -30,7 +30,7 @@ pub struct Sample {
     /// Do not compute log q: some ten times cheaper for a continuous flow. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
-    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, and `auxiliary` if the model has such
+    /// Samples: safetensors (`x`, `log_density`, with --z `log_det`, and `auxiliary` if the model has such
     /// coordinates: log q is then the joint log-density of x and these minus the log-density of these alone, so that −u
     /// − log q is a log-weight), npy, dcd, xtc, trr, pdb or gro; all but safetensors leave out samples outside the
     /// support

@@ -202,6 +202,11 @@ impl Generator {
         Ok(evaluations.map(supported))
     }
 
+    /// Errors: a density without a gradient.
+    pub(super) fn require_gradient(&self) -> Result<()> {
+        self.density.log_density_gradient(&[], &mut [], &mut [])
+    }
+
     /// Whether some bonds have fixed lengths, by constraints or by the model.
     pub(super) fn keeps_bonds(&self) -> bool {
         self.constraints.is_some() || self.rigid

@@ -10,7 +10,7 @@ use modejump::io::{model_file, write_atomically};
 use modejump::models::steering::{dimension_without_auxiliary, follow};
 use modejump::models::Model;
 use modejump::parallel::{streams, Ranks};
-use modejump::trust::{robust, Trust};
+use modejump::trust::Trust;
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
 use serde::Serialize;
@@ -106,8 +106,8 @@ impl Reweight {
 struct Screening {
     /// Factors by which it should be trusted.
     trust: Trust,
-    /// Standard deviation of log w − log w_s over the middle half of the samples, scaled to that of a normal
-    /// distribution: what is left for the second stage, with these factors and with both equal to one.
+    /// Standard deviation of log w − log w_s over the samples of the fit, which leave out outliers: what is left for the
+    /// second stage, with these factors and with both equal to one.
     left: f64,
     left_without: f64,
 }
@@ -118,11 +118,8 @@ impl Screening {
         let values = |evaluations: &[Evaluation]| evaluations.iter().map(|e| e.log_density).collect::<Vec<_>>();
         let (log_q, log_q_s) = (values(log_q), values(log_surrogate));
         let trust = Trust::fit(u, &log_q, &log_q_s)?;
-        let left = |trust: Trust| {
-            let rows = u.iter().zip(&log_q).zip(&log_q_s).map(|((&u, q), &s)| trust.log_density(u, s) - q);
-            robust(rows.filter(|c| c.is_finite()).collect())[1]
-        };
-        Ok(Screening { trust, left: left(trust), left_without: left(Trust::default()) })
+        let left = |trust: Trust| trust.left(u, &log_q, &log_q_s);
+        Ok(Screening { trust, left: left(trust)?, left_without: left(Trust::FULL)? })
     }
 }
 
@@ -242,7 +239,7 @@ pub(super) fn report(s: &Value) {
             number(trust, "density")
         );
         println!(
-            "  left for the second stage, standard deviation {:.2} instead of {:.2}",
+            "  standard deviation of ln c, outliers apart: {:.2} instead of {:.2}",
             number(screening, "left"),
             number(screening, "left_without")
         );

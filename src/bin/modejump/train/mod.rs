@@ -112,7 +112,7 @@ pub struct Train {
     /// from it. Generated frames are kept beside it, from the beginning
     #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Training log (JSON, one object per line)
+    /// Training log (JSON, one object per line); with --modes NAME.jsonl gives one per training, NAME.MODE.jsonl
     #[arg(long)]
     log: Option<PathBuf>,
     /// Print a summary as JSON

@@ -127,6 +127,10 @@ impl Train {
             self.system.as_ref().ok_or_else(map_without_energies)?;
         }
         match config.network(self.model) {
+            Some(_) if dimension < 6 => Err(Error::invalid(
+                "a molecule of one particle has no shape that a network could learn: potentials of a point are for the Rust library \
+                 (examples/double_well_generator.rs, examples/two_dimensional_ebm.rs)",
+            )),
             Some(network) => network.check(),
             None => config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
         }

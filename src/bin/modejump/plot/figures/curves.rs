@@ -1,8 +1,8 @@
 //! Curves from logs: of a training, by step, and of rounds, by stage.
 
 use super::{chart, quantile, swatch, Figure, Outcome, COLOURS, FAINT, FONT, INK};
-use modejump::annealing::Progress as Stage;
-use modejump::train::rounds::Record;
+use modejump::annealing::Progress as AnnealingStage;
+use modejump::train::rounds::{Record, Stage};
 use modejump::train::Progress;
 use plotters::prelude::*;
 use std::ops::Range;
@@ -23,15 +23,13 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     let matching = vec![curve("|F − ∂ ln q/∂x|² of frames", |p| p.force_matching)];
     let regression = vec![curve("training frames", |p| p.loss), curve("held-out frames", |p| p.held_out_loss)];
     let shares = vec![curve("effective sample size", |p| 100.0 * p.ess), curve("acceptance", |p| 100.0 * p.acceptance)];
-    let deviation = vec![
-        curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation),
-        curve("gradient norm", |p| p.gradient_norm),
-    ];
+    let deviation = vec![curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation)];
+    let gradient = vec![curve("gradient norm", |p| p.gradient_norm)];
     let steps = 0.0..history.iter().map(|p| p.step as f64).fold(1.0, f64::max);
     let is_regression = regression.iter().any(|c| !c.points.is_empty());
     let panel = |unit, range, curves| Panel { along: ("step", steps.clone()), unit, range, curves };
     let panels = match is_regression {
-        true => vec![panel("loss", None, regression), panel("", None, deviation)],
+        true => vec![panel("loss", None, regression), panel("nats", None, deviation), panel("", None, gradient)],
         false => {
             vec![
                 panel("nats", None, density),
@@ -44,36 +42,53 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     with_points(panels)
 }
 
+/// The value of a production, NaN at other stages.
+fn of_production(record: &Record, value: f64) -> f64 {
+    match record.stage {
+        Stage::Production => value,
+        _ => f64::NAN,
+    }
+}
+
 /// Results of the stages of `adapt` or `explore`, in order: jumps above, the population of the region and its ΔF below.
 pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let curve = |name, f: fn(&Record) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
     let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
     let jumps = vec![
         curve("accepted jumps", |r| 100.0 * r.acceptance),
+        curve("of these, of production", |r| of_production(r, 100.0 * r.acceptance)),
         curve("effective sample size of proposals", |r| 100.0 * r.ess),
         curve("effective sample size after training", of_training),
     ];
-    let population = vec![curve("frames in the region", |r| 100.0 * r.population)];
+    let population = vec![
+        curve("frames in the region", |r| 100.0 * r.population),
+        curve("of these, of production", |r| of_production(r, 100.0 * r.population)),
+    ];
     let errors = history.iter().filter(|r| r.delta_f.is_finite()).map(|r| r.delta_f_stderr).collect();
     let delta_f = vec![Curve { errors, ..curve("ΔF of the region", |r| r.delta_f) }];
     let stages = 0.5..history.len() as f64 + 0.5;
-    let panel = |unit, range, curves| Panel { along: ("stage", stages.clone()), unit, range, curves };
+    let panel = |unit, range, curves| Panel {
+        along: ("stage (walk, heat, train in turn; then production)", stages.clone()),
+        unit,
+        range,
+        curves,
+    };
     with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
 }
 
-/// Results at each temperature of `smc`, in order.
-pub fn annealing(history: &[Stage]) -> Vec<Panel> {
-    let curve = |name, f: fn(&Stage) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
+/// Results of the stages of `smc`, in order.
+pub fn annealing(history: &[AnnealingStage]) -> Vec<Panel> {
+    let curve = |name, f: fn(&AnnealingStage) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
     let shares = vec![
         curve("effective particles, before resampling", |s| 100.0 * s.ess),
         curve("accepted moves", |s| 100.0 * s.acceptance),
     ];
-    let temperatures = 0.5..history.len() as f64 + 0.5;
-    let panel = |unit, range, curves| Panel { along: ("temperature", temperatures.clone()), unit, range, curves };
+    let stages = 0.5..history.len() as f64 + 0.5;
+    let panel = |unit, range, curves| Panel { along: ("stage", stages.clone()), unit, range, curves };
     with_points(vec![
         panel("%", Some(0.0..100.0), shares),
-        panel("", Some(0.0..1.0), vec![curve("t", |s| s.t)]),
-        panel("kT", None, vec![curve("ln Z of the path so far", |s| s.log_z)]),
+        panel("t", Some(0.0..1.0), vec![curve("from the generator (t = 0) to the target (t = 1)", |s| s.t)]),
+        panel("nats", None, vec![curve("ln Z of the path so far", |s| s.log_z)]),
         panel("", None, vec![curve("log₁₀ of the step / nm²", |s| s.step.log10())]),
         panel("", None, vec![curve("independent families that the particles are worth", |s| s.families)]),
     ])
