@@ -121,6 +121,9 @@ fn options_without_effect_are_refused() {
         let message = md(&[&["--model", MODEL], more].concat()).fails();
         assert!(message.contains(of), "{message}");
     }
+    // before the first step
+    let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--anneal", "3"]).fails();
+    assert!(message.contains("has no gradient of its log-density") && !message.contains("in steps"), "{message}");
 }
 
 /// Steps of the shipped generator's latent point, at random and by trajectories; they have no weights, so no ESS is
