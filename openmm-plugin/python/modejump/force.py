@@ -216,30 +216,30 @@ class MonteCarloModeJump(openmm.Force):
         return result
 
     frequency = _number("frequency", int, "Steps between attempts; 0 switches them off.")
-    proposals = _number("proposals", int, "Proposals of an attempt.")
-    seed = _number("seed", int, "Seed of the moves; 0: random numbers that never come again.")
-    temperature = _number("temperature", float, "K; 0 stands for the integrator's.", unit.kelvin)
-    draw_ahead = _number("draw_ahead", bool, "Whether proposals are drawn while the simulation runs, and densities evaluated beside its energies.")
+    proposals = _number("proposals", int, "Proposals per attempt.")
+    seed = _number("seed", int, "Seed of the random numbers; 0: numbers that are never repeated.")
+    temperature = _number("temperature", float, "Temperature, K; 0: that of the integrator or thermostat.", unit.kelvin)
+    draw_ahead = _number("draw_ahead", bool, "Whether other threads draw proposals while the simulation runs, and evaluate densities beside its energies.")
     driven_steps = _number("driven_steps", int, "Perturbations of a driven path; 0 for none.")
-    relaxation_steps = _number("relaxation_steps", int, "Of a driven path: steps of the trajectory after a perturbation.")
-    relaxation_timestep = _number("relaxation_timestep", float, "Of these steps, ps.", unit.picosecond)
+    relaxation_steps = _number("relaxation_steps", int, "Steps of the relaxation after each perturbation of a driven path.")
+    relaxation_timestep = _number("relaxation_timestep", float, "Time step of the relaxation on a driven path, ps.", unit.picosecond)
     annealing_stages = _number("annealing_stages", int, "Stages of annealed proposals; 0 for none.")
-    annealing_moves = _number("annealing_moves", int, "Steps at each stage of annealing.")
-    annealing_step = _number("annealing_step", float, "Size of these steps, nm².", unit.nanometer**2)
-    leapfrog = _number("leapfrog", int, "Steps of a Hamiltonian trajectory, of annealing or of a latent walk.")
-    rotations = _number("rotations", int, "Orientations that the density is averaged over; 0 for none.")
-    segment = _number("segment", int, "Tokens of a segment of decoding by Gauss and Seidel; for Contexts made afterwards.")
+    annealing_moves = _number("annealing_moves", int, "Metropolis steps per stage of annealed proposals.")
+    annealing_step = _number("annealing_step", float, "Step size of annealed proposals, nm².", unit.nanometer**2)
+    leapfrog = _number("leapfrog", int, "Leapfrog steps per Hamiltonian trajectory, of annealing or of a latent walk; 0: single steps.")
+    rotations = _number("rotations", int, "Orientations over which the density is averaged; 0 for none.")
+    segment = _number("segment", int, "Tokens per segment of Gauss-Seidel decoding; for Contexts made afterwards.")
     decoding_tolerance = _number(
-        "decoding_tolerance", float, "Largest error of the latent point of decoding by iteration; for Contexts made afterwards."
+        "decoding_tolerance", float, "Largest error of the latent point in iterative decoding; for Contexts made afterwards."
     )
-    decoding_passes = _number("decoding_passes", int, "Most passes of decoding by iteration; for Contexts made afterwards.")
+    decoding_passes = _number("decoding_passes", int, "Maximum number of passes of iterative decoding; for Contexts made afterwards.")
     default_replica = _number("default_replica", int, "Initial value of the Context parameter REPLICA.")
-    model_temperature = _number("model_temperature", float, "K, that the model was trained for; 0 if its file does not say. Read only.")
+    model_temperature = _number("model_temperature", float, "Temperature for which the model was trained, K; 0 if its file does not say. Read only.")
 
     #: Context parameter that gives replicas which share a Context their own random numbers.
     REPLICA = "ModeJumpReplica"
 
-    particles = _numbers("particles", ctypes.c_int, _index, "Particles that are the model's atoms, in its order; empty for all.")
+    particles = _numbers("particles", ctypes.c_int, _index, "Indices of the particles that are the model's atoms, in its order; empty: all particles.")
     latent_walk = _numbers("latent_walk", ctypes.c_double, float, "Widths of the steps of a walk in latent space; empty for no walk.")
 
     def _text(self, name):
