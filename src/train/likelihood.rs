@@ -2,7 +2,7 @@
 //! 2025).
 
 use super::batch::accumulate;
-use super::network_trainer::{Drawn, Objective};
+use super::network_trainer::{Drawn, Loss, Objective};
 use crate::coordinates::superpose::random_rotation;
 use crate::coordinates::vector::shift;
 use crate::coordinates::Topology;
@@ -65,7 +65,7 @@ impl Objective<TarNetwork> for Likelihood {
         batch: Drawn,
         stream: &mut Stream,
         gradient: &mut [f32],
-    ) -> f64 {
+    ) -> Loss {
         let mut x = batch.x;
         for row in x.chunks_exact_mut(network.dimension()) {
             random_rotation(row, stream);
@@ -73,7 +73,7 @@ impl Objective<TarNetwork> for Likelihood {
                 shift(row, std::array::from_fn(|_| sigma * stream.normal()));
             }
         }
-        negative_log_likelihood(network, parameters, &x, gradient)
+        negative_log_likelihood(network, parameters, &x, gradient).into()
     }
 }
 
@@ -117,7 +117,7 @@ impl Objective<TarNetwork> for Peptides {
         batch: Drawn,
         stream: &mut Stream,
         gradient: &mut [f32],
-    ) -> f64 {
+    ) -> Loss {
         let networks: Vec<&TarNetwork> =
             std::iter::once(network).chain(self.others.iter().map(|other| &other.network)).collect();
         let mut rows = vec![Vec::new(); networks.len()];
@@ -140,6 +140,6 @@ impl Objective<TarNetwork> for Peptides {
         }
         let molecules: Vec<(&TarNetwork, &[f64])> =
             networks.into_iter().zip(rows.iter().map(Vec::as_slice)).filter(|(_, x)| !x.is_empty()).collect();
-        negative_log_likelihood_of_all(&molecules, parameters, gradient)
+        negative_log_likelihood_of_all(&molecules, parameters, gradient).into()
     }
 }

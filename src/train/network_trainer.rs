@@ -7,14 +7,14 @@ use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{check_settings, AdamW, Schedule, BETA2};
 use super::phases::check_rows;
-use super::progress::{Kept, Progress};
+use super::progress::{nan_as_none, Kept, Progress};
 use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
 use crate::models::continuous::ContinuousConfig;
 use crate::models::network::{Network, Trainable};
 use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 /// Held-out frames used in an evaluation.
 const MOST_HELD_OUT: usize = 256;
@@ -148,10 +148,35 @@ pub struct Drawn {
     pub x: Vec<f64>,
 }
 
+/// Loss of a batch, with the two parts of that of an energy-based model before they are weighted; NaN for parts that
+/// there are not.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Loss {
+    pub total: f64,
+    #[serde(with = "nan_as_none")]
+    pub score_matching: f64,
+    #[serde(with = "nan_as_none")]
+    pub contrastive: f64,
+}
+
+impl From<f64> for Loss {
+    fn from(total: f64) -> Loss {
+        Loss { total, score_matching: f64::NAN, contrastive: f64::NAN }
+    }
+}
+
+impl AddAssign for Loss {
+    fn add_assign(&mut self, other: Loss) {
+        self.total += other.total;
+        self.score_matching += other.score_matching;
+        self.contrastive += other.contrastive;
+    }
+}
+
 /// A training objective: how a batch is prepared, and its loss.
 pub trait Objective<N: Trainable>: Sync {
     /// Loss of a batch, with times and noise from `stream`; adds its gradient.
-    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> Loss;
 
     /// Further settings, besides the network's card, that a continued training must share.
     fn settings(&self) -> String {
@@ -177,7 +202,7 @@ pub struct FlowMatching {
 }
 
 impl<N: Network> Objective<N> for FlowMatching {
-    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> Loss {
         let mut data = batch.x;
         let d = Network::dimension(network);
         let mut prior: Vec<f64> = (0..data.len()).map(|_| stream.normal()).collect();
@@ -186,7 +211,7 @@ impl<N: Network> Objective<N> for FlowMatching {
         let t: Vec<f64> = (0..data.len() / d).map(|_| start + (end - start) * stream.uniform()).collect();
         flow_matching::pair(self.pairing, &mut data, &prior, d);
         let batch = Batch { data: &data, prior: &prior, t: &t };
-        flow_matching::flow_matching(network, parameters, &self.config, &batch, self.largest_weight, gradient)
+        flow_matching::flow_matching(network, parameters, &self.config, &batch, self.largest_weight, gradient).into()
     }
 }
 
@@ -206,11 +231,12 @@ impl<N: Network> Objective<N> for Contrast {
         format!(" {:?}", self.options)
     }
 
-    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> Loss {
         let noised = self.options.draw(&batch.x, Network::dimension(network), self.mean_free, stream);
-        let [score, nce] = self.options.losses(network, parameters, &noised, gradient);
+        let [score_matching, contrastive] = self.options.losses(network, parameters, &noised, gradient);
         let part = |weight: f64, loss: f64| if weight > 0.0 { weight * loss } else { 0.0 };
-        part(self.options.score_weight, score) + part(self.options.nce_weight, nce)
+        let total = part(self.options.score_weight, score_matching) + part(self.options.nce_weight, contrastive);
+        Loss { total, score_matching, contrastive }
     }
 
     fn deviation(&self, network: &N, parameters: &[f32], batch: &Drawn) -> f64 {
@@ -226,7 +252,7 @@ pub struct NetworkState {
     pub step: usize,
     parameters: Vec<f32>,
     optimiser: AdamW,
-    loss: f64,
+    loss: Loss,
     norm: f64,
     since: usize,
     /// Best model so far, if there was an evaluation.
@@ -261,7 +287,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             step: 0,
             parameters,
             optimiser,
-            loss: 0.0,
+            loss: Loss::default(),
             norm: 0.0,
             since: 0,
             kept: None,
@@ -330,7 +356,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         state.step += 1;
         self.divergence.step(state.step, norm)?;
         if norm.is_finite() {
-            (state.loss, state.norm, state.since) = (state.loss + loss, state.norm + norm, state.since + 1);
+            state.loss += loss;
+            (state.norm, state.since) = (state.norm + norm, state.since + 1);
         }
         match state.step.is_multiple_of(evaluate.max(1)) || state.step == steps {
             true => self.evaluate(rate).map(Some),
@@ -358,7 +385,9 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let progress = Progress {
             step: self.state.step,
             rate,
-            loss: self.state.loss / since,
+            loss: self.state.loss.total / since,
+            score_matching: self.state.loss.score_matching / since,
+            contrastive: self.state.loss.contrastive / since,
             gradient_norm: self.state.norm / since,
             ..Progress::nothing()
         };
@@ -368,7 +397,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             (self.n_held_out > 0).then_some(("the loss of held-out frames", progress.held_out_loss)),
         ];
         divergence::check(progress.step, losses.into_iter().flatten(), &self.state.optimiser.average)?;
-        (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
+        (self.state.loss, self.state.norm, self.state.since) = (Loss::default(), 0.0, 0);
         Kept::offer(&mut self.state.kept, &mut progress, &self.state.optimiser.average);
         self.state.history.push(progress.clone());
         Ok(progress)
@@ -386,8 +415,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let average = &self.state.optimiser.average;
         let deviation = self.objective.deviation(self.network, average, &batch);
         self.gradient.fill(0.0);
-        let held_out_loss = self.objective.loss(self.network, average, batch, &mut stream, &mut self.gradient);
-        Progress { deviation, held_out_loss, ..progress }
+        let loss = self.objective.loss(self.network, average, batch, &mut stream, &mut self.gradient);
+        Progress { deviation, held_out_loss: loss.total, ..progress }
     }
 }
 
@@ -430,12 +459,13 @@ mod tests {
     struct Overfitting;
 
     impl Objective<Number> for Overfitting {
-        fn loss(&self, _: &Number, p: &[f32], batch: Drawn, _: &mut Stream, gradient: &mut [f32]) -> f64 {
+        fn loss(&self, _: &Number, p: &[f32], batch: Drawn, _: &mut Stream, gradient: &mut [f32]) -> Loss {
             gradient[0] = -1.0;
-            match batch.among.start {
+            let loss = match batch.among.start {
                 0 => (f64::from(p[0]) - 0.5).abs(),
                 _ => f64::from(-p[0]),
-            }
+            };
+            loss.into()
         }
     }
 

@@ -21,11 +21,17 @@ pub struct Progress {
     pub reaction_coordinate: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
     pub force_matching: f64,
-    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and the held-out loss.
+    /// Training loss of a regressed network (flow matching, score matching with contrastive estimation).
     #[serde(with = "nan_as_none", default = "nothing")]
     pub loss: f64,
+    /// Loss on held-out frames.
     #[serde(with = "nan_as_none", default = "nothing")]
     pub held_out_loss: f64,
+    /// Score-matching and contrastive parts of the loss of an energy-based model, before they are weighted.
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub score_matching: f64,
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub contrastive: f64,
     /// Standard deviation of log q_model − log q over held-out frames whose log q is known.
     #[serde(with = "nan_as_none", default = "nothing")]
     pub deviation: f64,
@@ -72,6 +78,8 @@ impl Progress {
             reaction_coordinate: nan,
             force_matching: nan,
             loss: nan,
+            score_matching: nan,
+            contrastive: nan,
             held_out_loss: nan,
             deviation: nan,
             gradient_norm: nan,

@@ -531,7 +531,7 @@ fn frames_of_another_peptide_are_drawn_for_themselves() {
         let objective = Peptides { noisy_centroid: true, others: vec![other] };
         let drawn = Drawn { frames: vec![among.start; 32], among, x: normals(32 * 30, 5) };
         let mut stream = Stream::new(6, StreamId::Test, 0, 0);
-        objective.loss(one.network(), &parameters, drawn, &mut stream, &mut vec![0.0; parameters.len()])
+        objective.loss(one.network(), &parameters, drawn, &mut stream, &mut vec![0.0; parameters.len()]).total
     };
     assert!(loss(4..10, 4..10).is_finite() && loss(0..4, 0..4).is_finite());
     assert!(loss(4..5, 4..10).is_nan(), "the frame that was drawn of the first peptide");

@@ -144,6 +144,8 @@ fn line(p: &Progress) -> String {
     };
     [
         item("loss", p.loss, 4),
+        item("score", p.score_matching, 4),
+        item("nce", p.contrastive, 4),
         item("held-out", p.held_out_loss, 4),
         item("sd(ln q)", p.deviation, 3),
         item("-ln q", p.likelihood, 3),
