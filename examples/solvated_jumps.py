@@ -104,7 +104,7 @@ def measured(system, x, model, particles, timestep, basin, steps, seconds, betwe
     }
 
 
-HEADER = ["system", "path", "attempts", "accepted", "median ln α", "to be expected", "ms an attempt", "accepted a second", "of these crossings"]
+HEADER = ["system", "path", "attempts", "accepted", "median ln α", "expected", "ms per attempt", "accepted per second", "of these crossings"]
 
 
 def row(name, result):
