@@ -1,10 +1,10 @@
-# The project's commands. Everything a fresh machine lacks goes into .venv and target.
+# The project's commands. Whatever a fresh machine lacks is installed into .venv and target.
 
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# two tests at a time: most wait for one core
+# two tests at a time: most tests use a single core
 PYTEST := $(PY) -m pytest -q -rs -n 2 --dist worksteal
 BIN := target/release/modejump
 ALA2 := models/ala2
@@ -25,7 +25,7 @@ venv:
 build: venv
 	cargo build --release --features openmm
 
-# The plugin lands in the OpenMM of .venv; the stamp saves the rebuild when nothing changed.
+# Installs the plugin into the OpenMM of .venv; a stamp file avoids rebuilding when nothing has changed.
 plugin: venv
 	@sh scripts/plugin.sh
 
@@ -36,17 +36,18 @@ test-rust: venv
 	cargo test --release --features openmm --lib --bins --tests
 	cargo test --release --features openmm --doc
 
-# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation, in
-# a folder of their own.
+# Samples, weights and annealing on MPI ranks. The library, the program and this test are rebuilt with the `mpi` feature and little optimisation
+# in a separate folder.
 test-mpi: venv
 	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.opt-level=1 --config profile.release.debug=0 --target-dir target/mpi-build --test mpi
 
-# Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
+# Kernels on a GPU: parity with the CPU, and speed. All other kernel tests are part of test-rust.
 test-gpu: venv
 	cargo test --release --test cuda_cpu -- --ignored --nocapture
 	MODEJUMP_TENSOR_CORES=1 cargo test --release --test cuda_cpu -- --ignored --nocapture gvp egnn graphormer mlp
 
-# The same under compute-sanitizer of the CUDA toolkit; racecheck takes hours of all kernels. KERNELS="coupling weights" names some, TOOLS others.
+# The test-gpu tests under the CUDA toolkit's compute-sanitizer; racecheck takes hours for all kernels. KERNELS="coupling weights" selects kernels,
+# TOOLS the tools.
 KERNELS ?=
 TOOLS ?= memcheck synccheck racecheck
 sanitize-gpu: venv
@@ -60,23 +61,23 @@ bench-gpu: build
 		graphormer_ebm gvp_ebm invariant_ebm tarflow/sample tarflow/log_density tarflow/log_density_score prose
 	MODEJUMP_TENSOR_CORES=1 $(BIN) --device cuda bench gvp_flow egnn_flow graphormer_ebm gvp_ebm invariant_ebm
 
-# The same work in PyTorch, which $(PYTHON) must have.
+# The work of bench-gpu in PyTorch, which must be installed for $(PYTHON).
 bench-pytorch:
 	$(PYTHON) benches/pytorch --warm
 
 test-plugin: plugin
 	$(PYTEST) openmm-plugin/tests
 
-# On a card, in each precision; one test has the generator there, too.
+# The plugin tests on a GPU, in each precision; one test runs the generator there, too.
 test-plugin-gpu: plugin
 	MODEJUMP_TEST_PLATFORMS="CUDA:single CUDA:mixed CUDA:double" $(PY) -m pytest -q openmm-plugin/tests
 
-# What the plugin does on a device, in OpenCL on the CPU: slow, but the code is that of CUDA.
+# The plugin's device code, run in OpenCL on the CPU: slow, but the same code as for CUDA.
 test-opencl: plugin
 	MODEJUMP_TEST_PLATFORMS="OpenCL:single OpenCL:mixed OpenCL:double" sh scripts/opencl.sh \
 		$(PY) -m pytest -q openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
 
-# openmmtools is heavy and optional, so the tests of its adapter have an environment of their own and are no part of `make test`.
+# openmmtools is heavy and optional, so the tests of its adapter have their own environment and are not part of `make test`.
 OPENMMTOOLS := target/openmmtools
 test-openmmtools:
 	[ -x $(OPENMMTOOLS)/bin/python ] || $(PYTHON) -m venv $(OPENMMTOOLS)
@@ -91,13 +92,13 @@ lammps-plugin: venv
 test-lammps: lammps-plugin
 	$(PYTEST) lammps-plugin/tests
 
-# Without a gmx, and without the right to install it, these tests are skipped, and say so.
+# These tests are skipped, with a message, where gmx is missing and cannot be installed.
 test-gromacs: plugin build
 	-@sh scripts/gromacs.sh
 	$(PYTEST) tests/gromacs
 	$(PYTEST) gromacs-plugin/tests
 
-# They only have to be right Rust here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
+# Only checks that the fuzz targets compile; `cargo test --test fuzz_corpus` runs the same code, and fuzz/Cargo.toml explains how to fuzz.
 fuzz-targets:
 	cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target
 
@@ -107,24 +108,25 @@ lint: venv
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features openmm
 	@sh scripts/deny.sh
 
-# Plain MD and MD + jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
+# Plain MD and MD with jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
 demo: build plugin
 	@mkdir -p $(DEMO)
 	$(BIN) reweight $(ALA2)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000 -o $(DEMO)/reweighted.json
 	$(PY) examples/ala2_demo.py --seconds $(DEMO_SECONDS) $(if $(HBONDS),--hbonds) --reweighted $(DEMO)/reweighted.json --output $(DEMO)
 	$(BIN) plot $(DEMO)/series.json $(DEMO)/reweighted.json -o $(DEMO)
 
-# The shipped generator from nothing: molecular dynamics for frames, training, and what the weights say of the result.
-# About ten minutes on two cores. The training curves are drawn beside the model.
+# Trains the shipped generator from scratch: molecular dynamics for frames, training, and importance weights to assess the result.
+# About ten minutes on two cores. The training curves are drawn next to the model.
 train-demo: build
 	@mkdir -p $(DEMO)
 	$(BIN) train --topology $(ALA2)/topology.pdb --system $(ALA2)/system$(SUFFIX).xml --config $(ALA2)/train.json \
 		--log $(DEMO)/training.jsonl -o $(DEMO)/model$(SUFFIX).safetensors
 	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
 
-# TarFlows of alanine dipeptide and of Ala-Ala-Ala from nothing, and the table of docs/tarflow.md: frames by molecular dynamics with jumps of a
-# coupling flow, which make all basins frequent enough (the shipped one, and for Ala-Ala-Ala one that is trained first), then maximum likelihood on
-# one core (some twenty-five minutes of a quiet one, and some fifteen for Ala-Ala-Ala with all that comes before). What was begun is gone on with.
+# TarFlows of alanine dipeptide and Ala-Ala-Ala trained from scratch, and the table of docs/tarflow.md: frames from molecular dynamics with jumps
+# of a coupling flow, which visits all basins often enough (the shipped flow, or for Ala-Ala-Ala one that is trained first), then maximum
+# likelihood on one core (about twenty-five minutes of an idle one; about fifteen for Ala-Ala-Ala, including the preceding steps). An interrupted
+# run is resumed.
 PEPTIDES := target/peptides
 ALA3 := models/ala3
 train-peptides: build $(PEPTIDES)/ala2.safetensors $(PEPTIDES)/ala3.safetensors
@@ -149,8 +151,8 @@ $(PEPTIDES)/ala3.safetensors: | build
 		-n 2000000 --record 15 --checkpoint $@.ckpt -o $(@D)/begun-$(@F)
 	mv $(@D)/begun-$(@F) $@
 
-# The two basins of alanine dipeptide, a generator for each, in one model file: frames by molecular dynamics in either, then training.
-# MODES=modes-phi-psi: three, by both torsions.
+# A generator for each of the two basins of alanine dipeptide, in one model file: frames from molecular dynamics in each basin, then training.
+# MODES=modes-phi-psi: three basins, defined by both torsions.
 MODES ?= modes
 train-modes: build
 	@mkdir -p target/modes
@@ -166,7 +168,7 @@ moves: build
 	$(PY) examples/moves/run.py --output target/moves
 	$(BIN) plot target/moves/series.json -o target/moves
 
-# Jumps of a solute in explicit solvent, frozen and on driven paths: the tables of docs/solvent.md. Half an hour of one core.
+# Jumps of a solute in explicit solvent, with frozen solvent and on driven paths: the tables of docs/solvent.md. Half an hour on one core.
 solvent: plugin
 	$(PY) examples/solvated_jumps.py chain ala2 --output target/solvent
 
@@ -174,38 +176,38 @@ solvent: plugin
 ladder: build plugin
 	$(PY) examples/temperature_ladder.py --iterations 600 --output target/ladder
 
-# The figures of docs/gallery.md, of what make moves, ladder and solvent have found.
+# The figures of docs/gallery.md, from the results of make moves, ladder and solvent.
 gallery: venv
 	$(PY) examples/moves/gallery.py target -o target/gallery
 
 # A dimer with two states in a dense bath of 36 particles that can change places: training of the bijection, jumps, and umbrella
-# sampling beside them. Some ten minutes on two cores.
+# sampling for comparison. About ten minutes on two cores.
 dimer:
 	cargo run --release --example lj_dimer -- target/dimer
 
-# Alanine dipeptide in vacuum with LAMMPS, its data file made of the OpenMM System.
+# Alanine dipeptide in vacuum with LAMMPS; the data file is made from the OpenMM System.
 lammps-demo: lammps-plugin
 	$(PY) examples/lammps-ala2/make.py --output target/lammps-ala2 --run
 
-# Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
+# Plain mdrun, then mdrun with jumps, on alanine dipeptide in vacuum.
 GROMACS_SECONDS ?= 60
 gromacs-demo: build
 	@sh scripts/gromacs.sh
 	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs-demo
 	$(BIN) plot target/gromacs-demo/series.json -o target/gromacs-demo
 
-# Learned replica exchange of alanine dipeptide in vacuum between 1000 K and 300 K, beside a ladder of temperatures: the figures of
+# Learned replica exchange of alanine dipeptide in vacuum between 1000 K and 300 K, compared with a temperature ladder: the figures of
 # docs/replica-exchange.md.
 exchange-demo: build plugin
 	$(PY) examples/learned_exchange.py --output target/exchange
 
-# Two losses for energy-based models, alone and together, against two exact densities of the plane: the table and figures of
-# docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.
+# Two losses for energy-based models, alone and combined, tested on two exact densities in the plane: the table and figures of
+# docs/two-dimensional-study.md. Twelve minutes on two shared cores.
 toy:
 	cargo run --release --example two_dimensional_ebm -- target/toy
 
 # Exact density, energy-based model and delayed acceptance on the same proposals of a continuous flow: the table and figure of
-# docs/learned-likelihoods.md. LEARNED_N exact densities, half a second of one core each.
+# docs/learned-likelihoods.md. Computes LEARNED_N exact densities, half a second of one core each.
 LEARNED_N ?= 1000
 learned: build
 	cargo run --release --features openmm --example learned_likelihood -- $(ALA2)/gvp-flow.safetensors \

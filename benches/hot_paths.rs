@@ -1,6 +1,6 @@
-//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies, throughput in FLOP of the
-//! networks' products; of the integrator without a network; of importance weights, throughput in weights. `make bench`,
-//! or `cargo bench -- PART_OF_A_NAME`; the comparison table is `modejump bench`.
+//! Criterion benchmarks of the hot paths: coupling flows, vector fields and energies, with throughput in FLOP of the
+//! networks' matrix products; the integrator without a network; importance weights, with throughput in weights. Run
+//! `make bench`, or `cargo bench -- PART_OF_A_NAME`; `modejump bench` prints the comparison table.
 
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;
@@ -34,7 +34,7 @@ fn generator(c: &mut Criterion) {
         let mut sampling = Sampling::new(&flow, batch);
         group.bench_function("sample", |b| b.iter(|| sampling.sample().unwrap()));
         group.bench_function("log_density", |b| b.iter(|| sampling.log_density().unwrap()));
-        // the way back through every product costs as much as the way there
+        // backward through every matrix product costs as much as forward
         group.throughput(Throughput::Elements((2.0 * flow.flops() * batch as f64) as u64));
         group.bench_function("log_density_score", |b| b.iter(|| sampling.gradient().unwrap()));
     }
@@ -50,9 +50,9 @@ fn generator(c: &mut Criterion) {
     }
 }
 
-/// What a move costs beyond its generator and the energies: both cost next to nothing here. 66 coordinates.
+/// Overhead of a move beyond its generator and the energies, both of which cost almost nothing here. 66 coordinates.
 fn overheads(c: &mut Criterion) {
-    // a normal density about a mean of x0, of one layer
+    // one-layer flow: a normal density, with the given mean of x0
     let normal = |mean: f64| -> Arc<dyn Model> {
         let place = LayerConfig::Whiten { transformed: vec![0], mean: vec![mean], matrix: vec![1.0] };
         let config = CouplingConfig { uniform: vec![], layers: vec![place] };
@@ -82,12 +82,12 @@ fn overheads(c: &mut Criterion) {
     for (name, kernel) in kernels {
         let mut x = cases::normal_frames(66);
         if name == "mode jump" {
-            x[0] -= 5.0; // in a mode, from where the jump leads to the other
+            x[0] -= 5.0; // start inside one mode, so that the jump leads to the other
         }
         let mut attempts = Attempts::of(kernel, x);
         group.bench_function(name, |b| b.iter(|| attempts.batch().unwrap()));
     }
-    // what an annealed move asks of its generator at every step, which is part of the figure above
+    // what an annealed move evaluates of its generator at every step; included in the annealed figure above
     let (generator, x) = (free(), cases::normal_frames(66));
     let (mut log_q, mut gradient) = ([Evaluation::inside(0.0)], vec![0.0; 66]);
     group.bench_function("log q and gradient of the generator", |bench| {
@@ -134,7 +134,7 @@ fn vector_fields(c: &mut Criterion) {
     group.bench_function("sample", |b| b.iter(|| odes.sample().unwrap()));
 }
 
-/// `flops` of a value, and of a value with its divergence.
+/// `flops`: FLOP of a value, and of a value with its divergence.
 fn vector_field(c: &mut Criterion, name: &str, field: &dyn VectorField, flops: [f64; 2]) {
     for batch in [1, 8] {
         let mut fields = Fields::new(field, batch);
@@ -181,7 +181,7 @@ fn energy(c: &mut Criterion, name: &str, model: &dyn EnergyFunction, flops: f64)
     }
 }
 
-/// A rotation with a divergence costs nearly nothing, so what is left is the integrator's own work.
+/// The field is a rotation with a divergence, which costs almost nothing, so this times the integrator itself.
 fn integrator(c: &mut Criterion) {
     const DIMENSION: usize = 66;
     let mut rotation = |stage: Stage| {

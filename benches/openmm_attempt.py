@@ -1,16 +1,16 @@
-"""What an attempt of MonteCarloModeJump costs on one of OpenMM's platforms, and what of that are energies.
+"""Measures the cost of a MonteCarloModeJump attempt on an OpenMM platform, and the share of it that is energies.
 
     .venv/bin/python benches/openmm_attempt.py --platform CUDA --precision mixed
-    MODEJUMP_DEVICE=cuda .venv/bin/python benches/openmm_attempt.py --platform CUDA      # the generator on a card, too
+    MODEJUMP_DEVICE=cuda .venv/bin/python benches/openmm_attempt.py --platform CUDA      # the generator on a GPU, too
 
-Alanine dipeptide in implicit solvent, and in boxes of water as large as `--padding` (nm) says. Microseconds, medians of blocks:
+Alanine dipeptide in implicit solvent, and in boxes of water with the padding (nm) given by `--padding`. Microseconds, medians of blocks:
 
-    step      of dynamics
-    attempt   what a step takes longer with an attempt at its start; proposals are drawn 64 at a time, with --draw-ahead by another thread
-    energy    OpenMM's potential energy alone, where positions stay; an attempt needs two, and lists of neighbours for both
-    besides   attempt - 2 energy; of an accepted one the force for new velocities, too
-    log q     log-density of the present configuration, of which an attempt needs one; it is part of `besides`
-    accepted  of all attempts; in a box of water hardly any
+    step      a step of dynamics
+    attempt   extra time of a step that starts with an attempt; proposals are drawn 64 at a time, by another thread with --draw-ahead
+    energy    OpenMM's potential energy alone, at unchanged positions; an attempt needs two, and neighbour lists for both
+    besides   attempt - 2 energy; for an accepted attempt it includes the forces for the new velocities
+    log q     log-density of the current configuration; an attempt needs one, which is part of `besides`
+    accepted  fraction of attempts accepted; almost none in a box of water
 """
 
 import argparse
@@ -31,14 +31,14 @@ BLOCKS = 9
 
 
 def implicit():
-    """System, positions (nm) and model."""
+    """Returns System, positions (nm) and model for implicit solvent."""
     pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
     system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
     return system, pdb.positions.value_in_unit(unit.nanometer), ALA2 / "model.safetensors"
 
 
 def solvated(padding):
-    """The same in TIP3P water."""
+    """Returns System, positions (nm) and model for TIP3P water."""
     pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
     field = app.ForceField("amber99sbildn.xml", "tip3p.xml")
     modeller = app.Modeller(pdb.topology, pdb.positions)
@@ -59,7 +59,7 @@ def context_of(system, integrator, options, x):
 
 
 def median_time(call, seconds):
-    """Microseconds of call(), the median of blocks that take so many seconds together; the first one warms up."""
+    """Returns the microseconds of call(): the median over blocks that take `seconds` in all, after two warm-up calls."""
     start = time.perf_counter()
     call()
     call()
@@ -74,7 +74,7 @@ def median_time(call, seconds):
 
 
 def step_time(system, x, options, model, frequency):
-    """Microseconds of a step of 0.5 fs, and the acceptance."""
+    """Returns the microseconds of a step of 0.5 fs, and the acceptance."""
     system = openmm.XmlSerializer.clone(system)
     jump = modejump.MonteCarloModeJump(model, frequency, particles=range(22), seed=1, draw_ahead=options.draw_ahead)
     system.addForce(jump)
@@ -93,7 +93,7 @@ def step_time(system, x, options, model, frequency):
 
 
 def energy_time(system, x, options):
-    """Microseconds of a potential energy. Of a Brownian integrator OpenMM asks no kinetic energy."""
+    """Returns the microseconds of a potential energy. With a Brownian integrator OpenMM computes no kinetic energy."""
     context = context_of(system, openmm.BrownianIntegrator(TEMPERATURE, 1.0, 0.001), options, x)
     return median_time(lambda: context.getState(energy=True), options.seconds)
 
@@ -105,7 +105,7 @@ def density_time(path, x, options):
 
 
 def relaxed(system, x, options):
-    """After a few steps of dynamics, so that attempts start where dynamics goes."""
+    """Returns positions after a few steps of dynamics, so that attempts start from typical configurations."""
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1.0, 0.001)
     context = context_of(system, integrator, options, x)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=100)
@@ -117,12 +117,12 @@ def relaxed(system, x, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", default="Reference")
-    parser.add_argument("--precision", help="single, mixed or double, where the platform has a choice")
+    parser.add_argument("--precision", help="single, mixed or double, on platforms that offer a choice")
     parser.add_argument("--draw-ahead", action="store_true")
-    parser.add_argument("--padding", type=float, nargs="*", default=[0.75, 2.0], help="of boxes of water, nm; none for implicit solvent only")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--padding", type=float, nargs="*", default=[0.75, 2.0], help="paddings of the boxes of water, nm; empty for implicit solvent only")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per measurement")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # of hardly any acceptance in water
+    warnings.simplefilter("ignore")  # hides warnings of low acceptance in water
     drawn = "drawn ahead" if options.draw_ahead else "drawn in between"
     print(f"{options.platform} {options.precision or ''}; generator on {os.environ.get('MODEJUMP_DEVICE', 'cpu')}, {drawn}; microseconds")
     print(" ".join(f"{name:>9}" for name in ("atoms", "step", "attempt", "energy", "besides", "log q", "accepted")))

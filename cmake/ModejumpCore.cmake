@@ -1,5 +1,5 @@
-# The Rust core, with kernels and without the command-line tool: target `modejump-core`, which cargo builds, its static library ${CORE} and its shared
-# one ${CORE_SHARED}.
+# The Rust core, with CUDA kernels and without the command-line tool: defines the target `modejump-core`, built by cargo, its static library
+# ${CORE} and its shared library ${CORE_SHARED}.
 
 set(CMAKE_CXX_STANDARD 17)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -10,12 +10,12 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 get_filename_component(CORE_SOURCE "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
-# not where the program is built: a library that others link is rebuilt there whenever the features change
+# not the folder of the program's build, where a change of features would rebuild the library that others link
 set(CORE_TARGET "${CORE_SOURCE}/target/core" CACHE PATH "Where cargo builds")
 find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
 set(CORE "${CORE_TARGET}/release/libmodejump.a")
 set(CORE_SHARED "${CORE_TARGET}/release/libmodejump.so")
-# Cargo knows best whether anything changed, so it is asked at every build.
+# Cargo tracks changes itself, so it runs at every build.
 add_custom_target(modejump-core ALL
   COMMAND "${CARGO}" rustc --quiet --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
     --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}"
@@ -23,7 +23,7 @@ add_custom_target(modejump-core ALL
   COMMENT "Building the modejump core"
   VERBATIM)
 
-# A plugin with the core inside. The core's symbols stay inside: another library with another modejump may live in the same
+# Links the core into a plugin and hides the core's symbols: another library with its own modejump may be loaded in the same
 # process.
 function(link_core plugin)
   add_dependencies(${plugin} modejump-core)

@@ -1,10 +1,10 @@
-"""Alanine dipeptide at 300 K in implicit solvent, twice for the same wall time: plain molecular dynamics, and molecular
-dynamics with generator jumps. Both run in OpenMM at once, each on one core.
+"""Alanine dipeptide at 300 K in implicit solvent: plain molecular dynamics and molecular dynamics with generator jumps,
+each for the same wall time. Both run in OpenMM at the same time, each on one core.
 
     python examples/ala2_demo.py --seconds 90 --output target/demo            # or simply: make demo
     python examples/ala2_demo.py --hbonds …                                   # bonds to hydrogen constrained
 
-Writes summary.json (see the keys at the end of `summarise`) and series.json for `modejump plot`.
+Writes summary.json (its keys are set in `summarise`) and series.json for `modejump plot`.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from reference import KT, PHI, PSI, delta_f, in_left_basin, torsion, transitions
 
 TEMPERATURE = 300.0
 RECORD = 20  # steps between recorded frames
-#: Long runs without a generator, by the name of their file: key in the summary, and what they are.
+#: Long runs without a generator: {part of the file name: (key in the summary, description)}.
 REFERENCES = {"flat": ("reference", "with a bias on phi"), "metadynamics": ("metadynamics", "after metadynamics in phi and psi")}
 
 
 def build(options, jump):
-    """A Simulation on the Reference platform, which is the fastest for 22 atoms."""
+    """Builds a Simulation on the Reference platform, the fastest for 22 atoms."""
     name = "system-hbonds.xml" if options.hbonds else "system.xml"
     system = openmm.XmlSerializer.deserialize((ROOT / "models/ala2" / name).read_text())
     if jump:
@@ -52,12 +52,12 @@ def build(options, jump):
 
 
 def run(options, jump, queue):
-    """Steps until the wall time is over; the series go into the queue."""
+    """Runs dynamics until the wall time is used up and puts the time series into the queue."""
     simulation, force = build(options, jump)
     simulation.step(5000)
     if jump:
         force.reset_statistics(simulation.context)
-    # three more are held by the System's CMMotionRemover
+    # the System's CMMotionRemover takes three more
     dof = 3 * simulation.system.getNumParticles() - simulation.system.getNumConstraints() - 3
     frames, potential, kinetic = [], [], []
     start = time.perf_counter()
@@ -89,7 +89,7 @@ def run(options, jump, queue):
 
 
 def most_events(n):
-    """Largest Poisson mean that gives n events or fewer with 5 % probability."""
+    """Largest Poisson mean for which n events or fewer have a probability of 5 %."""
     tail = lambda mean: math.exp(-mean) * sum(mean**k / math.factorial(k) for k in range(n + 1))  # noqa: E731
     low, high = 0.0, n + 10.0 + 5.0 * math.sqrt(n)
     for _ in range(60):
@@ -123,7 +123,7 @@ def summarise(md, jump, reweighted, plain, references):
         summary["delta_f_reweighted_stderr"] = reweighted["delta_f_stderr"]
         summary["acceptance_fresh_proposal"] = reweighted["acceptance"]
     if plain:
-        # the plain rate per nanosecond comes from a long run; per second, from this machine's speed now
+        # the rate per nanosecond of plain MD comes from a long run; the conversion to seconds, from this machine's speed now
         nanoseconds_per_second = md["steps"] * plain["timestep_ps"] / 1000 / md["wall"]
         rate = lambda events: events / plain["nanoseconds"] * nanoseconds_per_second  # noqa: E731
         jumps = summary["transitions_jump"] / jump["wall"]

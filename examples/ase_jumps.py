@@ -1,9 +1,9 @@
-"""Jumps in a simulation that ASE drives: any ASE calculator gives the energies, modejump the proposals.
+"""Jumps in a simulation driven by ASE: any ASE calculator supplies the energies, and modejump the proposals.
 
     .venv/bin/python examples/ase_jumps.py [steps]
 
-Alanine dipeptide at 300 K by ASE's Langevin dynamics; the calculator hands the energies of the OpenMM System on that the generator
-was trained for. Prints how often phi has changed its basin, which plain dynamics does once in some 15 ns.
+Runs alanine dipeptide at 300 K with ASE's Langevin dynamics; the calculator passes on the energies of the OpenMM System that the
+generator was trained for. Prints how often phi changed basin, which happens about once in 15 ns of plain dynamics.
 """
 
 import argparse
@@ -25,7 +25,7 @@ KJ_PER_MOL = units.kJ / units.mol
 
 
 class SystemCalculator(Calculator):
-    """Energies and forces of an OpenMM System; put your own calculator in its place."""
+    """Energies and forces of an OpenMM System; replace it with your own calculator."""
 
     implemented_properties = ["energy", "forces"]
 
@@ -43,7 +43,7 @@ class SystemCalculator(Calculator):
 
 
 def reduced_potential(atoms):
-    """A function x [n, atoms, 3] in nm -> U/kT [n] by the calculator of the atoms."""
+    """Returns a function x [n, atoms, 3] in nm -> U/kT [n] that uses the calculator attached to the atoms."""
     probe = atoms.copy()
     probe.calc = atoms.calc
 
@@ -58,7 +58,7 @@ def reduced_potential(atoms):
 
 
 def draw_momenta(atoms, rng):
-    """From Maxwell and Boltzmann's distribution."""
+    """Draws momenta from the Maxwell-Boltzmann distribution."""
     atoms.set_momenta(np.sqrt(atoms.get_masses() * units.kB * TEMPERATURE)[:, None] * rng.normal(size=(len(atoms), 3)))
 
 
@@ -86,5 +86,5 @@ def main(steps):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", type=int, nargs="?", default=20_000, help="of dynamics, 20,000 if not said")
+    parser.add_argument("steps", type=int, nargs="?", default=20_000, help="steps of dynamics (default: 20,000)")
     main(parser.parse_args().steps)

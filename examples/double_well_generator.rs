@@ -1,4 +1,4 @@
-//! Trains the generator that `examples/cpp-double-well` uses, from the potential alone: reverse KL, no data.
+//! Trains the generator of `examples/cpp-double-well` on the potential alone, by reverse KL without data.
 //!
 //! cargo run --release --example double_well_generator -- models/double-well/generator.safetensors
 
@@ -16,7 +16,7 @@ use modejump::nn::Activation;
 use modejump::train::Phase;
 use modejump::train::{TrainOptions, Trainer};
 
-/// Uniform numbers through splines that take turns, then stretched to |x| < 2, |y| < 3.
+/// Uniform latents through alternating spline couplings, then scaled to |x| < 2, |y| < 3.
 fn layers() -> Vec<LayerConfig> {
     let spline = |moved: usize| LayerConfig::Spline {
         transformed: vec![moved],

@@ -1,4 +1,4 @@
-//! Trains one generator for each well of a double well, from the potential alone, and writes the model file of both:
+//! Trains one generator for each well of a double well, on the potential alone, and writes both to one model file for
 //! jumps between the wells by T_right ∘ T_left⁻¹.
 //!
 //! cargo run --release --example double_well_modes -- models/double-well/modes.safetensors
@@ -27,7 +27,7 @@ fn regions() -> Vec<ModeRegion> {
     vec![half("left", [-3.0, 0.0]), half("right", [0.0, 3.0])]
 }
 
-/// Affine couplings that take turns, then the normal density of the harmonic well about its minimum.
+/// Alternating affine couplings, then the normal density of the harmonic approximation about the minimum.
 fn generator(sign: f64) -> Result<CouplingFlow<f32>> {
     let coupling = |moved: usize| LayerConfig::Affine {
         transformed: vec![moved],
@@ -37,7 +37,7 @@ fn generator(sign: f64) -> Result<CouplingFlow<f32>> {
         scale_activation: None,
         preserve_volume: false,
     };
-    // widths of x and of y − x/2, by the curvatures 80 and 10
+    // widths of x and of y − x/2, from the curvatures 80 and 10
     let (wx, wy) = (80f64.powf(-0.5), 10f64.powf(-0.5));
     let harmonic = LayerConfig::Whiten {
         transformed: vec![0, 1],

@@ -1,9 +1,9 @@
-//! One model for a ladder of temperatures: trains a temperature-steerable flow on the double well at 600 K, and runs
-//! jumps and local steps with it from 300 K to 1200 K.
+//! One model for a temperature ladder: trains a temperature-steerable flow on the double well at 600 K, then runs jumps
+//! and local steps with it from 300 K to 1200 K.
 //!
 //! cargo run --release --example double_well_steerable -- models/double-well/steerable.safetensors
 //!
-//! With a model file that exists, it is not trained again.
+//! If the model file exists, training is skipped.
 
 #[path = "support/double_well.rs"]
 mod double_well;
@@ -22,12 +22,12 @@ use modejump::train::{Schedule, TrainOptions, Trainer};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The double well's u is that of 300 K; the model is trained at 600 K.
+/// The double well defines u at 300 K; the model is trained at 600 K.
 const POTENTIAL: f64 = 300.0;
 const TRAINED: f64 = 600.0;
 const LADDER: [f64; 5] = [300.0, 400.0, 600.0, 850.0, 1200.0];
 
-/// The double well at a temperature.
+/// The double well at a given temperature (K).
 struct At(f64);
 
 impl Target for At {
@@ -46,8 +46,8 @@ impl Target for At {
     }
 }
 
-/// Volume-preserving couplings of (x, y, v, w): position and auxiliary coordinates take turns, and so do the pairs (x,
-/// v) and (y, w).
+/// Volume-preserving couplings of (x, y, v, w) that alternate between positions and auxiliary coordinates, and between
+/// the pairs (x, v) and (y, w).
 fn flow() -> Result<CouplingFlow<f32>> {
     let coupling = |moved: [usize; 2], seen: [usize; 2]| LayerConfig::Affine {
         transformed: moved.to_vec(),
@@ -81,7 +81,7 @@ fn flow() -> Result<CouplingFlow<f32>> {
     Ok(flow)
 }
 
-/// Independent configurations at 600 K: x by rejection from the uniform density on |x| < 2, y is normal given x.
+/// Independent configurations at 600 K: x by rejection sampling from a uniform density on |x| < 2, y normal given x.
 fn frames(n: usize) -> Vec<f64> {
     let mut stream = Stream::new(1, StreamId::Dynamics, 0, 0);
     let tau = TRAINED / POTENTIAL;
@@ -120,7 +120,7 @@ fn train(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// ⟨u⟩ by quadrature over x; y adds 1/2.
+/// ⟨u⟩ by quadrature over x; y contributes 1/2.
 fn mean_by_quadrature(kelvin: f64) -> f64 {
     let tau = kelvin / POTENTIAL;
     let (mut sum, mut norm) = (0.0, 0.0);
@@ -133,7 +133,8 @@ fn mean_by_quadrature(kelvin: f64) -> f64 {
     sum / norm + 0.5
 }
 
-/// Jumps, each followed by a local step, at one temperature. Returns the acceptance of jumps, and u of every state.
+/// Runs jumps, each followed by a local step, at one temperature. Returns the acceptance of the jumps and u of every
+/// state.
 fn run(model: &Arc<dyn Model>, kelvin: f64, replica: u32, attempts: u64) -> Result<(f64, Vec<f64>)> {
     let mut target = At(kelvin);
     let mut jump = moves::of_model(model, Options { seed: 3, stride: 1, ..Options::default() }, None)?;

@@ -1,8 +1,8 @@
-"""Every move in one potential: a double well with a barrier of 10 kT, local steps between the attempts.
+"""Runs every move in one potential, a double well with a barrier of 10 kT, with local steps between attempts.
 
     python examples/every_move.py [attempts]
 
-Prints what each move finds for the population of the left well, beside the exact one.
+Prints the population of the left well that each move finds, beside the exact value.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def exact():
 
 
 def local_steps(x, random):
-    """Random-walk Metropolis: stands for the dynamics."""
+    """Random-walk Metropolis steps, in place of dynamics."""
     here = u(x[None])[0]
     for _ in range(LOCAL_STEPS):
         trial = x + WIDTHS * random.normal(size=2)
@@ -43,7 +43,7 @@ def local_steps(x, random):
 
 
 def run(move, attempts):
-    """P(x_0 < 0), its error by the means of blocks, and how often a jump crossed."""
+    """Returns P(x_0 < 0), its standard error from block means, and how often a jump crossed between the wells."""
     random = np.random.default_rng(7)
     x, left, crossings = np.array([1.0, 0.5]), [], 0
     for step in range(attempts):
@@ -58,7 +58,7 @@ def run(move, attempts):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("attempts", type=int, nargs="?", default=5000, help="of each move, 5000 if not said")
+    parser.add_argument("attempts", type=int, nargs="?", default=5000, help="attempts with each move (default: 5000)")
     attempts = parser.parse_args().attempts
     generator, modes = (modejump.Model(MODELS / f"{name}.safetensors") for name in ("generator", "modes"))
     moves = {

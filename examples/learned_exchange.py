@@ -1,12 +1,12 @@
-"""Learned replica exchange of alanine dipeptide in vacuum, 1000 K and 300 K, from nothing to a figure; beside it a
-classical ladder of temperatures that makes as many steps (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett.
-13, 11643 (2022)).
+"""Learned replica exchange of alanine dipeptide in vacuum between 1000 K and 300 K, from training to a figure, compared
+with a classical temperature ladder of as many steps (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13,
+11643 (2022)).
 
     make build plugin
     python examples/learned_exchange.py --output target/exchange
 
-Frames at 1000 K and the models of the map are kept in the folder of the output, and used again. Writes summary.json
-and exchange.png.
+The frames at 1000 K and the models of the map are kept in the output folder and reused. Writes summary.json and
+exchange.png.
 """
 
 import argparse
@@ -31,7 +31,7 @@ COLD, HOT = 300.0, 1000.0
 
 
 def tool(*arguments):
-    """Runs modejump, and returns what it prints."""
+    """Runs modejump and returns its standard output."""
     command = [str(ROOT / "target/release/modejump"), *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
@@ -66,7 +66,7 @@ def simulation(seed):
 
 
 def run(sampler, iterations):
-    """phi and potential energy (kJ/mol) of the coldest state in every iteration, and the wall time in s."""
+    """Returns phi and the potential energy (kJ/mol) of the coldest state at every iteration, and the wall time in s."""
     frames, energies = [], []
 
     def record(sampler):
@@ -94,7 +94,7 @@ def learned(options):
 
 
 def ladder(options):
-    """As many steps in all, by one temperature after the other."""
+    """Runs the classical temperature ladder for the same total number of steps."""
     temperatures = np.geomspace(COLD, HOT, options.ladder)
     sim = simulation(options.seed + 1)
     sampler = app.ReplicaExchangeSampler([{"temperature": t} for t in temperatures], sim, options.steps)
@@ -117,7 +117,7 @@ def numbers(phi, energies, wall):
 
 
 def draw(path, series, reference):
-    """Populations of phi, and the free energy of phi > 0 as it settles."""
+    """Plots the distribution of phi, and the free energy of phi > 0 as it converges."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,9 +145,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "target/exchange")
     parser.add_argument("--frames", type=int, default=50_000, help="frames at 1000 K to train on")
-    parser.add_argument("--iterations", type=int, default=20_000, help="attempts to exchange")
-    parser.add_argument("--steps", type=int, default=100, help="steps of 1 fs between them")
-    parser.add_argument("--ladder", type=int, default=6, help="temperatures of the classical ladder")
+    parser.add_argument("--iterations", type=int, default=20_000, help="exchange attempts")
+    parser.add_argument("--steps", type=int, default=100, help="steps of 1 fs between exchange attempts")
+    parser.add_argument("--ladder", type=int, default=6, help="number of temperatures in the classical ladder")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-//! What a learned likelihood buys: three Markov chains over the same proposals of a continuous flow, accepted by its
-//! exact density, by an energy-based model (EBM) alone, and by delayed acceptance.
+//! Measures what a learned likelihood gains: three Markov chains over the same proposals of a continuous flow, accepted
+//! by its exact density, by an energy-based model (EBM) alone, and by delayed acceptance.
 //!
 //! `make learned`, or
 //! `cargo run --release --features openmm --example learned_likelihood -- FLOW EBM SYSTEM [n] [folder]`, prints the
-//! table of `docs/learned-likelihoods.md` and writes `results.json` and `likelihoods.svg` to the folder. The time goes
-//! into n exact densities, half a second of one core each.
+//! table of `docs/learned-likelihoods.md` and writes `results.json` and `likelihoods.svg` to the folder. Most of the
+//! time is spent on n exact densities, half a second of one core each.
 //!
-//! The chains have no dynamics between their attempts, so that nothing but the acceptance differs. Costs are those of
-//! an attempt in a simulation, where the dynamics has moved the state and its densities are needed anew (law of
+//! The chains run no dynamics between attempts, so that they differ only in the acceptance rule. Costs are those of an
+//! attempt in a simulation, where the dynamics has moved the state and its densities must be recomputed (law of
 //! exactness, 4).
 
 use modejump::coordinates::vector::{atom, torsion};
@@ -27,11 +27,11 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// φ of the state whose free energy is wanted, rad.
+/// Range of φ (rad) of the state whose free energy is estimated.
 const STATE: [f64; 2] = [0.0, 2.2];
 const BLOCKS: usize = 20;
 
-/// Seconds of one core for one configuration.
+/// Seconds of one core per configuration.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Seconds {
     points: f64,
@@ -40,13 +40,13 @@ struct Seconds {
     surrogate: f64,
 }
 
-/// Proposals and all that is known of them.
+/// Proposals with their energies, densities and costs.
 struct Pool {
     u: Vec<f64>,
     in_state: Vec<Option<bool>>,
     exact: Vec<Evaluation>,
     surrogate: Vec<Evaluation>,
-    /// What the surrogate says as far as delayed acceptance believes it.
+    /// The surrogate's density, limited to what delayed acceptance trusts.
     screen: Vec<Evaluation>,
     seconds: Seconds,
 }
@@ -68,7 +68,7 @@ impl Rule {
         }
     }
 
-    /// Whether what it samples is the target.
+    /// Whether the rule samples the target exactly.
     fn is_exact(self) -> bool {
         self != Rule::Surrogate
     }
@@ -79,10 +79,10 @@ struct Outcome {
     rule: Rule,
     likelihood: &'static str,
     accepted: f64,
-    /// Exact densities of an attempt, that of the current state among them.
+    /// Exact densities per attempt, including that of the current state.
     exact_densities: f64,
     seconds_per_attempt: f64,
-    /// Attempts that are worth one independent sample of u.
+    /// Attempts per independent sample of u.
     inefficiency: f64,
     seconds_per_sample: f64,
     delta_f_kt: Option<[f64; 2]>,
@@ -136,7 +136,7 @@ impl Pool {
         })
     }
 
-    /// The proposal whose exact weight is nearest to the mean: a state as the target has them.
+    /// The proposal whose exact weight is nearest to the mean: a typical state of the target.
     fn start(&self) -> Result<usize> {
         let log_weight = weights::log_weights(&self.u, &self.exact)?;
         let mean = weights::log_normaliser(&log_weight)?.value;
@@ -144,7 +144,7 @@ impl Pool {
         Ok((0..log_weight.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0))
     }
 
-    /// One attempt with proposal k: whether it is accepted, and how many exact densities it needed.
+    /// Makes one attempt with proposal k; returns whether it was accepted and how many exact densities it needed.
     fn attempt(&self, rule: Rule, current: usize, k: usize, uniforms: [f64; 2]) -> (bool, usize) {
         let test = |q: &[Evaluation], u: [f64; 2], uniform: f64| {
             let proposal = Proposal { x: &[], forward: q[k], reverse: q[current] };
@@ -155,7 +155,7 @@ impl Pool {
             Rule::Exact => (test(&self.exact, u, uniforms[0]), 2),
             Rule::Surrogate => (test(&self.surrogate, u, uniforms[0]), 0),
             Rule::Delayed if !test(&self.screen, u, uniforms[0]) => (false, 0),
-            // stage 2: as an independence move whose target is the screen
+            // stage 2: an independence move whose target is the screen
             Rule::Delayed => {
                 let screened = [current, k].map(|i| -self.screen[i].log_density);
                 (test(&self.exact, screened, uniforms[1]), 2)
@@ -180,7 +180,7 @@ impl Pool {
         let inefficiency = statistical_inefficiency(&u)?;
         let s = self.seconds;
         let exact_densities = exact as f64 / n as f64;
-        // the exact rule draws a proposal together with its density; the others draw points
+        // the exact rule draws each proposal together with its density; the others draw points only
         let rest = if rule == Rule::Exact { 0.0 } else { s.points + 2.0 * s.surrogate };
         let seconds_per_attempt = rest + exact_densities * s.exact + s.potential;
         Ok(Outcome {
@@ -278,7 +278,7 @@ fn main() -> Result<()> {
 const FONT: (&str, u32) = ("Helvetica, Arial, sans-serif", 15);
 const INK: RGBColor = RGBColor(15, 118, 178);
 
-/// ln q_EBM against ln q, the constant between them taken off.
+/// Plots ln q_EBM against ln q, with the constant between them removed.
 fn scatter(
     svg: &mut String,
     pairs: &[(f64, f64)],

@@ -1,9 +1,10 @@
-//! Jumps between the two states of a dimer in a dense bath: 76 coordinates, 36 particles of which can change places.
+//! Jumps between the two states of a dimer in a dense bath: 76 coordinates, with 36 bath particles that can change
+//! places.
 //!
-//! `make dimer`, or `cargo run --release --example lj_dimer -- [folder] [steps]`: frames of either state, a bijection
-//! between them by the energies at both ends, local dynamics with jumps from the closed state, the same without, and
-//! umbrella sampling, which knows nothing of jumps. Prints the table of `docs/moves.md` and writes `profile.svg`,
-//! `results.json` and the model file.
+//! `make dimer`, or `cargo run --release --example lj_dimer -- [folder] [steps]`: generates frames of each state, trains
+//! a bijection between them on the energies at both ends, runs local dynamics from the closed state with and without
+//! jumps, and compares with umbrella sampling, which is independent of the jumps. Prints the table of `docs/moves.md`
+//! and writes `profile.svg`, `results.json` and the model file.
 
 #[path = "support/lj_dimer.rs"]
 mod lj_dimer;
@@ -31,22 +32,23 @@ use std::time::Instant;
 
 const LENGTHS: [f64; 2] = [0.94, 2.06];
 const CHAINS: u64 = 4;
-/// Trajectories of each chain of each state, for frames.
+/// Trajectories per chain and state that generate frames.
 const FRAMES: usize = 20_000;
-/// Attempts of each chain of the comparison, and trajectories before each.
+/// Attempts per chain in the comparison, and trajectories before each attempt.
 const ATTEMPTS: u64 = 100_000;
 const LOCAL: usize = 3;
-/// Trajectories that nothing is taken from.
+/// Trajectories discarded for equilibration.
 const EQUILIBRATION: usize = 500;
-/// Harmonic windows of umbrella sampling along the length.
+/// Harmonic windows of the umbrella sampling along the dimer's length.
 const WINDOWS: usize = 18;
 const WINDOW: f64 = 400.0;
 const UMBRELLA: usize = 20_000;
-/// Bins of the profile.
+/// Range and number of bins of the profile.
 const RANGE: [f64; 2] = [0.6, 2.4];
 const BINS: usize = 90;
 
-/// Names and regions: by the place of the dimer's second particle, whose axis the potential holds along x.
+/// Names and regions of the modes, by the x coordinate of the dimer's second particle: the potential holds the dimer's
+/// axis along x.
 fn regions() -> Vec<ModeRegion> {
     let mode = |name: &str, range: [f64; 2]| ModeRegion {
         name: name.into(),
@@ -56,7 +58,7 @@ fn regions() -> Vec<ModeRegion> {
     vec![mode("closed", [0.0, 0.5 * MIDDLE]), mode("open", [0.5 * MIDDLE, 3.0])]
 }
 
-/// The bath's particles in the order of the reference.
+/// Reorders the bath particles to match the reference.
 fn sorted(reference: &[f64], x: &[f64]) -> Vec<f64> {
     let place = |x: &[f64], p: usize, k: usize| x[2 * (2 + p) + k];
     let order =
@@ -65,8 +67,8 @@ fn sorted(reference: &[f64], x: &[f64]) -> Vec<f64> {
     x[..4].iter().copied().chain(bath).collect()
 }
 
-/// Frames of one state, and its reference: the mean place of each particle of the bath, found in turns with the order
-/// by it.
+/// Frames of one state and its reference: the mean position of each bath particle, found by alternating between
+/// reordering and averaging.
 fn frames(d: f64) -> (Vec<f64>, Vec<f64>) {
     let chain = |seed: u64| {
         let mut stream = Stream::new(seed, StreamId::Test, (1e3 * d) as u64, 0);
@@ -93,8 +95,8 @@ fn frames(d: f64) -> (Vec<f64>, Vec<f64>) {
     (frames, reference)
 }
 
-/// Fixed places and widths of the dimer's coordinates in one state, after `blocks` of couplings that move the bath: all
-/// x by all y, all y by all x, and every other particle by its neighbours.
+/// Flow of one state: `blocks` of couplings that move the bath (all x given all y, all y given all x, and every other
+/// particle given its neighbours), then fixed positions and widths for the dimer's coordinates.
 fn flow(d: f64, blocks: usize) -> Result<CouplingFlow<f32>> {
     let bath = |moves: &dyn Fn(usize, usize) -> bool| -> Vec<usize> {
         let all = (0..PARTICLES - 2).flat_map(|p| [(p, 0), (p, 1)]);
@@ -125,7 +127,7 @@ fn flow(d: f64, blocks: usize) -> Result<CouplingFlow<f32>> {
     Ok(flow)
 }
 
-/// The bijection from closed to open, trained, as a model file.
+/// Trains the bijection from closed to open; returns it as a model file.
 fn train(steps: usize) -> Result<Vec<u8>> {
     let [(closed, at_closed), (open, at_open)] = LENGTHS.map(frames);
     let potentials = |x: &[f64]| {
@@ -136,7 +138,7 @@ fn train(steps: usize) -> Result<Vec<u8>> {
     let modes = Modes::new(&[], &regions(), DIMENSION)?;
     let from: Arc<dyn Model> = Arc::new(flow(LENGTHS[0], 0)?);
     let jump = Jump::new(from, modes, [0, 1], [&closed, &open], [&u[0], &u[1]], 0.05)?;
-    // slowly at first: where particles overlap the gradients are large, and a bath that was squeezed does not come back
+    // slowly at first: overlapping particles give large gradients, and a squeezed bath does not recover
     let phase = |steps, rate, schedule| Phase { steps, rate, schedule, energy_batch: 512, ..Phase::of_map() };
     let phases = vec![phase(steps / 10, 5e-5, Schedule::Constant), phase(steps, 3e-4, Schedule::Cosine)];
     let options = TrainOptions { phases, evaluate: steps / 20 + 1, average: 0.99, ..TrainOptions::default() };
@@ -162,7 +164,7 @@ fn train(steps: usize) -> Result<Vec<u8>> {
     bundle(config, &files)
 }
 
-/// What a chain saw: the dimer's length and u after every trajectory, and what became of its jumps.
+/// Record of a chain: the dimer's length and u after every trajectory, and the outcomes of its jumps.
 struct Chain {
     lengths: Vec<f64>,
     energies: Vec<f64>,
@@ -170,7 +172,7 @@ struct Chain {
     seconds: f64,
 }
 
-/// Local dynamics from the closed state, with jumps if there is a model of them.
+/// Runs local dynamics from the closed state, with jumps if a model is given.
 fn simulate(model: Option<&Arc<dyn Model>>, replica: u32) -> Result<Chain> {
     let options = Options { seed: 3, ..Options::default() };
     let mut jump = model.map(|model| ModeJump::of_model(model, None, options)).transpose()?;
@@ -206,7 +208,7 @@ fn histogram(lengths: &[f64]) -> Vec<f64> {
     counts
 }
 
-/// −ln of the share of every bin, and ΔF = −ln P(open)/P(closed).
+/// −ln of the fraction in every bin, and ΔF = −ln P(open)/P(closed).
 fn profile(log_mass: &[f64]) -> (Vec<f64>, f64) {
     let total = log_sum_exp(log_mass);
     let side = |open: bool| {
@@ -216,8 +218,8 @@ fn profile(log_mass: &[f64]) -> (Vec<f64>, f64) {
     (log_mass.iter().map(|m| total - m).collect(), side(false) - side(true))
 }
 
-/// ln of the unbiased mass of every bin, from windows by the weighted histogram method (Ferrenberg and Swendsen, Phys.
-/// Rev. Lett. 63, 1195 (1989)).
+/// ln of the unbiased mass of every bin, from the windows by the weighted histogram method (Ferrenberg and Swendsen,
+/// Phys. Rev. Lett. 63, 1195 (1989)).
 fn umbrella(seed: u64) -> Vec<f64> {
     let middle = |w: usize| RANGE[0] + (RANGE[1] - RANGE[0]) * (w as f64 + 0.5) / WINDOWS as f64;
     let held = |w: usize, d: f64| (0.5 * WINDOW * (d - middle(w)).powi(2), WINDOW * (d - middle(w)));
@@ -313,7 +315,7 @@ fn main() -> Result<()> {
     figure(&folder.join("profile.svg"), &average(&of_jumps), &average(&of_windows))
 }
 
-/// The free energy along the dimer's length, by jumps and by umbrella sampling.
+/// Plots the free energy along the dimer's length from jumps and from umbrella sampling.
 fn figure(path: &Path, jumps: &[f64], umbrella: &[f64]) -> Result<()> {
     let mut svg = String::new();
     draw(&mut svg, jumps, umbrella).map_err(|e| Error::invalid(format!("the figure: {e}")))?;

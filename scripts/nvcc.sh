@@ -1,6 +1,6 @@
 #!/bin/sh
-# NVIDIA's compilers, from PyPI, into target/cuda: they compile kernels on machines without a GPU, and are needed for nothing else.
-# Says so and goes on where they cannot be had.
+# Installs NVIDIA's compilers from PyPI into target/cuda. They only serve to compile kernels on machines without a GPU.
+# If they are unavailable, prints a message and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
 folder=target/cuda

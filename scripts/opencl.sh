@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs a command with an OpenCL driver for the CPU (pocl, from PyPI, in target/opencl), so that what the OpenMM plugin does on a device can be
-# tested without one. Says so and runs nothing where it cannot be had.
+# Runs a command with an OpenCL driver for the CPU (pocl, from PyPI, in target/opencl), so that the OpenMM plugin's device code can be tested
+# without a GPU. If there is no OpenCL device, prints a message and runs nothing.
 # usage: scripts/opencl.sh COMMAND...
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)

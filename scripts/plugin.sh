@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the OpenMM plugin and installs it into .venv; quick when no source changed.
+# Builds the OpenMM plugin and installs it into .venv; quick if no source has changed.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$root/.venv/bin/python
@@ -9,7 +9,7 @@ sources=$(cd "$root" && find openmm-plugin src cuda include cmake Cargo.toml Car
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then
     exit 0
 fi
-# what an install leaves that is broken off is no longer what the stamp says
+# an interrupted install must not leave a stamp that claims it is complete
 rm -f "$stamp"
 "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --force-reinstall --no-deps "$root/openmm-plugin"
 echo "$sources" > "$stamp"

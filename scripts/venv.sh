@@ -1,5 +1,5 @@
 #!/bin/sh
-# Creates .venv with what the build, the demo and the tests need; quick when nothing is left to do.
+# Creates .venv with everything that the build, the demo and the tests need; quick if nothing is left to do.
 # usage: scripts/venv.sh [DIRECTORY]
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,7 +14,7 @@ fi
     echo "scripts/venv.sh: Python >= 3.10 is needed; set PYTHON to one" >&2
     exit 1
 }
-# Without python3-venv, Debian's Python makes an environment that has no pip, which a second run with it completes.
+# Without python3-venv, Debian's Python makes an environment without pip; a second run, with python3-venv installed, completes it.
 if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
     "$python" -m venv "$venv" && "$venv/bin/python" -m pip --version > /dev/null || {
         echo "scripts/venv.sh: $python -m venv makes no environment with pip: apt install python3-venv, or set PYTHON to another Python;" \

@@ -1,8 +1,8 @@
-//! Parity with reference implementations, driven by the files that are there.
+//! Parity with reference implementations, for all golden files present.
 //!
 //! `cargo test --release golden` compares every file of a known kind below `tests/golden`, or below `MODEJUMP_GOLDEN`,
-//! and prints one line a file: name, and per quantity the largest error and the tolerance. A file of a known kind that
-//! cannot be read is a failure. This target has its own main, so that the lines are seen.
+//! and prints one line per file: its name, and for each quantity the largest error and the tolerance. A file of a known
+//! kind that cannot be read is a failure. This target has its own main, so that the lines are shown.
 
 mod golden_kinds;
 
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 type Check = fn(&Path) -> Found;
 
-/// Start of the folder's name, start of the file name, and what checks it.
+/// Prefix of the folder name, prefix of the file name, and the check.
 const KINDS: &[(&str, &str, Check)] = &[
     ("boltznce", "field_", boltznce::field),
     ("weights", "trained_vector_", boltznce::weights),

@@ -1,23 +1,23 @@
-"""What PyTorch takes for the work that `modejump --device cuda bench` times, for a comparison on one card.
+"""Times PyTorch on the work of `modejump --device cuda bench`, for a comparison on the same GPU.
 
     python3 benches/pytorch [--device cuda|cpu] [--seconds S] [--warm] [names...] [--modes MODE...]
     python3 benches/pytorch --check
 
-The networks are those of src/bin/modejump/bench/cases.rs with random weights, the coupling flow the shipped one, written anew in PyTorch as
-one would who wants speed: dense, all samples at once, what depends on one atom alone computed once an atom, no graph library. Everything is
-in single precision, coordinates and splines too, and nothing is copied to the card or back, where Modejump has coordinates, splines and
-log-determinants in double precision and takes configurations from the host and brings them back. A line is the median of repeated calls:
+The networks are those of src/bin/modejump/bench/cases.rs with random weights, and the coupling flow is the shipped one. They are
+reimplemented in PyTorch for speed: dense, all samples at once, per-atom quantities computed once per atom, no graph library. Everything is
+in single precision, including coordinates and splines, and nothing is copied to or from the GPU; Modejump keeps coordinates, splines and
+log-determinants in double precision, and takes configurations from the host and copies them back. Each line is the median of repeated calls:
 
-    eager            as Python calls it
+    eager            plain Python calls
     graph            the whole call in a CUDA graph (`token graph`: one token's step, replayed for every token of a block)
-    compile          torch.compile, mode "default"; of TarFlows every layer by itself
+    compile          torch.compile, mode "default"; TarFlows are compiled layer by layer
     compile graph    both
     ..., TF32        with set_float32_matmul_precision("high") instead of "highest"
-    vjp, jvp         an exact divergence by a way back from every coordinate, or by tangents in every direction
+    vjp, jvp         exact divergence by a backward pass from every coordinate, or by tangents in every direction
 
-The last column has the seconds until the first call is done, compilation and capture included; --warm compiles everything side by side
-before. `--check` compares the networks with
-tests/golden, and the coupling flow's samples with its densities, on the CPU. Needs PyTorch 2.6 or later, and nothing else.
+The last column is the time in seconds until the first call has finished, including compilation and capture; --warm compiles everything in
+parallel beforehand. `--check` compares the networks with tests/golden, and the coupling flow's samples with its densities, on the CPU.
+Needs PyTorch 2.6 or later, and nothing else.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def milliseconds(call, device):
 
 
 def measure(build, device, seconds):
-    """Seconds until the first call is done, compilation included, and the median of milliseconds of those after it."""
+    """Returns the seconds until the first call has finished, including compilation, and the median milliseconds of later calls."""
     start = time.monotonic()
     call = build()
     call()
@@ -72,13 +72,13 @@ def too_long(*_):
 
 
 def line(name, size, batch, mode, build, options):
-    """Measures and prints one line; whatever fails is said there."""
+    """Measures and prints one line, which reports any failure."""
     start = f"{name:29} {size:10} {batch:7} {mode:30}"
     signal.alarm(options.limit)
     try:
         first, median = measure(build, options.device, options.seconds)
         print(f"{start} {median / batch:12.6f} {first:8.1f}", flush=True)
-    except Exception as e:  # out of memory, not compiled, not captured: the next line may well be
+    except Exception as e:  # out of memory, failed compilation or capture: the next line may still work
         message = str(e).strip().split("\n")[0]
         print(f"{start} {type(e).__name__}: {message[:120]}", flush=True)
     finally:
@@ -94,12 +94,12 @@ def selected(options):
 
 
 def warm(options):
-    """Compiles for every case in a process of its own; what they find stays in torch.compile's cache."""
+    """Compiles every case in a separate process; the results stay in torch.compile's cache."""
     modes = ["compile", "compile graph, TF32", "compile token graph, TF32"]
     rest = [f"--device={options.device}", f"--limit={options.limit}", f"--largest={options.largest}", "--seconds=0", "--modes", *modes]
     names, start = selected(options), time.monotonic()
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, 2 * os.cpu_count() // len(names)))}
-    # what fails here fails again in the table, and is said there
+    # failures here recur in the table and are reported there
     commands = [[sys.executable, os.path.dirname(__file__), name, *rest] for name in names]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands]
     for process in processes:
@@ -111,7 +111,7 @@ def warm(options):
 
 
 def lines(options):
-    """Name, size, batch, mode and how to build the call of everything that was asked for; sets the precision of products for it."""
+    """Yields name, size, batch, mode and builder of every requested call; sets the precision of its matrix products."""
     for name in selected(options):
         for size, batch, ways in CASES[name](options.device):
             runs = [(mode, "", build) for mode, build in ways.items()]
@@ -140,14 +140,14 @@ def benchmark(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="parts of names; all without")
+    parser.add_argument("names", nargs="*", help="parts of benchmark names (default: all)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of repeated calls a line")
-    parser.add_argument("--limit", type=int, default=60, help="seconds after which a line is given up, compilation included")
-    parser.add_argument("--total", type=int, default=600, help="seconds after which no line is begun")
-    parser.add_argument("--largest", type=int, default=1 << 30, help="batch that is still measured")
-    parser.add_argument("--modes", nargs="*", help="as in the table: eager, graph, compile, 'compile graph, TF32', ...")
-    parser.add_argument("--warm", action="store_true", help="compile for all cases at once before the first line, a process each")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of repeated calls per line")
+    parser.add_argument("--limit", type=int, default=60, help="seconds after which a line is abandoned, including compilation")
+    parser.add_argument("--total", type=int, default=600, help="seconds after which no new line is started")
+    parser.add_argument("--largest", type=int, default=1 << 30, help="largest batch to measure")
+    parser.add_argument("--modes", nargs="*", help="modes as named in the table: eager, graph, compile, 'compile graph, TF32', ...")
+    parser.add_argument("--warm", action="store_true", help="compile all cases in parallel before the first line, one process each")
     parser.add_argument("--check", action="store_true", help="compare the networks with tests/golden on the CPU")
     options = parser.parse_args()
     if options.device == "cuda" and not options.check and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What is timed, and in which ways."""
+"""The benchmark cases and the ways to run them."""
 
 import functools
 
@@ -17,7 +17,7 @@ def both(function, dynamic=False):
 
 
 def standard(functions, make, prefix=""):
-    """The ways to run a call, by name; `make` turns a function, compiled or not, into the call."""
+    """Returns the ways to run a call, by name; `make` turns a function, compiled or not, into the call."""
     plain, compiled = functions
     return {
         prefix + "eager": lambda: make(plain),
@@ -37,7 +37,7 @@ def model(network, parameters, device):
 
 
 def points(batch, device):
-    """t and x as wide as a molecule in Å."""
+    """Returns t and random x, with the spread of a molecule in Å."""
     return torch.full((batch,), 0.5, device=device), 2.5 * torch.randn(batch, 66, device=device)
 
 
@@ -63,7 +63,7 @@ def velocity_divergence(device):
 
 
 def generator(device):
-    """As `modejump bench` chooses it."""
+    """Returns the generator that `modejump bench` would choose."""
     return shipped(device) if SHIPPED.exists() else Coupling(bgflow_card(), device)
 
 
@@ -140,6 +140,6 @@ CASES = {
 
 
 def tf32_matters(name, batch, mode):
-    """Products are wide enough, and in the fastest ways."""
+    """Whether TF32 is worth timing: products must be wide enough, and only the fastest modes are run."""
     wide = name.startswith(("graphormer", "tarflow")) and batch > 1
     return wide and mode in ("graph", "compile graph", "compile token graph")

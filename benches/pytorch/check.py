@@ -1,4 +1,4 @@
-"""The networks against golden files."""
+"""Compares the networks with golden files."""
 
 import sys
 
@@ -12,14 +12,14 @@ from tarflow import TarFlow, TarLayer, TokenSteps
 
 
 def filled(model, tensors):
-    """In double precision, with every parameter from the file."""
+    """Returns the model in double precision, with every parameter taken from the file."""
     missing = model.load_state_dict(tensors, strict=False).missing_keys
     assert not missing, missing
     return model.double()
 
 
 def check():
-    """The networks against tests/golden, in double precision."""
+    """Compares the networks with tests/golden in double precision."""
 
     def compare(what, found, expected, tolerance):
         error = (found - expected).abs().max().item()

@@ -11,7 +11,7 @@ from files import SHIPPED, read
 
 
 class Conditioner(nn.Module):
-    """Features of the coordinates that a coupling leaves alone: cos and sin of those of period one, the others as they are."""
+    """Features of the coordinates that a coupling leaves unchanged: cos and sin of those with period one, the others as they are."""
 
     def __init__(self, features, dimension):
         super().__init__()
@@ -37,7 +37,7 @@ def run(layers, x):
 
 
 class Spline(nn.Module):
-    """Rational-quadratic splines (Durkan et al. 2019, eqs. 4–8); the direction x → z is the analytic one."""
+    """Rational-quadratic splines (Durkan et al. 2019, eqs. 4–8); x → z is evaluated directly, z → x by solving a quadratic."""
 
     MIN_BIN = MIN_SLOPE = 1e-3
 
@@ -51,7 +51,7 @@ class Spline(nn.Module):
         self.network = perceptron([self.features.size, *config["hidden"], n_out])
 
     def bins_of(self, u, n):
-        """Knots on both axes and slopes at them, [b, n, bins + 1]."""
+        """Returns the knots on both axes and the slopes at them, [b, n, bins + 1]."""
         output, k = run(self.network, self.features(u)), self.bins
         shares = torch.softmax(output[:, : 2 * n * k].unflatten(-1, (2, n, k)), -1)
         sizes = (self.right - self.left) * (self.MIN_BIN + (1 - self.MIN_BIN * k) * shares)
@@ -65,7 +65,7 @@ class Spline(nn.Module):
         return x, y, torch.cat([slopes, slopes[..., :1]], -1)
 
     def forward(self, u, value, generate):
-        """The transformed coordinates and the log-determinant of the generating direction."""
+        """Returns the transformed coordinates and the log-determinant of the generating direction."""
         x, y, slopes = self.bins_of(u, value.shape[-1])
         bin = (value[..., None] >= (y if generate else x)[..., 1:-1]).sum(-1, keepdim=True)
 
@@ -113,7 +113,7 @@ class Affine(nn.Module):
 
 
 class Shift(nn.Module):
-    """Along the circle; learned, or of the file (`wrap`)."""
+    """Shift along the circle; learned, or fixed by the file (`wrap`)."""
 
     def __init__(self, config, dimension):
         super().__init__()
@@ -146,7 +146,7 @@ class Whiten(nn.Module):
 
 
 class TruncatedNormal(nn.Module):
-    """Uniform number to a normal one on [lower, upper]."""
+    """Maps a uniform number to a normal one truncated to [lower, upper]."""
 
     def __init__(self, config, dimension):
         super().__init__()
@@ -166,7 +166,7 @@ LAYERS = dict(spline=Spline, affine=Affine, shift=Shift, wrap=Shift, whiten=Whit
 
 
 class Internal:
-    """Bonds, angles and torsions of a z-matrix, normalised, with the log-determinant; all atoms whose references are placed, at once."""
+    """Normalised bonds, angles and torsions of a z-matrix, with the log-determinant; places all atoms whose references are known at once."""
 
     AXIS, SIDE = (0.0, -(0.75**0.5), 0.5), (1.0, 0.0, 0.0)
 
@@ -193,7 +193,7 @@ class Internal:
         return a, n, torch.linalg.cross(a, n)
 
     def to_cartesian(self, u):
-        """x[b, N, 3] and ln|∂x/∂u|."""
+        """Returns x[b, N, 3] and ln|∂x/∂u|."""
         bonds, angles, torsions = u.split([self.n - 1, self.n - 2, self.n - 3], -1)
         angles, torsions = math.pi * angles, 2 * math.pi * torsions - math.pi
         x = u.new_zeros(len(u), self.n, 3)
@@ -222,7 +222,7 @@ class Internal:
 
 
 class Coupling(nn.Module):
-    """A model file's flow between z[b, n] and x[b, N, 3]."""
+    """The flow of a model file between z[b, n] and x[b, N, 3]."""
 
     def __init__(self, card, device, dtype=torch.float32):
         super().__init__()
@@ -254,7 +254,7 @@ class Coupling(nn.Module):
         return x, self.log_prior(z) - log_det - volume
 
     def sample(self, batch, generate=None):
-        """x and log q; `generate` may be compiled."""
+        """Returns x and log q; `generate` may be compiled."""
         like = dict(device=self.uniform.device, dtype=self.coordinates.axis.dtype)
         shape = (batch, len(self.uniform))
         return (generate or self.generate)(torch.randn(shape, **like), torch.rand(shape, **like))
@@ -266,7 +266,7 @@ class Coupling(nn.Module):
 
 
 def bgflow_card():
-    """The generator of `spline_generator` in cases.rs."""
+    """Card of the generator that `spline_generator` in cases.rs builds."""
     bonds, angles, torsions = list(range(21)), list(range(21, 41)), list(range(41, 60))
     first, second = torsions[:9], torsions[9:]
 

@@ -1,4 +1,4 @@
-"""Files of the project."""
+"""Reads the project's files."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ SHIPPED = ROOT / "models/ala2/model.safetensors"
 
 
 def read(path):
-    """Tensors and metadata of a safetensors file."""
+    """Returns the tensors and metadata of a safetensors file."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])

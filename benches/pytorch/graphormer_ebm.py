@@ -56,7 +56,7 @@ class Gaussians(nn.Module):
 
 
 class Graphormer(nn.Module):
-    """E(t, x) of t[b] and x[b, 3 N], ln q up to a constant."""
+    """E(t, x) for t[b] and x[b, 3 N]: ln q up to a constant."""
 
     def __init__(self, types=CLASSES, n_types=21, layers=8, width=256, feed_forward=256, heads=32, kernels=50, fused=False):
         super().__init__()

@@ -1,10 +1,10 @@
-"""Calls as CUDA graphs."""
+"""Captures calls as CUDA graphs."""
 
 import torch
 
 
 def capture(call):
-    """The call as a CUDA graph, run once before."""
+    """Captures the call as a CUDA graph, after running it once."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -17,5 +17,5 @@ def capture(call):
     def replay():
         graph.replay()
 
-    replay.inputs = call  # stay where the graph reads them
+    replay.inputs = call  # keeps the inputs alive where the graph reads them
     return replay

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# Classes of alanine dipeptide's atoms in BoltzNCE and transferable-samplers.
+# Atom classes of alanine dipeptide in BoltzNCE and transferable-samplers.
 CLASSES = [0, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12, 14, 15, 16, 17, 18, 20, 20, 20]
 
 
@@ -54,14 +54,14 @@ class GvpNorm(nn.Module):
         v = v / ((mean + 1e-5).sqrt() + 1e-5)[..., None, None]
         if not torch.compiler.is_compiling():
             return self.feat_norm(s), v
-        # forward mode of layer_norm is not compiled; written out, it is, and to the same code
+        # torch.compile does not support forward mode through layer_norm; written out, it compiles to the same code
         s = s - s.mean(-1, keepdim=True)
         s = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + 1e-5)
         return s * self.feat_norm.weight + self.feat_norm.bias, v
 
 
 class GvpLayer(nn.Module):
-    """Messages between all atoms, update of each, and a step of its position."""
+    """Messages between all atoms, then an update of each atom and a step of its position."""
 
     def __init__(self, scalars, vectors, radial):
         super().__init__()
@@ -73,8 +73,8 @@ class GvpLayer(nn.Module):
         self.register_buffer("centres", torch.linspace(0, 20, radial, dtype=torch.float64), persistent=False)
 
     def messages(self, s, v, x):
-        """Sums over the sources of s[b, j, n] and v[b, j, 3, n]. Scalars and vectors enter linearly, so their products are of atoms, not of
-        pairs; only radial functions, norms and gates are [b, i, j, n]."""
+        """Sums messages over the source atoms j of s[b, j, n] and v[b, j, 3, n]. Scalars and vectors enter linearly, so their matrix products
+        are per atom, not per pair; only radial functions, norms and gates are [b, i, j, n]."""
         gvp = self.edge_message[0]
         linear, activation = gvp.to_feats_out
         difference = x[:, None] - x[:, :, None]
@@ -108,7 +108,7 @@ class GvpOutput(nn.Module):
 
 
 class GvpField(nn.Module):
-    """v(t, x) of t[b] and x[b, 3 N]."""
+    """v(t, x) for t[b] and x[b, 3 N]."""
 
     def __init__(self, layers=5, scalars=64, vectors=16, radial=16, classes=21):
         super().__init__()
@@ -129,14 +129,14 @@ class GvpField(nn.Module):
 
 
 def divergence_by_vjp(field, t, x, basis, at_once):
-    """v and div v: the network forward once, backward from every coordinate."""
+    """Returns v and div v: one forward pass, and a backward pass from every coordinate."""
     v, pull = torch.func.vjp(lambda x: field(t, x), x)
     row = torch.func.vmap(lambda e: (pull(e.expand_as(x))[0] * e).sum(-1))
     return v, sum(row(part).sum(0) for part in basis.split(at_once))
 
 
 def divergence_by_jvp(field, t, x, basis, at_once):
-    """v and div v: tangents in every direction."""
+    """Returns v and div v, by tangents in every direction."""
 
     def column(e):
         v, dv = torch.func.jvp(lambda x: field(t, x), (x,), (e.expand_as(x),))

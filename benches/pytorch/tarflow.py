@@ -1,4 +1,4 @@
-"""TarFlow of Sequential Boltzmann Generators."""
+"""The TarFlow of Sequential Boltzmann Generators."""
 
 import functools
 import math
@@ -32,7 +32,7 @@ class TarLayer(nn.Module):
         self.heads, self.attention, self.mlp = heads, TarAttention(width), TarMlp(width)
 
     def qkv(self, y):
-        """y[b, t, width] to three times [b, heads, t, 64]."""
+        """Maps y[b, t, width] to q, k and v, each [b, heads, t, 64]."""
         return self.attention.qkv(self.attention.norm(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def rest(self, y, attended):
@@ -42,12 +42,12 @@ class TarLayer(nn.Module):
         return self.rest(y, F.scaled_dot_product_attention(*self.qkv(y), is_causal=True))
 
     def token(self, y, keys, values, i):
-        """Token i, a number, with the keys and values before it."""
+        """Processes token i (a number) with the keys and values before it."""
         q, keys[:, :, i : i + 1], values[:, :, i : i + 1] = self.qkv(y)
         return self.rest(y, F.scaled_dot_product_attention(q, keys[:, :, : i + 1], values[:, :, : i + 1]))
 
     def token_at(self, y, keys, values, i, mask):
-        """Token i, a tensor: every step is the same work on the same memory."""
+        """Processes token i (a tensor): every step does the same work on the same memory."""
         q, k, v = self.qkv(y)
         keys.index_copy_(2, i, k)
         values.index_copy_(2, i, v)
@@ -65,7 +65,7 @@ class TarBlock(nn.Module):
 
 
 class TarFlow(nn.Module):
-    """Of x[b, tokens, size]; odd blocks see the tokens in the opposite order."""
+    """TarFlow of x[b, tokens, size]; odd blocks see the tokens in reverse order."""
 
     def __init__(self, tokens, size, width, blocks, layers, heads):
         super().__init__()
@@ -73,7 +73,7 @@ class TarFlow(nn.Module):
         self.blocks = nn.ModuleList([TarBlock(tokens, size, width, layers, heads) for _ in range(blocks)])
 
     def log_density(self, x, layer):
-        """log q(x); `layer(module, y)` runs a layer."""
+        """Returns log q(x); `layer(module, y)` runs a layer."""
         log_det = 0
         for number, block in enumerate(self.blocks):
             u, positions = (x.flip(1), block.pos_embed.flip(0)) if number % 2 else (x, block.pos_embed)
@@ -87,13 +87,13 @@ class TarFlow(nn.Module):
         return normal_log_density(x.flatten(1)) + log_det
 
     def cache(self, batch, like):
-        """Keys and values of every layer; room for a multiple of eight tokens, as attention with a mask wants it."""
+        """Allocates keys and values for every layer, padded to a multiple of eight tokens, as attention with a mask requires."""
         room, layers = -(-self.tokens // 8) * 8, len(self.blocks[0].attn_blocks)
         shape = (layers, 2, batch, self.heads, room, self.width // self.heads)
         return torch.zeros(shape, device=like.device, dtype=like.dtype)
 
     def sample(self, z, cache):
-        """x and log q(x) of the latent z."""
+        """Returns x and log q(x) for the latent z."""
         u, log_q = z, normal_log_density(z.flatten(1))
         for number in reversed(range(len(self.blocks))):
             block = self.blocks[number]
@@ -110,7 +110,7 @@ class TarFlow(nn.Module):
 
 
 class TokenSteps:
-    """Samples by one step of a token, the same for all tokens of a block: what CUDA graphs and compiled code want."""
+    """Samples by a single-token step, identical for all tokens of a block, as suits CUDA graphs and compiled code."""
 
     def __init__(self, flow, z, layer, graphs):
         self.flow, self.z, self.layer = flow, z, layer

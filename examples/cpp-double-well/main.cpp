@@ -1,6 +1,6 @@
-// A program of its own that links modejump: Metropolis Monte Carlo in a double well with a barrier of 10 kT.
-// Local moves alone stay in the well where they start; with one generator jump every twenty sweeps the populations come out
-// right. Prints both against the exact answer; the exit status is 0 if the jumps give it within four standard errors.
+// A stand-alone program that links modejump: Metropolis Monte Carlo in a double well with a barrier of 10 kT.
+// Local moves alone stay in the well where they start; one generator jump every twenty sweeps gives the correct
+// populations. Prints both beside the exact result; the exit status is 0 if the jumps agree within four standard errors.
 //
 //   double-well GENERATOR.safetensors
 #include <modejump.hpp>
@@ -11,13 +11,13 @@
 #include <random>
 #include <vector>
 
-// u(x, y) = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2, the potential the generator was made for.
+// u(x, y) = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2, the potential that the generator was trained for.
 static double reduced_potential(const double* r) {
     const double well = r[0] * r[0] - 1.0, spring = r[1] - 0.5 * r[0];
     return 10.0 * well * well + 0.5 * r[0] + 5.0 * spring * spring;
 }
 
-// P(x < 0): y integrates out, the rest is a one-dimensional integral.
+// P(x < 0): y integrates out, leaving a one-dimensional integral.
 static double exact_left() {
     double left = 0, all = 0;
     const int n = 200000;
@@ -37,7 +37,7 @@ struct Run {
     double acceptance;
 };
 
-// Block averages over fifty blocks give the error.
+// The error comes from the means of fifty blocks.
 static Run simulate(modejump::Move* jump, long sweeps) {
     std::mt19937_64 random(7);
     std::normal_distribution<double> normal;

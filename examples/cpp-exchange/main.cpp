@@ -1,8 +1,8 @@
-// Two replicas of a particle, u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2 at kT = 1 and at kT = 5, walk on their own and
-// exchange through a map between their ensembles. What is modejump's is numbered.
+// Two replicas of a particle, u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2 at kT = 1 and at kT = 5, move independently and
+// exchange through a map between their ensembles. Lines that use modejump are numbered.
 //     exchange COLD.safetensors [HOT.safetensors]
-// With one model the map is the identity, and this is ordinary replica exchange; models of either ensemble make a
-// learned one.
+// With one model the map is the identity, and this is ordinary replica exchange; with a model for each ensemble it is
+// learned replica exchange.
 #include <modejump.hpp>
 #include <cmath>
 #include <cstdio>
@@ -16,7 +16,7 @@ int main(int argc, char** argv) try {
     modejump::Exchange exchange{modejump::Bijection(cold, hot)};    // 1: from the cold replica to the hot one
     const double kT[2] = {1, 5}, width[2] = {0.2, 0.4};
     modejump::State replica[2];                                     // 2
-    modejump::ReducedPotential u[2];                                // 3: your energies, divided by the kT of each
+    modejump::ReducedPotential u[2];                                // 3: your energies, each divided by its own kT
     for (std::size_t i = 0; i < 2; i++) {
         u[i] = [kT = kT[i]](std::size_t n, const double* x, double* values) {
             for (std::size_t k = 0; k < n; k++) values[k] = potential(x + 2 * k, kT);
@@ -36,10 +36,10 @@ int main(int argc, char** argv) try {
                 const double y[2] = {x[0] + width[i] * normal(random), x[1] + width[i] * normal(random)};
                 if (potential(y, kT[i]) - potential(x.data(), kT[i]) < exponential(random)) x = {y[0], y[1]};
             }
-            replica[i].reduced_potential = potential(x.data(), kT[i]); // 4: of this configuration, not remembered
+            replica[i].reduced_potential = potential(x.data(), kT[i]); // 4: recomputed for this configuration
             replica[i].step = sweep;
         }
-        exchange.attempt(u[0], u[1], replica[0], replica[1]);       // 5: draw velocities anew where it accepts
+        exchange.attempt(u[0], u[1], replica[0], replica[1]);       // 5: if accepted, redraw your velocities
         left += replica[0].x[0] < 0;
     }
     std::printf("P(x < 0) = %.3f, exact 0.727, %.0f%% of the exchanges accepted\n", left / sweeps,

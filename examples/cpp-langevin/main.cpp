@@ -1,5 +1,5 @@
-// A molecular-dynamics loop of its own gains jumps: BAOAB dynamics of a particle of mass 1, kT = 1, in the double well
-// u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2. What is modejump's is numbered.   own-langevin GENERATOR.safetensors
+// Adds jumps to your own molecular-dynamics loop: BAOAB dynamics of a particle of mass 1, kT = 1, in the double well
+// u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2. Lines that use modejump are numbered.   own-langevin GENERATOR.safetensors
 #include <modejump.hpp>
 #include <cmath>
 #include <cstdio>

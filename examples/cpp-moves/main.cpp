@@ -1,5 +1,5 @@
-// Every move in one potential: a double well with a barrier of 10 kT, a local step between attempts. Prints what each finds for the
-// population of the left well; the exit status is 0 if all agree with the exact one within four standard errors.
+// Runs every move in one potential, a double well with a barrier of 10 kT, with a local step between attempts. Prints the population of
+// the left well that each move finds; the exit status is 0 if all agree with the exact value within four standard errors.
 //
 //   moves GENERATOR.safetensors MODES.safetensors STEERABLE.safetensors
 #include <modejump.hpp>
@@ -38,13 +38,13 @@ static double exact_left() {
 static std::mt19937_64 random_numbers(7);
 static std::normal_distribution<double> normal;
 
-// An attempt of any move but a driven one, from where state.x is.
+// Makes an attempt of any move except a driven one, starting at state.x.
 static void attempt(modejump::Move& move, modejump::State& state) {
     const auto u = [](std::size_t n, const double* x, double* values) {
         for (std::size_t i = 0; i < n; i++)
             values[i] = reduced_potential(x + 2 * i);
     };
-    // annealed moves and trajectories ask for the gradient, too
+    // annealed moves and trajectories also need the gradient
     const auto u_and_gradient = [](std::size_t n, const double* x, double* values, double* gradients) {
         for (std::size_t i = 0; i < n; i++) {
             values[i] = reduced_potential(x + 2 * i);
@@ -55,8 +55,8 @@ static void attempt(modejump::Move& move, modejump::State& state) {
     move.attempt(u, u_and_gradient, state);
 }
 
-// An attempt of a driven move: x is pulled to its proposal while a bath, normal about 2 x_0 in width 0.5, gives way. Here the bath can be
-// drawn from its exact distribution at every x, where a simulation would run some dynamics.
+// Makes an attempt of a driven move: x is pulled to its proposal while a bath, normal about 2 x_0 with width 0.5, relaxes. Here the bath
+// is drawn from its exact distribution at every x, where a simulation would run some dynamics.
 static void driven_attempt(modejump::Move& move, modejump::State& state) {
     double bath = 0;
     const auto energy = [&](const double* x) {
@@ -75,7 +75,7 @@ static void driven_attempt(modejump::Move& move, modejump::State& state) {
     move.attempt(u, relax, state);
 }
 
-// One row of the table; whether it agrees with the exact population.
+// Prints one row of the table; returns whether it agrees with the exact population.
 static bool run(const char* name, modejump::Move move, double exact, void (*attempt_once)(modejump::Move&, modejump::State&) = attempt) {
     std::uniform_real_distribution<double> uniform;
     const int blocks = 40, attempts = 1000, local = 10;
@@ -114,23 +114,23 @@ int main(int argc, char** argv) try {
     }
     const modejump::Model generator(argv[1]), modes(argv[2]), steerable(argv[3]);
 
-    // x' drawn afresh
+    // independent proposals x'
     modejump::Options options;
     options.seed = 2024;
-    // the same with four proposals at once
+    // independent proposals, four at once
     modejump::Options four = options;
     four.kind = MODEJUMP_ISIR;
     four.proposals = 4;
-    // proposals relaxed on the way, weighed by their path
+    // proposals relaxed along a path and weighted by it
     modejump::Annealing annealing;
     annealing.stages = 5;
     annealing.step = 0.01;
-    // steps in the latent space of the generator; and trajectories there
+    // random-walk steps in the generator's latent space, then trajectories there
     modejump::LatentWalk walk, trajectory;
     walk.widths = {0.1, 1.0};
     trajectory.widths = {0.2};
     trajectory.leapfrog = 5;
-    // from one well onto the other, by the regions of the model file, or by a function of x
+    // from one well to the other, with wells defined by the regions in the model file or by a function of x
     const auto side = [](std::size_t, const double* x) -> std::int64_t { return x[0] < 0 ? 0 : 1; };
 
     const double exact = exact_left();
@@ -142,7 +142,7 @@ int main(int argc, char** argv) try {
     agree &= run("trajectories", modejump::Move(generator, trajectory), exact);
     agree &= run("mode jumps", modejump::Move(modes, options), exact);
     agree &= run("by a function", modejump::Move(modes, side, options), exact);
-    // a model for all temperatures, here at that for which this u = U/kT is
+    // one model for all temperatures, used here at the temperature of this u = U/kT
     modejump::Move steered(steerable, options);
     steered.set_temperature(600);
     agree &= run("steered", std::move(steered), exact);

@@ -1,8 +1,8 @@
-"""Alanine dipeptide in vacuum, twice for the same wall time: plain `gmx mdrun`, and `modejump gromacs`.
+"""Alanine dipeptide in vacuum with plain `gmx mdrun` and with `modejump gromacs`, each for the same wall time.
 
     python examples/gromacs-ala2/run.py --seconds 60 --output target/gromacs-demo      # or simply: make gromacs-demo
 
-The commands are printed as they are run; any of them works by hand. Writes summary.json, and series.json for `modejump plot`.
+Each command is printed as it is run, and can be run by hand. Writes summary.json, and series.json for `modejump plot`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MODEL = ROOT / "models/ala2/model-vacuum.safetensors"
 
 
 def run(*command, cwd, stdin=""):
-    """Runs a command of GROMACS or modejump; what it prints is shown only if it fails."""
+    """Runs a GROMACS or modejump command and returns its output, which is shown only if the command fails."""
     command = [str(word) for word in command]
     print("$", shlex.join(command), flush=True)
     done = subprocess.run(command, cwd=cwd, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -35,7 +35,7 @@ def run(*command, cwd, stdin=""):
 
 
 def prepare(folder, options=(), mdp=HERE / "md.mdp"):
-    """topol.tpr, by the usual tools. `options` are further lines of the .mdp file, which replace those of the same name."""
+    """Makes topol.tpr with the usual tools. `options` are further .mdp settings, which override those of the same name."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = dict(line.split(";")[0].split("=") for line in mdp.read_text().splitlines() if "=" in line.split(";")[0])
     lines = {name.strip(): value.strip() for name, value in lines.items()} | dict(options)
@@ -51,13 +51,13 @@ def grompp(folder):
 
 
 def columns(path):
-    """Numbers of an .xvg file."""
+    """Reads the numbers of an .xvg file."""
     lines = (line for line in path.read_text().splitlines() if not line.startswith(("#", "@")))
     return np.array([[float(word) for word in line.split() if word[0] in "-.0123456789"] for line in lines])
 
 
 def observe(folder, energies, trajectory):
-    """Time series of a run: u in kJ/mol, t in K, phi and psi in radian."""
+    """Returns the time series of a run: u in kJ/mol, t in K, phi and psi in radians."""
     run("gmx", "energy", "-f", energies, "-o", "energy.xvg", cwd=folder, stdin="Potential\nTemperature\n\n")
     run("gmx", "rama", "-s", "topol.tpr", "-f", trajectory, "-o", "rama.xvg", cwd=folder)
     energy, rama = columns(folder / "energy.xvg"), np.radians(columns(folder / "rama.xvg"))
@@ -84,7 +84,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="wall time of each of the two runs")
     parser.add_argument("--steps", type=int, default=1000, help="steps between jumps")
-    parser.add_argument("--modejump", type=pathlib.Path, default=ROOT / "target/release/modejump", help="the program")
+    parser.add_argument("--modejump", type=pathlib.Path, default=ROOT / "target/release/modejump", help="path of the modejump program")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "target/gromacs-demo")
     options = parser.parse_args()
     folder = options.output.resolve()

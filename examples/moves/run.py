@@ -1,9 +1,9 @@
-"""Every move on one molecule: how often it crosses, what it costs, and that it weighs the basins right.
+"""Runs every move on one molecule: how often it crosses between the basins, its cost, and a check of the basin populations.
 
     make moves            (or: .venv/bin/python examples/moves/run.py --output target/moves)
 
-Alanine dipeptide in implicit solvent, the same number of steps without jumps and with each move. Prints a table in Markdown and
-writes it with summary.json, and series.json for `modejump plot`, which draws the torsions of every run.
+Alanine dipeptide in implicit solvent runs for the same number of steps without jumps and with each move. Prints a table in Markdown and
+writes it to table.md, and summary.json, and series.json for `modejump plot`, which draws the torsions of every run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 ALA2 = ROOT / "models/ala2"
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
-BASIN = (0.0, 2.2)  # rad: of φ
+BASIN = (0.0, 2.2)  # range of φ, rad
 BLOCKS = 20
 MODEL, MODES = ["--model", str(ALA2 / "model.safetensors")], ["--model", str(ALA2 / "modes.safetensors")]
 MOVES = {
@@ -30,7 +30,7 @@ MOVES = {
 
 
 def torsion(x, atoms):
-    """Angles [n] in radians of x[n, atoms, 3] about the bond of the two middle atoms."""
+    """Returns the torsion angles [n] in radians of x[n, atoms, 3] about the bond between the two middle atoms."""
     i, j, k, l = (x[:, atom] for atom in atoms)
     axis = (k - j) / np.linalg.norm(k - j, axis=1, keepdims=True)
     v, w = ((r - np.sum(r * axis, axis=1, keepdims=True) * axis) for r in (i - j, l - k))
@@ -38,7 +38,7 @@ def torsion(x, atoms):
 
 
 def delta_f(inside):
-    """−ln P(basin)/P(rest) in kT and its error, by the means of blocks; None if only one side was seen."""
+    """Returns −ln P(basin)/P(rest) in kT and its standard error from block means; None if only one side was visited."""
     p = inside.mean()
     if not 0 < p < 1:
         return None, None

@@ -1,4 +1,4 @@
-//! The double well of the examples.
+//! The double well used by the examples.
 
 use modejump::error::Result;
 use modejump::target::Target;

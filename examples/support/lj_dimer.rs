@@ -1,12 +1,12 @@
 //! A bistable dimer in a bath of repulsive Lennard-Jones particles, in the plane (Noé, Olsson, Köhler and Wu, Science
-//! 365, eaaw1147 (2019), supplement; Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)). All in reduced units,
-//! kT = 1.
+//! 365, eaaw1147 (2019), supplement; Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)). Everything is in reduced
+//! units with kT = 1.
 
 use modejump::error::Result;
 use modejump::rng::Stream;
 use modejump::target::Target;
 
-/// Particles of the dimer, then those of the bath.
+/// Number of particles: the two of the dimer come first, then those of the bath.
 pub const PARTICLES: usize = 2 + 36;
 pub const DIMENSION: usize = 2 * PARTICLES;
 
@@ -14,12 +14,12 @@ const SIGMA: f64 = 1.1;
 /// The box is |x|, |y| < HALF_BOX with harmonic walls.
 const HALF_BOX: f64 = 3.0;
 const WALL: f64 = 100.0;
-/// Keeps the dimer's middle at the origin and its axis along x.
+/// Force constant that keeps the dimer's midpoint at the origin and its axis along x.
 const RESTRAINT: f64 = 20.0;
-/// Half way between the two states.
+/// Length halfway between the two states.
 pub const MIDDLE: f64 = 1.5;
 
-/// x has the coordinates `[particle][2]`.
+/// x holds the coordinates `[particle][2]`.
 pub struct LjDimer;
 
 impl Target for LjDimer {
@@ -45,8 +45,8 @@ pub fn length(x: &[f64]) -> f64 {
     (x[2] - x[0]).hypot(x[3] - x[1])
 }
 
-/// u of the dimer's length alone, and its slope: −δ − 25 δ² + 10 δ⁴, δ = 2 (d − 1.5); wells at 0.94 and 2.06, 15.6 kT
-/// between.
+/// The dimer's own term of u and its slope: −δ − 25 δ² + 10 δ⁴, δ = 2 (d − 1.5); wells at 0.94 and 2.06 with a barrier
+/// of 15.6 kT between them.
 pub fn bond(d: f64) -> (f64, f64) {
     let delta = 2.0 * (d - MIDDLE);
     (-delta - 25.0 * delta.powi(2) + 10.0 * delta.powi(4), 2.0 * (-1.0 - 50.0 * delta + 40.0 * delta.powi(3)))
@@ -87,14 +87,14 @@ fn energy(x: &[f64], gradient: &mut [f64]) -> f64 {
     u
 }
 
-/// What holds the dimer near a length: energy and slope. Free dynamics has none.
+/// Bias that holds the dimer near a given length: energy and slope. Free dynamics has none.
 pub type Bias<'a> = &'a dyn Fn(f64) -> (f64, f64);
 
 pub fn free(_: f64) -> (f64, f64) {
     (0.0, 0.0)
 }
 
-/// A configuration with the bath on a square lattice, moved downhill until nothing overlaps.
+/// A starting configuration: the bath on a square lattice, moved downhill until no particles overlap.
 pub fn start(length: f64) -> Vec<f64> {
     let mut x = lattice(length);
     let (mut u, mut gradient) = ([0.0], [0.0; DIMENSION]);
@@ -114,8 +114,8 @@ pub fn lattice(length: f64) -> Vec<f64> {
 }
 
 /// Local dynamics: one trajectory of 20 leapfrog steps of 0.02 with fresh momenta of unit mass and a Metropolis test
-/// (HMC; Duane et al. 1987). The two particles of the dimer are alike; the one on the left is the first, also after the
-/// dimer has turned around. Returns u with the bias.
+/// (HMC; Duane et al. 1987). The two dimer particles are identical; the left one always comes first, even after the
+/// dimer has turned around. Returns u including the bias.
 pub fn trajectory(x: &mut [f64], bias: Bias, stream: &mut Stream) -> f64 {
     const STEPS: usize = 20;
     const STEP: f64 = 0.02;

@@ -1,5 +1,5 @@
-//! Proposals that a thread draws ahead, and densities beside the target, are those that would have been found without, bit
-//! for bit.
+//! Proposals drawn ahead by a thread, and densities evaluated in parallel with the target, are identical bit for bit to
+//! those computed without threads.
 
 use crate::systems::*;
 use modejump::annealing::{even, Kernel as Steps};
@@ -31,7 +31,7 @@ const KERNELS: [Kernel; 4] = [
 
 const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6, draw_ahead: false };
 
-/// Attempts in blocks, off the grid, of two replicas in turn, and back in time, as after the restoration of a
+/// Attempts in blocks, off the grid, alternating between two replicas, and back in time, as after restoring a
 /// checkpoint.
 fn steps() -> impl Iterator<Item = (u64, u32)> {
     let straight = (0..40).map(|k| (4 * k, 3));
@@ -86,7 +86,7 @@ fn a_network_gives_the_same_with_any_number_of_threads() {
     }
 }
 
-/// A density that counts the samples that threads of their own have drawn, and fails from some block on.
+/// A density that counts the sample calls made in proposal threads, and fails after a given number of blocks.
 struct Watched {
     inner: Exact<Table>,
     in_threads: AtomicUsize,
@@ -137,7 +137,7 @@ fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
         let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step, replica: 0 };
         kernel.attempt(&mut target, &mut state).map(|_| x[0])
     };
-    // five blocks of six attempts, four steps apart: the first in the attempt, the others in threads
+    // five blocks of six attempts, four steps apart: the first drawn by the attempt, the others in threads
     for step in 0..30 {
         attempt(4 * step).unwrap();
     }
@@ -148,7 +148,7 @@ fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
     assert_eq!((x[0], density.in_threads.load(Ordering::SeqCst)), (before, 5));
 }
 
-/// Two replicas that share a move, one attempt each in turn: as many draws as there are blocks.
+/// Two replicas share a move and alternate attempts: there are as many draws as blocks.
 #[test]
 fn replicas_in_turn_keep_their_blocks() {
     let density = Watched::new(100);
@@ -165,7 +165,7 @@ fn replicas_in_turn_keep_their_blocks() {
     assert_eq!(100 - density.left.load(Ordering::SeqCst), 4, "two blocks of six attempts for each");
 }
 
-/// As those of `MonteCarloModeJump.attempt()`: none but its own proposals are drawn.
+/// Attempts like those of `MonteCarloModeJump.attempt()` draw only their own proposals.
 #[test]
 fn attempts_out_of_turn_draw_their_own() {
     let density = Watched::new(100);
@@ -179,7 +179,7 @@ fn attempts_out_of_turn_draw_their_own() {
     assert_eq!(density.rows.load(Ordering::SeqCst), 12 + 3 * 2);
 }
 
-/// A density that counts how often it is asked, and panics at a configuration that is not finite.
+/// A density that counts its evaluations, and panics at a configuration that is not finite.
 struct Asked {
     inner: Exact<Table>,
     times: AtomicUsize,
@@ -205,7 +205,7 @@ impl Density for Asked {
     }
 }
 
-/// A potential that has no answer before the density was asked, or the time is up.
+/// A potential that waits until the density has been evaluated, and fails when the time is up.
 struct Waiting<'a>(&'a Asked, Duration);
 
 impl Target for Waiting<'_> {
@@ -243,7 +243,7 @@ fn the_density_is_evaluated_beside_the_potential() {
         result.map(|()| density.times.load(Ordering::SeqCst))
     };
     assert_eq!(attempt(2, 0.5, Duration::from_secs(60)).unwrap(), 1);
-    // the thread that asks is the only one of its pool: what its target says of it is the attempt's error
+    // the calling thread is the only one in its pool: the target's failure is returned as the attempt's error
     let message = attempt(1, 0.5, Duration::from_millis(20)).unwrap_err().to_string();
     assert!(message.contains("not asked meanwhile"), "{message}");
     let panic = catch_unwind(AssertUnwindSafe(|| attempt(2, f64::NAN, Duration::from_millis(20)))).unwrap_err();

@@ -1,4 +1,4 @@
-//! Annealed independence moves: identity, invariance on every system, and the mistakes that such paths invite.
+//! Annealed independence moves: identity, invariance on every system, and detection of typical mistakes in such paths.
 
 use crate::guards::{identity, one_shot, Correct, Experiment, Verdict};
 use crate::moves::{generator, systems, systems_without_noise};
@@ -16,7 +16,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use std::sync::Arc;
 
-/// Moves with gradients cost more, and see no less.
+/// Fewer starts than elsewhere: moves with gradients cost more and are tested just as well.
 const STARTS: usize = 20_000;
 
 type Kind = (&'static str, usize, Kernel);
@@ -24,7 +24,7 @@ type Kind = (&'static str, usize, Kernel);
 const KINDS: [Kind; 2] =
     [("MALA", 1, Kernel::Adjusted), ("HMC with 2 proposals", 2, Kernel::Hamiltonian { leapfrog: 2 })];
 
-/// Steps about as long as the local dynamics'.
+/// Annealed move with steps about as long as those of the local dynamics.
 fn annealed(q: &Arc<dyn Density>, local: f64, (_, proposals, kernel): Kind) -> Box<dyn Move> {
     let path = Path { kernel, stages: even(2, 0.3 * local * local), moves: 1 };
     Box::new(Annealed::new(generator(q, proposals, 8), path).unwrap())
@@ -84,19 +84,19 @@ fn paths_raise_the_acceptance() {
     assert!(annealed.0 > plain.0 + 0.05 && annealed.1 > plain.1 + 0.05, "{plain:?} {annealed:?}");
 }
 
-/// What may go wrong in such a move and not in others.
+/// Faults specific to annealed moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// The end of the path is weighed by e^{−u}/q, as if it had been drawn from q.
+    /// The end of the path is weighted by e^{−u}/q, as if it had been drawn from q.
     PlainWeights,
-    /// The path of the proposal is weighed, the current configuration by e^{−u}/q.
+    /// The proposal is weighted by its path, but the current configuration by e^{−u}/q.
     NoPathOfTheCurrent,
-    /// The current configuration is carried back by the kernels in the order of the way there.
+    /// The kernels act on the current configuration in forward instead of reverse order.
     WayBackInForwardOrder,
-    /// ln W takes up a step of t after the move at the new t, on the way there.
+    /// On the forward path, ln W is incremented after the move at the new t instead of before it.
     WeighedAfterTheMove,
-    /// The same on the way back: before the move at the old t.
+    /// On the backward path, ln W is incremented before the move at the old t instead of after it.
     WeighedBeforeTheMoveBack,
 }
 
@@ -108,7 +108,7 @@ const FAULTS: [Fault; 5] = [
     Fault::WeighedBeforeTheMoveBack,
 ];
 
-/// The move written once more, shorter, with room for a fault.
+/// A shorter reimplementation of the move in which a fault can be planted.
 struct Sketch {
     density: Arc<dyn Density>,
     stages: Vec<Stage>,
@@ -203,9 +203,9 @@ impl Move for Sketch {
 }
 
 fn sketched(fault: Fault) -> Verdict {
-    // A generator that is off enough for the path to matter, steps that are long enough to move far, and most of the
-    // way left to the last stage: with even stages the order of the way back hardly matters, and the guard is blind to
-    // it.
+    // The generator is poor enough for the path to matter, the steps are long enough to move far, and most of the path
+    // is left to the last stage: with even stages the order of the backward path hardly matters, and the guard cannot
+    // detect it.
     let stage = |t| Stage { t, step: 0.1 };
     let density: Arc<dyn Density> = Arc::new(Exact(normal_mixture(&[(0.7, -0.8, 0.5), (0.3, 1.2, 0.5)])));
     let kernel = || -> Box<dyn Move> {
@@ -258,8 +258,8 @@ fn what_is_no_path_is_refused() {
     assert!(message.contains("constrained bond"), "{message}");
 }
 
-/// A current configuration that the generator cannot make is kept, and the reason is counted; so is a proposal whose
-/// path begins where the target has no weight.
+/// A current configuration that the generator cannot produce is kept and the reason counted; a proposal whose path
+/// begins where the target has zero weight is rejected and counted likewise.
 #[test]
 fn unusable_ends_are_rejected_with_their_reason() {
     let system = &systems()[0];
@@ -298,9 +298,9 @@ fn unusable_ends_are_rejected_with_their_reason() {
     assert!(statistics.count(Fate::NonFinite) > 50 && statistics.count(Fate::Accepted) > 30, "{statistics:?}");
 }
 
-/// Three atoms, independent and normal, without what that says of their centroid.
+/// Three independent, normally distributed atoms, without the term for their centroid.
 struct Cluster {
-    /// Takes the volume of the shape's coordinates out, as if it had been forgotten.
+    /// Removes the volume element of the shape coordinates, as if it had been forgotten.
     without_volume: Option<Space>,
 }
 
@@ -325,8 +325,8 @@ impl Target for Cluster {
     }
 }
 
-/// Steps with a frame held fast leave the distribution of shapes as it is, which they do not without the volume of the
-/// coordinates that are left.
+/// Steps with a fixed frame leave the distribution of shapes invariant, but not if the volume element of the remaining
+/// coordinates is omitted.
 #[test]
 fn steps_in_the_frame_of_three_atoms_keep_their_shapes() {
     let normals: Arc<dyn Density> = Arc::new(Exact(GaussianMixture(vec![(1.0, vec![0.0; 9], 1.0)])));

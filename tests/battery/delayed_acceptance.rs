@@ -1,4 +1,4 @@
-//! What is special to delayed acceptance: its two stages, what they cost, and mistakes in the second.
+//! Tests specific to delayed acceptance: its two stages, their cost, and mistakes in the second.
 
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
 use crate::moves::{delayed, generator, systems, systems_without_noise};
@@ -14,15 +14,15 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// The end point of the first stage is the new state.
+    /// The result of the first stage is taken as the new state.
     StageTwoForgotten,
     /// c(x)/c(x′) instead of c(x′)/c(x).
     RatioInverted,
-    /// log q of the state is the one it had when it was accepted, although dynamics has moved it.
+    /// log q of the state is the value from its acceptance, although dynamics has moved it since.
     StaleLogQ,
 }
 
-/// A generator whose second stage sees a faulty log q. The second stage asks for (state, proposal) in one call.
+/// A generator that gives the second stage a faulty log q. The second stage evaluates (state, proposal) in one call.
 struct Faulty {
     q: Arc<dyn Density>,
     screen: Arc<dyn Density>,
@@ -66,7 +66,7 @@ impl Density for Faulty {
     }
 }
 
-/// Exact draws with a wrong screen, or the identity with the generator as target and as screen.
+/// Runs the one-shot guard with a wrong screen, or the identity guard with the generator as both target and screen.
 fn run(fault: Fault, wrong_screen: bool) -> Verdict {
     let system = &systems()[0];
     let q = system.generator.clone();
@@ -115,7 +115,7 @@ fn identity_on_every_system() {
     }
 }
 
-/// Of moves that are more than one test, too: what acceptance is to be expected comes to the acceptance.
+/// The expected acceptance agrees with the observed acceptance, also for moves of more than one test.
 #[test]
 fn the_expected_acceptance_is_that_of_the_attempt() {
     for system in systems_without_noise() {
@@ -147,7 +147,7 @@ fn the_expected_acceptance_is_that_of_the_attempt() {
     }
 }
 
-/// With the generator as its own screen the second stage has nothing to correct: the move is the independence move.
+/// With the generator as its own screen the second stage has nothing to correct: the move equals the independence move.
 #[test]
 fn a_perfect_screen_gives_the_independence_move() {
     for system in systems_without_noise() {
@@ -171,9 +171,9 @@ fn a_perfect_screen_gives_the_independence_move() {
     }
 }
 
-/// A screen that is q itself, believed by α in the energy and β in the density, weighs by e^{−αu} q^{−β} in stage 1:
-/// what it says of a configuration is seen in the weights of the statistics, and what is left for stage 2 has the
-/// variance of (1 − α) u + (1 − β) ln q.
+/// A screen that is q itself, trusted by α in the energy and β in the density, weights by e^{−αu} q^{−β} in stage 1:
+/// these weights appear in the statistics, and the correction left to stage 2 has the variance of
+/// (1 − α) u + (1 − β) ln q.
 #[test]
 fn a_screen_is_believed_as_far_as_its_trust() {
     let trust = Trust { energy: 0.5, density: 0.25 };
@@ -202,7 +202,7 @@ fn a_screen_is_believed_as_far_as_its_trust() {
     assert!(kernel.statistics().correction_variance() > 1e-3);
 }
 
-/// Counts what is asked of a generator.
+/// Counts the rows evaluated by a generator.
 pub struct Counting {
     pub q: Arc<dyn Density>,
     pub rows: AtomicUsize,

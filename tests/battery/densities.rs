@@ -30,7 +30,7 @@ fn two_dimensional_well_integrates_to_one() {
     assert!((sum - 1.0).abs() < 1e-5, "{sum}");
 }
 
-/// E_q[p/q] = 1 for normalised p and q: a test of the sampler against both densities.
+/// E_q[p/q] = 1 for normalised p and q: tests the sampler against both densities.
 fn expected_weight_is_one(p: &dyn Density, q: &dyn Density) {
     let n = 100_000;
     let d = q.dimension();

@@ -1,4 +1,4 @@
-//! Driven moves: a solute in a bath whose distribution is known exactly, and the mistakes that such paths invite.
+//! Driven moves: a solute in a bath whose distribution is known exactly, and detection of typical mistakes.
 
 use crate::latent_walk::angle_within;
 use crate::molecule::four_atoms;
@@ -18,12 +18,12 @@ use std::sync::Arc;
 
 const STARTS: usize = 20_000;
 
-/// A solute with a known density, and what its bath knows of it: two coordinates, independent and normal given the
+/// A solute with a known density and a bath that depends on it: two coordinates, independent and normal given the
 /// solute.
 #[derive(Clone)]
 struct Solution {
     solute: Arc<dyn Density>,
-    /// Mean and width of the bath.
+    /// Mean and width of the bath, given the solute.
     bath: fn(&[f64]) -> [f64; 2],
 }
 
@@ -49,15 +49,15 @@ impl Solution {
 /// How the bath is moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Relaxation {
-    /// Random walks with a Metropolis test.
+    /// Random-walk steps with a Metropolis test.
     Tested,
-    /// The same steps without one.
+    /// The same steps without a Metropolis test.
     Untested,
     /// Halfway towards the mean of the bath, with some noise: leaves another distribution invariant.
     Cooled,
 }
 
-/// The engine: the bath is where it is, and moves when it is told to.
+/// Stands in for the engine: it holds the bath, and moves it on request.
 struct Engine {
     solution: Solution,
     relaxation: Relaxation,
@@ -100,7 +100,7 @@ impl Engine {
         Engine { solution: solution.clone(), relaxation, e: [0.0; 2], step: 0 }
     }
 
-    /// One attempt; after a rejection everything is what it was, bit for bit.
+    /// Makes one attempt; checks that after a rejection everything is unchanged bit for bit.
     fn attempt(&mut self, jump: &mut dyn Move, s: &mut [f64], step: u64) -> Outcome {
         self.step = step;
         let (kept, before) = (self.e, s.to_vec());
@@ -118,8 +118,8 @@ impl Engine {
     }
 }
 
-/// A double well whose bath sits elsewhere, and is wider, in the other well: 6 widths apart, so that a frozen bath
-/// hardly ever lets it jump.
+/// A double well whose bath is displaced and wider in the other well: 6 widths apart, so that a frozen bath hardly ever
+/// allows a jump.
 fn bistable() -> (Solution, Arc<dyn Density>) {
     let solution =
         Solution { solute: Arc::new(Exact(double_well(0.475))), bath: |s| [0.9 * s[0], 0.3 * (0.3 * s[0]).exp()] };
@@ -130,7 +130,7 @@ fn phi(s: &[f64]) -> f64 {
     torsion(atom(s, 3), atom(s, 2), atom(s, 1), atom(s, 0))
 }
 
-/// Exact draws of solute and bath stay exact draws after two attempts: the least p of what is seen of them.
+/// Tests that exact draws of solute and bath remain exact draws after two attempts: the least p over the observables.
 fn least_p(engine: &mut Engine, jump: &mut dyn Move, see: fn(&[f64]) -> f64) -> (f64, f64) {
     let solution = engine.solution.clone();
     let seen = |s: &[f64], e: &[f64; 2]| {
@@ -174,7 +174,7 @@ fn one_shot_invariance_of_driven_moves() {
     assert!(accepted[2] > accepted[0] + 0.05, "{accepted:?}");
 }
 
-/// The same with a way in bonds, angles and a torsion, of a model that is its own target.
+/// Invariance with a path in bonds, angles and a torsion, for a model that is its own target.
 #[test]
 fn one_shot_invariance_in_internal_coordinates() {
     let model: Arc<dyn Model> = Arc::new(four_atoms());
@@ -186,7 +186,7 @@ fn one_shot_invariance_in_internal_coordinates() {
     assert!(p > LEVEL && acceptance > 0.1, "p = {p:.1e}, {acceptance} accepted");
 }
 
-/// The metric term is in the work of the way and in no perturbation twice.
+/// The metric term enters the work of the path, and no perturbation counts it twice.
 #[test]
 fn constrained_bonds_are_driven_with_their_metric_term() {
     let with_metric = |metric: bool| {
@@ -201,7 +201,7 @@ fn constrained_bonds_are_driven_with_their_metric_term() {
     assert!(p < LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
 }
 
-/// Generators that describe orientation as well: the solute turns on its way.
+/// For generators that also describe orientation: the solute rotates along its path.
 #[test]
 fn one_shot_invariance_of_a_turning_solute() {
     let solute: Arc<dyn Density> = Arc::new(Exact(Trimer { width: 0.3, target: true }));
@@ -216,20 +216,20 @@ fn one_shot_invariance_of_a_turning_solute() {
     }
 }
 
-/// What may go wrong in such a move and not in others.
+/// Faults specific to driven moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// The relaxations keep another distribution.
+    /// The relaxations leave another distribution invariant.
     RelaxedWithoutATest,
     RelaxedToAnotherTemperature,
-    /// The potentials of the two ends decide, as if nothing had been done on the way.
+    /// The potentials of the two ends decide, as if no work had been done along the path.
     EndsOnly,
-    /// The work of the first perturbation stands for all.
+    /// Only the work of the first perturbation is counted.
     FirstPerturbationOnly,
-    /// The last perturbation, after which nothing relaxes, is not counted.
+    /// The work of the last perturbation, after which nothing relaxes, is omitted.
     LastPerturbationForgotten,
-    /// log q is left out.
+    /// log q is omitted.
     DensityForgotten,
 }
 
@@ -242,7 +242,7 @@ const FAULTS: [Fault; 6] = [
     Fault::DensityForgotten,
 ];
 
-/// The move on one coordinate written once more, shorter, with room for a fault.
+/// A shorter reimplementation of the move for one coordinate, in which a fault can be planted.
 struct Sketch {
     q: Arc<dyn Density>,
     steps: usize,
@@ -318,7 +318,7 @@ impl Move for Sketch {
 fn sketched(fault: Fault) -> f64 {
     let solution = bistable().0;
     let q: &'static [(f64, f64, f64)] = match fault {
-        // far from the target within the wells as well, or a forgotten q is hardly seen
+        // far from the target within the wells, too; otherwise a forgotten q is hard to detect
         Fault::DensityForgotten => &[(0.9, -1.2, 0.3), (0.1, 1.0, 0.3)],
         _ => &[(0.2, -1.1, 0.35), (0.8, 0.9, 0.4)],
     };
@@ -371,7 +371,7 @@ impl Density for Aimed {
     }
 }
 
-/// A bath that goes where it is told.
+/// A bath that follows a prescribed path.
 struct Script {
     solution: Solution,
     e: [f64; 2],
@@ -395,7 +395,7 @@ impl Target for Script {
     }
 }
 
-/// A way and the same way backwards have opposite log α, whatever the bath does.
+/// A path and its reverse have opposite log α, whatever the bath does.
 #[test]
 fn the_way_back_has_the_reciprocal_ratio() {
     let (solution, q) = bistable();
@@ -439,7 +439,7 @@ fn what_cannot_be_driven_is_refused() {
     let (solution, q) = bistable();
     let refusal = |n, steps| Driven::new(generator(&q, n, 1), steps).err().unwrap().to_string();
     assert!(refusal(1, 0).contains("0 steps") && refusal(2, 5).contains("one proposal"));
-    // a target without an environment: one step needs none, two do
+    // a target without an environment: one step works without it, two fail
     let mut target = NegativeLog::new(solution.solute.clone(), 0.0);
     let mut attempt = |jump: &mut dyn Move| {
         let mut x = [0.9];
@@ -450,7 +450,7 @@ fn what_cannot_be_driven_is_refused() {
     };
     let (result, x) = attempt(&mut Driven::new(generator(&q, 1, 1), 2).unwrap());
     assert!(matches!(result, Err(Error::Unsupported(_))) && x == [0.9]);
-    // and is the independence move
+    // one step equals the independence move
     let (one, x) = attempt(&mut Driven::new(generator(&q, 1, 1), 1).unwrap());
     let (plain, y) = attempt(&mut Independence::new(generator(&q, 1, 1)));
     assert_eq!((one.unwrap(), x), (plain.unwrap(), y));

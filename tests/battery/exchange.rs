@@ -1,5 +1,5 @@
-//! Learned replica exchange: identity, reverse, invariance of the pair of ensembles, and a forgotten determinant
-//! caught.
+//! Learned replica exchange: identity, reversal, invariance of the pair of ensembles, and detection of a forgotten
+//! determinant.
 
 use crate::moves::{systems, System};
 use crate::statistics::{ks_two_sample, LEVEL};
@@ -66,7 +66,7 @@ fn maps_are_made_of_exact_models_only() {
     }
 }
 
-/// Two ensembles with exact draws, and flows whose composition maps the one to the other, badly.
+/// Two ensembles with exact draws, and flows whose composition maps one to the other, poorly.
 struct Pair {
     name: &'static str,
     targets: [Arc<dyn Density>; 2],
@@ -86,7 +86,7 @@ fn affine(transformed: usize, plain: Vec<usize>) -> LayerConfig {
     }
 }
 
-/// Affine couplings with random parameters where there are others to depend on, then mean and width of every
+/// Affine couplings with random parameters, if there is more than one coordinate, then the mean and width of every
 /// coordinate.
 fn flow(coordinates: CoordinatesConfig, mean: &[f64], width: &[f64], strength: f64, seed: u64) -> Arc<dyn Model> {
     let d = mean.len();
@@ -152,7 +152,7 @@ fn map(flows: &[Arc<dyn Model>; 2]) -> Bijection {
     Bijection::new(flows[0].clone(), flows[1].clone()).unwrap()
 }
 
-/// One attempt, the reduced potentials evaluated by the driver.
+/// Makes one attempt, with the reduced potentials evaluated by the driver.
 fn attempt(
     exchange: &mut Exchange,
     [target_a, target_b]: &mut [NegativeLog; 2],
@@ -177,8 +177,8 @@ fn targets(densities: &[Arc<dyn Density>; 2]) -> [NegativeLog; 2] {
     [NegativeLog::new(densities[0].clone(), -2.0), NegativeLog::new(densities[1].clone(), 1.0)]
 }
 
-/// Exact draws of both ensembles stay so after exchange, local steps, exchange. Returns the smallest p, and the
-/// acceptance.
+/// Tests that exact draws of both ensembles remain exact after exchange, local steps, exchange. Returns the smallest p
+/// and the acceptance.
 fn one_shot(pair: &Pair, flows: &[Arc<dyn Model>; 2], carry_frames: bool, starts: usize) -> (f64, f64) {
     let mut exchange = Exchange::new(map(flows), 31);
     exchange.carry_frames(carry_frames);
@@ -300,7 +300,7 @@ fn with_one_target_and_the_identity_every_exchange_is_a_swap() {
             if pair.name == "plane" {
                 assert!(a.iter().zip(&y).chain(b.iter().zip(&x)).all(|(a, b)| (a - b).abs() < 1e-9));
             } else {
-                // shapes are exchanged; the atom of the origin stays
+                // shapes are exchanged; the atom at the origin stays
                 let shapes = Bent::internal(&a).into_iter().zip(Bent::internal(&y));
                 assert!(shapes
                     .chain(Bent::internal(&b).into_iter().zip(Bent::internal(&x)))
@@ -340,8 +340,8 @@ fn a_second_exchange_undoes_the_first_and_negates_log_alpha() {
     }
 }
 
-/// Bonds that the engine keeps: the metric term of either configuration is part of the test, and without it the pair is
-/// biased.
+/// With bonds constrained by the engine, the Metropolis test includes the metric terms of both configurations; without
+/// them the pair is biased.
 #[test]
 fn constrained_bonds_have_their_metric_term() {
     let masses = [1.0, 10.0, 10.0];
@@ -366,7 +366,7 @@ fn constrained_bonds_have_their_metric_term() {
     }
     let rigid = || of_three_atoms(vec![(0, 1, 0.1), (0, 2, 0.1)]);
     let flows = [flow(rigid(), &[0.6], &[0.2], 0.0, 5), flow(rigid(), &[0.4], &[0.1], 0.0, 6)];
-    // and what was tested at each start: log α, and by how much the metric terms changed, where it was accepted
+    // also records for each start log α and, where accepted, the change of the metric terms
     let p_value = |with_metric: bool| {
         let mut exchange = Exchange::new(map(&flows), 7);
         if with_metric {

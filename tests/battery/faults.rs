@@ -1,6 +1,6 @@
-//! The guard of the guards: eleven mistakes that Monte Carlo codes have made, each planted here by wrapping the
-//! density, the target or the driver, never in the product. Each must be found by the guard that is named for it, and
-//! no guard may fire on the correct code.
+//! Tests the guards themselves: eleven mistakes that Monte Carlo codes have made, each planted by wrapping the density,
+//! the target or the driver, never in the product. Each must be found by the guard named for it, and no guard may fire
+//! on the correct code.
 
 use crate::guards::{identity, normalisation, one_shot, Driver, Experiment, Verdict};
 use crate::systems::*;
@@ -51,7 +51,7 @@ const CAUGHT_BY: [(Fault, Guard); 11] = [
     (Fault::LogQWrongEverywhere, Guard::Normalisation),
 ];
 
-/// What a faulty sampler remembers although it must not.
+/// State that a faulty sampler remembers although it must not.
 #[derive(Default)]
 struct Memory {
     log_q: Option<f64>,
@@ -66,7 +66,7 @@ struct FaultyDensity {
 }
 
 impl FaultyDensity {
-    /// What the acceptance takes for log q of this value.
+    /// The value that the acceptance test uses for log q.
     fn seen(&self, log_q: f64) -> f64 {
         match self.fault {
             Fault::QRatioForgotten => 0.0,
@@ -79,7 +79,7 @@ impl FaultyDensity {
     fn model(&self, x: f64) -> f64 {
         let log_q = self.table.log_pdf(x);
         match self.fault {
-            // A slope in the log-density that samples do not have.
+            // A slope in the log-density that the samples do not follow.
             Fault::LogQWrongEverywhere => log_q + 0.1 * x,
             _ => log_q,
         }
@@ -121,7 +121,7 @@ impl Density for FaultyDensity {
     }
 }
 
-/// The same model as the identity guard takes it for target: without the faults of the acceptance.
+/// The model as the identity guard's target: without the faults of the acceptance.
 struct Honest {
     inner: FaultyDensity,
 }
@@ -176,7 +176,7 @@ impl Faulty {
         let mut state = State { x, box_vectors: None, reduced_potential, step, replica: 0 };
         let mut outcome = kernel.attempt(&mut target, &mut state).unwrap();
         if self.fault == Fault::AcceptanceDependsOnMode && outcome.accepted() && before < 0.0 {
-            // Jumps out of the left mode are taken back one time in ten.
+            // Jumps out of the left mode are undone one time in ten.
             if Stream::new(SEED, StreamId::Test, step, 1).uniform() < 0.1 {
                 x[0] = before;
                 outcome.fate = Fate::Rejected;
@@ -269,7 +269,7 @@ fn every_fault_of(guard: Guard, expected: usize) {
     }
 }
 
-/// The division of labour is real: these faults pass the guards that are not named for them.
+/// Every guard is needed: these faults pass the guards that are not named for them.
 #[test]
 fn faults_that_one_guard_alone_can_find() {
     for (fault, blind) in [

@@ -1,4 +1,4 @@
-//! The guards: each runs an experiment and returns `Err` with what it found wrong.
+//! The guards: each runs an experiment and returns `Err` with the defect it found.
 
 use crate::statistics::{chi_square, ks_two_sample, LEVEL};
 use crate::systems::NegativeLog;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 pub type Verdict = Result<(), String>;
 
-/// How a sampler uses its moves. The correct way is [`Correct`]; the planted faults are others.
+/// How a sampler uses its moves: correctly ([`Correct`]), or with a planted fault.
 pub trait Driver {
-    /// One attempt at x, at this step, with u(x) evaluated by the driver; returns the outcome that the sampler
-    /// believes.
+    /// Makes one attempt at x, at this step, with u(x) evaluated by the driver; returns the outcome as the sampler
+    /// sees it.
     fn attempt(&mut self, kernel: &mut dyn Move, target: &mut dyn Target, x: &mut [f64], step: u64) -> Outcome;
-    /// Called where an unrelated chain begins.
+    /// Called when an unrelated chain begins.
     fn forget(&mut self) {}
 }
 
@@ -30,8 +30,8 @@ impl Driver for Correct {
     }
 }
 
-/// The same, and looks at the state that is left behind: it has the potential that it says, and after a rejection it is
-/// what it was, bit for bit.
+/// Like [`Correct`], but also checks the resulting state: its stored potential is correct, and after a rejection it is
+/// unchanged bit for bit.
 pub struct Checked;
 
 impl Driver for Checked {
@@ -57,13 +57,13 @@ impl Driver for Checked {
     }
 }
 
-/// What a guard needs: kernels are made afresh, so that guards do not share state.
+/// Input of a guard. Kernels are newly created, so that guards do not share state.
 pub struct Experiment<'a> {
     pub kernel: &'a dyn Fn() -> Box<dyn Move>,
     pub target: Arc<dyn Density>,
     /// Width of the local dynamics between jumps; none if 0.
     pub local: f64,
-    /// Numbers whose distribution is compared.
+    /// Observables whose distributions are compared.
     pub observables: fn(&[f64]) -> Vec<f64>,
 }
 
@@ -78,7 +78,7 @@ fn draw(density: &Arc<dyn Density>, seed: u64, row: u64, x: &mut [f64]) {
     density.sample(&|_| Stream::new(seed, StreamId::Test, row, 0), x, &mut evaluation).unwrap();
 }
 
-/// With the model as target every jump has log α = 0 and is accepted, also after the dynamics has moved x.
+/// Checks that with the model as target every jump has log α = 0 and is accepted, even after dynamics has moved x.
 pub fn identity(experiment: &Experiment, driver: &mut dyn Driver) -> Verdict {
     let mut target = NegativeLog::new(experiment.target.clone(), 3.0);
     let mut kernel = (experiment.kernel)();
@@ -102,8 +102,8 @@ pub fn identity(experiment: &Experiment, driver: &mut dyn Driver) -> Verdict {
     Ok(())
 }
 
-/// Exact draws of the target stay exact draws after jump, local step, jump: each observable is compared with fresh
-/// exact draws (Kolmogorov–Smirnov), and so are the populations of its eight octiles (χ²).
+/// Checks that exact draws of the target remain exact draws after jump, local step, jump: each observable is compared
+/// with fresh exact draws (Kolmogorov–Smirnov), and so are the populations of its eight octiles (χ²).
 pub fn one_shot(experiment: &Experiment, driver: &mut dyn Driver, starts: usize) -> Verdict {
     let mut target = NegativeLog::new(experiment.target.clone(), -2.0);
     let mut kernel = (experiment.kernel)();
@@ -140,8 +140,8 @@ fn push(columns: &mut Vec<Vec<f64>>, row: Vec<f64>) {
     columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
 }
 
-/// χ² of the counts in the octiles of the exact sample. The octiles' own error, a fourth of the counts' variance, is
-/// allowed for by deflating the statistic's counts accordingly.
+/// χ² test of the counts in the octiles of the exact sample. The octiles' own error, a quarter of the counts' variance,
+/// is accounted for by scaling down the counts.
 fn octile_test(after: &[f64], exact: &[f64]) -> f64 {
     let mut sorted = exact.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -156,7 +156,7 @@ fn octile_test(after: &[f64], exact: &[f64]) -> f64 {
     chi_square(&counts, &[0.125; 8])
 }
 
-/// A one-dimensional density integrates to one, and to no more than one anywhere on the way.
+/// Checks that a one-dimensional density integrates to one.
 pub fn normalisation(density: &dyn Density, low: f64, high: f64) -> Verdict {
     let cells = 40_000;
     let step = (high - low) / cells as f64;

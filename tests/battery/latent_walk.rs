@@ -1,4 +1,4 @@
-//! Walks in latent space: identity, invariance, boxes and constraints, and the mistakes that such a walk invites.
+//! Walks in latent space: identity, invariance, boxes and constraints, and detection of typical mistakes.
 
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
 use crate::moves::{constrained_angles, systems, two_constraints, System};
@@ -17,7 +17,7 @@ use modejump::target::Target;
 use std::sync::Arc;
 
 const STARTS: usize = 20_000;
-/// Trajectories cost more, and see no less.
+/// Fewer starts than for random walks: trajectories cost more and are tested just as well.
 const STARTS_OF_TRAJECTORIES: usize = 6_000;
 
 fn spline(i: usize, others: Vec<usize>) -> LayerConfig {
@@ -44,7 +44,7 @@ fn affine(i: usize, others: Vec<usize>) -> LayerConfig {
     }
 }
 
-/// A flow with random weights: no generator of anything, but a map with a Jacobian.
+/// A flow with random weights: not a useful generator, but a map with a Jacobian.
 fn flow(config: CouplingConfig, coordinates: CoordinatesConfig) -> Arc<dyn Model> {
     let mut flow = CouplingFlow::<f64>::new(ModelCard::of_coupling(config, coordinates)).unwrap();
     let mut stream = Stream::new(11, StreamId::Test, 0, 0);
@@ -66,7 +66,7 @@ fn mixed() -> Arc<dyn Model> {
     flow(CouplingConfig { uniform: vec![0], layers }, CoordinatesConfig::Cartesian { dimension: 3 })
 }
 
-/// Three atoms with the bonds 0–1 and 0–2, which are kept at 0.1 nm or not.
+/// Three atoms with the bonds 0–1 and 0–2, constrained to 0.1 nm if `kept`.
 fn three_atoms(kept: bool) -> CoordinatesConfig {
     CoordinatesConfig::Internal {
         frame: [1, 0, 2],
@@ -89,12 +89,12 @@ fn bent() -> Arc<dyn Model> {
     flow(CouplingConfig { uniform: vec![0, 1, 2], layers }, three_atoms(false))
 }
 
-/// The angle alone, uniform in this range, 1 being π.
+/// The angle alone, uniform in this range in units of π.
 pub fn angle_within([low, high]: [f64; 2]) -> Arc<dyn Model> {
     flow(CouplingConfig { uniform: vec![0], layers: vec![uniform(vec![low], vec![high])] }, three_atoms(true))
 }
 
-/// Systems of the battery, each with a flow to walk in.
+/// Systems of the battery, each with a flow for the walk.
 fn cases() -> Vec<(System, Arc<dyn Model>)> {
     let flows = [("double well in two dimensions", square()), ("Gaussian mixture", mixed()), ("bent molecule", bent())];
     let system = |name: &str| systems().into_iter().find(|s| s.name == name).unwrap();
@@ -125,7 +125,7 @@ fn one_shot_invariance_of_latent_walks() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// Both kinds of walk are accepted often enough to be tested by the invariance above.
+/// Both kinds of walk are accepted often enough for the invariance test above to be meaningful.
 #[test]
 fn latent_walks_move() {
     for (system, model) in cases() {
@@ -146,7 +146,7 @@ fn latent_walks_move() {
     }
 }
 
-/// With a uniform prior the density of the model is −ln|∂x/∂z|, and every step of a walk has log α = 0.
+/// With a uniform prior the model's log-density is −ln|∂x/∂z|, so with the model as target every step has log α = 0.
 #[test]
 fn identity_of_a_walk_with_a_uniform_prior() {
     for (model, local) in [(square(), 0.05), (bent(), 0.0005)] {
@@ -161,7 +161,7 @@ fn identity_on(model: &Arc<dyn Model>, local: f64) -> Experiment<'static> {
     Experiment { kernel: &|| unreachable!("a kernel is given"), target, local, observables: |x| x.to_vec() }
 }
 
-/// log α is what the ends alone say, and swapping them negates it.
+/// log α depends only on the two ends, and swapping them negates it.
 #[test]
 fn reverse_swapping_the_ends_of_a_walk_negates_log_alpha() {
     for (system, model) in cases() {
@@ -197,7 +197,7 @@ fn reverse_swapping_the_ends_of_a_walk_negates_log_alpha() {
     }
 }
 
-/// A molecule cut by the box: the same decisions, the same frame, and a whole molecule after an acceptance.
+/// A molecule split across the box gives the same decisions and the same frame, and is whole after an acceptance.
 #[test]
 fn a_walk_keeps_the_frame_and_makes_molecules_whole() {
     let (system, model) = cases().pop().unwrap();
@@ -254,17 +254,17 @@ fn constrained_bonds_are_walked_with_their_metric_term() {
     assert!(p < LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
 }
 
-/// What may go wrong in such a walk and not in others.
+/// Faults specific to latent walks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
     /// log α = −Δu.
     JacobianForgotten,
-    /// The walk goes on from the z where the last attempt left it, though dynamics has moved x since.
+    /// The walk continues from the z of the last attempt, although dynamics has moved x since.
     ZOfTheLastAttempt,
 }
 
-/// The walk written once more, shorter, with room for a fault.
+/// A shorter reimplementation of the walk in which a fault can be planted.
 struct Sketch {
     model: Arc<dyn Model>,
     fault: Fault,

@@ -1,7 +1,7 @@
 //! The battery: tests that a Monte Carlo code can fail.
 //!
-//! `guards` holds the tests as functions that return what they found, `faults` plants eleven known mistakes and demands
-//! that the named guard finds each, `moves` applies the guards to every move on every system.
+//! `guards` holds the tests as functions that return the defect they found, `faults` plants eleven known mistakes and
+//! requires that the named guard finds each, and `moves` applies the guards to every move on every system.
 
 mod ahead;
 mod annealed;

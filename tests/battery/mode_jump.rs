@@ -1,5 +1,5 @@
-//! Jumps between modes: identity, invariance, edges of unequal choice, identical particles, and the mistakes that such
-//! jumps invite.
+//! Jumps between modes: identity, invariance, edges chosen with unequal probability, identical particles, and detection
+//! of typical mistakes.
 
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
 use crate::latent_walk::angle_within;
@@ -34,7 +34,7 @@ fn of_layers(dimension: usize, layers: Vec<LayerConfig>) -> CouplingFlow<f64> {
     CouplingFlow::new(ModelCard::of_coupling(CouplingConfig { uniform: vec![], layers }, coordinates)).unwrap()
 }
 
-/// A flow of plain coordinates about a mean: affine couplings with random networks before that.
+/// A flow of Cartesian coordinates: affine couplings with random networks, then a shift to the mean and a scale.
 fn flow(mean: &[f64], width: f64, seed: u64) -> Arc<dyn Model> {
     let d = mean.len();
     let coupling = |moved: usize| LayerConfig::Affine {
@@ -84,7 +84,7 @@ fn observables(x: &[f64]) -> Vec<f64> {
     vec![x[0], x[1], x[1] - 0.5 * x[0]]
 }
 
-/// The density that is q_i in mode i: the image of every mode is the other, and each jump is certain.
+/// The density that equals q_i in mode i: each mode maps onto the other, and every jump is accepted.
 struct Piecewise {
     modes: Modes,
     models: [Arc<dyn Model>; 2],
@@ -106,7 +106,7 @@ impl Analytic for Piecewise {
 
 #[test]
 fn identity_where_every_mode_is_the_image_of_the_other() {
-    // modes so far apart that no image is in the wrong one
+    // modes so far apart that no image lies in the wrong mode
     let models = [flow(&[-5.0, -0.5], 0.25, 1), flow(&[5.0, 0.4], 0.35, 2)];
     let target: Arc<dyn Density> = Arc::new(Exact(Piecewise { modes: halves(2), models: models.clone() }));
     let kernel = || -> Box<dyn Move> {
@@ -136,11 +136,11 @@ fn jumps_between_wells_are_accepted_and_leave_the_rest_to_the_dynamics() {
     assert!(jump.statistics().acceptance() > 0.2, "{}", jump.statistics().acceptance());
 }
 
-/// Two bonds that are kept, and modes of small and of large angles, by flows whose latent space is the unit interval:
-/// steps of noise go around it.
+/// Two constrained bonds, with modes of small and large angles, from flows whose latent space is the unit interval:
+/// noise steps wrap around it.
 #[test]
 fn constrained_bonds_are_jumped_with_their_metric_term() {
-    // the distance of the ends at a right angle
+    // the end-to-end distance at a right angle
     let right = 0.02f64.sqrt();
     let region = |name: &str, range: [f64; 2]| {
         let within = vec![Region { along: Along::Distance([1, 2]), range }];
@@ -164,8 +164,8 @@ fn constrained_bonds_are_jumped_with_their_metric_term() {
     assert!(without < LEVEL, "leaving the metric term out went unnoticed: p = {without:.1e}");
 }
 
-/// Three modes in a row; from the middle one the two ways out are not chosen alike, nor are their weights those of the
-/// ends.
+/// Three modes in a row; the two edges from the middle one are chosen with unequal probability, and their weights there
+/// differ from those at the ends.
 fn three_modes() -> (Arc<dyn Density>, ModeJump) {
     let centres = [[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0]];
     let component = |k: usize, share: f64| (share, centres[k].to_vec(), 0.4);
@@ -181,7 +181,7 @@ fn three_modes() -> (Arc<dyn Density>, ModeJump) {
 
 #[test]
 fn one_shot_invariance_with_unequal_choices_among_three_modes() {
-    // noise must not know which edge was chosen
+    // noise must not depend on the edge chosen
     for noise in [0.0, 0.5] {
         let kernel = || -> Box<dyn Move> {
             let mut jump = three_modes().1;
@@ -217,7 +217,7 @@ impl Analytic for Bath {
     }
 }
 
-/// The places of one mode are in another order than those of the other.
+/// Reference positions, in a different order in each mode.
 const REFERENCES: [[f64; 4]; 2] = [[-1.0, -0.8, 0.0, 0.7], [1.0, 1.2, -1.4, 0.2]];
 
 fn bath() -> Box<dyn Move> {
@@ -228,7 +228,7 @@ fn bath() -> Box<dyn Move> {
     Box::new(jump)
 }
 
-/// One of the particles, and what they look like without their names.
+/// One labelled particle, and quantities that do not depend on the particles' labels.
 fn of_the_bath(x: &[f64]) -> Vec<f64> {
     let mut sorted = x[1..].to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -247,7 +247,7 @@ fn one_shot_invariance_with_identical_particles() {
 fn a_jump_takes_each_particle_to_its_place_in_the_other_mode() {
     let mut jump = bath();
     let mut target = NegativeLog::new(Arc::new(Exact(Bath)), 0.0);
-    // particles 2, 3 and 1 at the first, second and third place
+    // particles 2, 3 and 1 in the first, second and third position
     let mut x = [-1.0, 0.7, -0.8, 0.0];
     let mut jumped = 0;
     for step in 0..50 {
@@ -263,15 +263,15 @@ fn a_jump_takes_each_particle_to_its_place_in_the_other_mode() {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// The proposal is not asked whether it is in the other mode: the public code's sampler of particles (2021).
+    /// The proposal is not checked to be in the other mode, as in the public code's particle sampler (2021).
     ModeNotChecked,
     LogDetForgotten,
-    /// The image of sorted particles is not asked whether it is sorted.
+    /// The image of sorted particles is not checked to be sorted.
     OrderNotChecked,
 }
 
-/// A jump along one edge written once more, shorter, with room for a fault. With a bath, particles 1 to 3 are
-/// identical.
+/// A shorter reimplementation of a jump along one edge, in which a fault can be planted. With a bath, particles 1 to 3
+/// are identical.
 struct Faulty {
     fault: Fault,
     edge: Edge,
@@ -281,7 +281,7 @@ struct Faulty {
 }
 
 impl Faulty {
-    /// Coordinates by position, which is the order of the references.
+    /// Coordinates sorted by position, as the references are.
     fn order(&self, x: &[f64]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..x.len()).collect();
         if self.bath {
@@ -344,7 +344,8 @@ impl Move for Faulty {
     }
 }
 
-/// Of the two wells, by maps that often stay in their mode, or of the bath, by maps that often change the order.
+/// Verdict for the two wells, with maps that often stay in their mode, or for the bath, with maps that often change the
+/// order.
 fn verdict_of(fault: Fault, bath: bool) -> Verdict {
     let target: Arc<dyn Density> = if bath { Arc::new(Exact(Bath)) } else { double_well_2() };
     let observables = if bath { of_the_bath } else { observables };
@@ -373,7 +374,7 @@ fn the_mistakes_that_mode_jumps_invite_are_caught() {
     }
 }
 
-/// Atoms that coincide have no metric term: the current configuration is none of the constrained ensemble.
+/// Coincident atoms have no metric term: the current configuration does not belong to the constrained ensemble.
 #[test]
 fn a_state_without_a_metric_term_stays_and_is_counted() {
     let to = [1.0, 1.0, 1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.0];
@@ -411,7 +412,7 @@ fn edges_that_make_no_sense_are_refused() {
     assert!(jump.set_noise(-1.0).is_err() && jump.set_noise(f64::NAN).is_err());
     let short = Identical { dimension: 1, particles: vec![0, 1], references: vec![vec![0.0; 2]] };
     assert!(jump.set_identical(short).unwrap_err().to_string().contains("reference"));
-    // a jump that forgets a particle has no way back
+    // a jump that omits a particle cannot be reversed
     for (particles, reason) in [(vec![1, 0, 1], "1 is there twice"), (vec![usize::MAX, 1], "beyond the")] {
         let identical = Identical { dimension: 1, particles, references: Vec::new() };
         assert!(jump.set_identical(identical).unwrap_err().to_string().contains(reason), "{reason}");

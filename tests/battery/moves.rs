@@ -1,4 +1,4 @@
-//! Every move on every system: identity, reverse, one-shot invariance; and what is special to a move.
+//! Every move on every system: identity, reversal, one-shot invariance; and tests specific to single moves.
 
 use crate::driven::Aimed;
 use crate::guards::{identity, one_shot, Checked, Correct, Driver, Experiment};
@@ -102,8 +102,8 @@ pub fn systems() -> Vec<System> {
     ]
 }
 
-/// With a centroid that is noise the generator's own density, at the molecule's place, is not what is proposed from: no
-/// identity.
+/// Systems for the identity test. Where the centroid is noise, the generator's own density at the molecule's position
+/// is not the one that proposals are drawn from, so the identity does not hold.
 pub fn systems_without_noise() -> Vec<System> {
     systems().into_iter().filter(|s| !matches!(s.generator.scope(), Scope::Noisy { .. })).collect()
 }
@@ -170,7 +170,7 @@ fn identity_of_the_independence_move_on_every_system() {
     }
 }
 
-/// Flows from model files, f64: one of plain coordinates, one of a molecule's shape with a bond that is kept.
+/// Flows from model files, f64: one of Cartesian coordinates, one of a molecule's shape with a constrained bond.
 #[test]
 fn identity_of_the_independence_move_on_coupling_flows() {
     let bytes = std::fs::read("models/double-well/generator.safetensors").unwrap();
@@ -185,8 +185,8 @@ fn identity_of_the_independence_move_on_coupling_flows() {
     }
 }
 
-/// The noise of the centroid must be drawn afresh for the current configuration: without that the move is biased, and
-/// caught.
+/// The centroid noise must be redrawn for the current configuration: otherwise the move is biased, and the test detects
+/// it.
 #[test]
 fn a_forgotten_noise_of_the_centroid_is_caught() {
     struct Forgotten(Arc<dyn Density>);
@@ -218,7 +218,7 @@ fn a_forgotten_noise_of_the_centroid_is_caught() {
     let systems = systems();
     let system = systems.iter().find(|s| matches!(s.generator.scope(), Scope::Noisy { .. })).unwrap();
     let forgotten: Arc<dyn Density> = Arc::new(Forgotten(system.generator.clone()));
-    // the bias grows with the attempts, and is small after two
+    // the bias grows with the number of attempts, and is small after two
     let after = |q: &Arc<dyn Density>, attempts: u64| -> Vec<f64> {
         let mut target = NegativeLog::new(system.target.clone(), 0.0);
         let mut kernel = Independence::new(generator(q, 1, 16));
@@ -272,7 +272,7 @@ fn isir_leaves_with_equal_odds_when_the_target_is_the_model() {
     assert!((kernel.statistics().effective_fraction() - 1.0).abs() < 1e-9);
 }
 
-/// A jump and the jump back have opposite log α, which is what u and log q of the two ends make of it.
+/// A jump and its reverse have opposite log α, given by u and log q of the two ends.
 #[test]
 fn the_jump_back_negates_log_alpha() {
     for system in systems_without_noise() {
@@ -293,7 +293,7 @@ fn the_jump_back_negates_log_alpha() {
             let x = draw(&system.target, 2 * pair);
             let mut y = draw(&system.generator, 2 * pair + 1);
             if system.generator.scope() == Scope::Centred {
-                // where the move puts it
+                // to where the move places it
                 let by = sub(centroid(&x), centroid(&y));
                 shift(&mut y, by);
             }
@@ -350,7 +350,8 @@ fn centred_moves_keep_the_centroid() {
     assert!(accepted > 20, "{accepted}");
 }
 
-/// A molecule cut by the box and moved by lattice vectors: same decisions, and the same shape after an acceptance.
+/// A molecule split across the box and moved by lattice vectors gives the same decisions, and the same shape after an
+/// acceptance.
 #[test]
 fn a_cut_molecule_is_made_whole_before_the_move() {
     for system in systems().iter().filter(|s| s.generator.scope() != Scope::Full) {
@@ -398,7 +399,7 @@ fn cut_and_whole_agree(system: &System) {
 }
 
 /// Three atoms with two rigid bonds, of masses [1, 10, 10]: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z
-/// being far from constant. p of exact draws of θ after two attempts of the move.
+/// being far from constant. Returns p of exact draws of θ after two attempts of the move.
 pub fn constrained_angles(kernel: &mut dyn Move, starts: u64) -> f64 {
     let potential = |theta: f64| 1.5 * theta.cos();
     // Z = [[1/m₀ + 1/m₁, cos θ/m₀], [cos θ/m₀, 1/m₀ + 1/m₂]].
@@ -417,7 +418,7 @@ pub fn constrained_angles(kernel: &mut dyn Move, starts: u64) -> f64 {
         fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
             Err(Error::Unsupported("no gradient is asked for here".into()))
         }
-        /// Nothing is around it.
+        /// There is no environment to relax.
         fn relax(&mut self, x: &[f64], _: u32) -> Result<f64> {
             Ok((self.0)(Bent::internal(x)[2]))
         }
@@ -460,7 +461,7 @@ fn constrained_bonds_are_sampled_with_their_metric_term() {
         }
         generator
     };
-    // the screen knows the angle by its sine, and is believed in part
+    // the screen depends on the sine of the angle, and is trusted in part
     let screen: Arc<dyn Density> = rigid(Table::new(0.0, std::f64::consts::PI, |t: f64| 3.0 * t.sin().ln()), true);
     let screen = believed(screen, Trust { energy: 0.3, density: 0.4 });
     let kernels: [(&str, Box<dyn Move>); 4] = [
@@ -477,7 +478,7 @@ fn constrained_bonds_are_sampled_with_their_metric_term() {
     assert!(p < crate::statistics::LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
 }
 
-/// Atoms that coincide have no metric term: the current configuration is none of the constrained ensemble.
+/// Coincident atoms have no metric term: the current configuration does not belong to the constrained ensemble.
 #[test]
 fn a_state_without_a_metric_term_stays_and_is_counted() {
     let q: Arc<dyn Density> = Arc::new(Exact(Polymer { beads: 3, trap: 1.0, bond: 0.4 }));
@@ -494,7 +495,7 @@ fn a_state_without_a_metric_term_stays_and_is_counted() {
     }
 }
 
-/// What is proposed, and what decides where all propose the same.
+/// Checks both the proposals and, where all proposals are the same, the acceptance decisions.
 #[test]
 fn replicas_have_random_numbers_of_their_own() {
     let system = &systems()[0];

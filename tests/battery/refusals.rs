@@ -1,4 +1,4 @@
-//! What a move refuses, rejects and counts.
+//! Inputs that a move refuses, rejects and counts.
 
 use crate::guards::{Correct, Driver};
 use crate::moves::generator;
@@ -11,7 +11,7 @@ use modejump::target::Target;
 use modejump::trust::Trust;
 use std::sync::Arc;
 
-/// A density that calls every sample and every state what it is told to.
+/// A density that reports a given status for every sample and every state.
 struct Spoiled {
     inner: Arc<dyn Density>,
     sample: Status,
@@ -74,7 +74,7 @@ fn every_reason_is_counted_and_leaves_the_state_alone() {
     }
 }
 
-/// A target that fails or yields nonsense.
+/// A target that fails or returns nonsense.
 struct Broken(std::result::Result<f64, &'static str>);
 
 impl Target for Broken {
@@ -109,7 +109,7 @@ fn a_failing_target_changes_nothing_and_a_clash_is_rejected() {
     assert_eq!(kernel.statistics().attempts(), 2);
 }
 
-/// Neither as a generator nor, by that way, in any move: a surrogate decides only where it is given to `by_surrogate`.
+/// They are refused as generators, and thereby in every move: a surrogate decides only if passed to `by_surrogate`.
 #[test]
 fn inexact_densities_may_not_decide() {
     for exactness in [Exactness::Estimated, Exactness::Surrogate] {
@@ -129,7 +129,7 @@ fn senseless_options_are_refused() {
     assert!(Mixture::new(vec![], 0).is_err());
 }
 
-/// With one seed for both.
+/// Holds even if both mixtures have the same seed.
 #[test]
 fn a_mixture_in_a_mixture_has_coins_of_its_own() {
     let walk = |width| Box::new(RandomWalk::new(1, width, 0).unwrap()) as Box<dyn Move>;

@@ -1,4 +1,4 @@
-//! A restarted run goes on bit for bit, also in the middle of a block of pre-drawn proposals.
+//! A restarted run continues bit for bit, even in the middle of a block of pre-drawn proposals.
 
 use crate::systems::*;
 use modejump::annealing::{even, Kernel as Steps};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 const STRIDE: u64 = 5;
 const KIND: Kind = Kind { magic: *b"MJ--TEST", version: 1 };
 
-/// The next step, where the walker is, and what was counted of either move: random numbers are a function of the step.
+/// The next step, the walker's position, and the statistics of both moves: random numbers are a function of the step.
 type Saved = (u64, Vec<f64>, [Statistics; 2]);
 
 struct Sampler {

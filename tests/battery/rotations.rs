@@ -1,5 +1,5 @@
-//! Densities averaged over orientations: moves that use them leave the target invariant, also one that knows of
-//! directions, with more acceptances, and the mistakes that lie near are caught.
+//! Densities averaged over orientations: moves that use them leave the target invariant, even if it depends on
+//! orientation, and are accepted more often; likely mistakes are caught.
 
 use crate::guards::{one_shot, Correct, Experiment, Verdict};
 use crate::moves::{generator, systems};
@@ -25,12 +25,12 @@ fn in_a_field() -> Arc<dyn Density> {
     Arc::new(Exact(Dipole { cloud: CLOUD, shift: 0.1 }))
 }
 
-/// Its samples stand in one orientation.
+/// A density whose samples all have one orientation.
 fn of_one_orientation() -> Arc<dyn Density> {
     Arc::new(Exact(NoisyTrimer { width: 0.35 }))
 }
 
-/// Distances and where the first atom is, in space and from the second.
+/// Internal distances, position of the first atom relative to the second, and position of the centroid.
 fn observables(x: &[f64]) -> Vec<f64> {
     let squared = |i: usize, j: usize| (0..3).map(|k| (x[3 * i + k] - x[3 * j + k]).powi(2)).sum::<f64>();
     vec![squared(0, 1), squared(1, 2) - squared(0, 2), x[0] - x[3], x[4] - x[1], x[0] + x[3] + x[6]]
@@ -68,7 +68,7 @@ fn more_rotations_accept_more() {
     assert!(one + 0.02 < four && four + 0.005 < sixteen, "{one} {four} {sixteen}");
 }
 
-/// Writes down what it is asked about; its samples are one configuration.
+/// Records the configurations at which it is evaluated; all its samples are one configuration.
 struct Noted {
     at: Vec<f64>,
     asked: Mutex<Vec<f64>>,
@@ -99,8 +99,8 @@ impl Density for Noted {
     }
 }
 
-/// Copies of the current configuration, those of proposals, and proposals where they are put: one shape, and never
-/// turned alike.
+/// Copies of the current configuration, copies of proposals, and the proposals as placed: one shape, but no two with
+/// the same rotation.
 #[test]
 fn every_copy_has_a_rotation_of_its_own() {
     let mut at = vec![0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.3];
@@ -115,7 +115,7 @@ fn every_copy_has_a_rotation_of_its_own() {
     let mut all = std::mem::take(&mut *noted.asked.lock().unwrap());
     all.extend(asked_of_target.into_inner().unwrap());
     let rows: Vec<&[f64]> = all.chunks_exact(9).collect();
-    // three of the current configuration, two of each proposal, and the two proposals
+    // three copies of the current configuration, two of each proposal, and the two proposals
     assert_eq!(rows.len(), 3 + 2 * 2 + 2);
     let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     for (i, a) in rows.iter().enumerate() {
@@ -123,7 +123,7 @@ fn every_copy_has_a_rotation_of_its_own() {
     }
 }
 
-/// Flat, and writes down where it is asked.
+/// A flat potential that records the configurations at which it is evaluated.
 struct Asked<'a> {
     at: &'a Mutex<Vec<f64>>,
 }
@@ -142,7 +142,7 @@ impl Target for Asked<'_> {
     }
 }
 
-/// A proposal that is not one of its own copies: its density is then that of K orientations which were never drawn.
+/// A fault: the proposal is not one of its own copies, so its density is that of K orientations that were never drawn.
 struct AllTurned(Arc<dyn Density>);
 
 impl Density for AllTurned {
@@ -182,7 +182,7 @@ fn a_proposal_that_is_none_of_its_copies_is_caught() {
     }
 }
 
-/// A new configuration is turned after it was tested, as if the target did not know of directions.
+/// A fault: a new configuration is rotated after the test, as if the target did not depend on orientation.
 struct TurnedLater(Independence);
 
 impl Move for TurnedLater {
@@ -227,7 +227,7 @@ fn what_has_no_orientation_to_turn_is_refused() {
     assert!(refused.contains("0 rotations"), "{refused}");
 }
 
-/// A periodic box has directions, which the energies know of.
+/// A periodic box breaks rotational symmetry, but the energies account for that.
 #[test]
 fn a_box_changes_nothing() {
     let attempt = |box_vectors| {

@@ -1,4 +1,4 @@
-//! Tests of hypotheses. The level is 1e-6 everywhere, with fixed seeds: a test that fires is a fault, never bad luck.
+//! Hypothesis tests. The level is 1e-6 everywhere, with fixed seeds: a test that fires is a fault, never bad luck.
 
 pub const LEVEL: f64 = 1e-6;
 
@@ -61,7 +61,7 @@ fn upper_gamma(a: f64, x: f64) -> f64 {
     while s < a - 0.25 {
         q += log_term.exp();
         s += 1.0;
-        // s has grown to the next value already: x^s / Γ(s + 1).
+        // s already has its next value: x^s / Γ(s + 1).
         log_term += x.ln() - s.ln();
     }
     q

@@ -1,5 +1,5 @@
-//! Steerable flows: every move at several temperatures, the shipped model on a ladder, and two mistakes that auxiliary
-//! coordinates invite.
+//! Steerable flows: every move at several temperatures, the shipped model on a temperature ladder, and detection of
+//! typical mistakes with auxiliary coordinates.
 
 use crate::guards::{one_shot, Checked, Correct, Driver, Experiment};
 use crate::statistics::LEVEL;
@@ -21,7 +21,7 @@ use modejump::target::Target;
 use std::sync::Arc;
 
 const STARTS: usize = 20_000;
-/// Of the flow, K.
+/// Training temperature of the flow, K.
 const TRAINED: f64 = 500.0;
 const TEMPERATURES: [f64; 2] = [300.0, 900.0];
 const OPTIONS: Options = Options { n_proposals: 1, seed: 31, stride: 1, batch: 8, draw_ahead: false };
@@ -34,7 +34,7 @@ fn target(kelvin: f64) -> Arc<dyn Density> {
 }
 
 /// Volume-preserving couplings of (x, y) and two auxiliary coordinates with random parameters, then a linear map that
-/// correlates each of these with x or y: a poor generator, in which v says much of x.
+/// correlates each of these with x or y: a poor generator, in which v strongly depends on x.
 fn flow(correlation: f64) -> Arc<dyn Model> {
     let coupling = |moved: [usize; 2], seen: [usize; 2]| LayerConfig::Affine {
         transformed: moved.to_vec(),
@@ -113,7 +113,7 @@ fn one_shot_invariance_of_every_move_at_two_temperatures() {
     }
 }
 
-/// Auxiliary coordinates are drawn for each of them.
+/// Auxiliary coordinates are drawn for each replica.
 #[test]
 fn replicas_have_auxiliary_coordinates_of_their_own() {
     for (name, make, _) in KERNELS {
@@ -128,7 +128,7 @@ fn replicas_have_auxiliary_coordinates_of_their_own() {
     }
 }
 
-/// Replicas that take turns with one move get what each would have had alone, and the counters count all of them.
+/// Replicas that alternate on one move get the same results as each would alone, and the counters include all of them.
 #[test]
 fn an_attempt_does_not_depend_on_the_temperatures_before() {
     for (name, make, _) in KERNELS {
@@ -176,13 +176,13 @@ enum Mistake {
     None,
     /// The current state's auxiliary coordinates are drawn once for all attempts.
     NotRefreshed,
-    /// They are drawn for the temperature of training.
+    /// Auxiliary coordinates are drawn for the training temperature.
     AuxiliaryOfTraining,
-    /// Proposals are drawn at the temperature of training and weighed as of another.
+    /// Proposals are drawn at the training temperature and weighted as if drawn at another.
     ProposalsOfTraining,
 }
 
-/// Draws at one temperature, densities of another.
+/// Draws at one temperature, with the densities of another.
 struct Between {
     draws: Arc<dyn Model>,
     weighs: Arc<dyn Model>,
@@ -247,7 +247,7 @@ impl Move for Mistaken {
     fn dimension(&self) -> usize {
         2
     }
-    /// Several Metropolis tests one after the other: a bias grows with them.
+    /// Makes several Metropolis tests in succession, which amplify a bias.
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         let mut outcome = self.once(target, state, 8 * state.step)?;
         for k in 1..8 {
@@ -294,7 +294,7 @@ impl Target for DoubleWellAt {
     }
 }
 
-/// One model at all temperatures of a ladder: ⟨u⟩ is that of quadrature, and most jumps are accepted.
+/// One model at all temperatures of a ladder: ⟨u⟩ agrees with quadrature, and most jumps are accepted.
 #[test]
 fn the_shipped_model_serves_a_ladder_of_temperatures() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/steerable.safetensors");
@@ -317,7 +317,7 @@ fn the_shipped_model_serves_a_ladder_of_temperatures() {
             let u = (10.0 * (x * x - 1.0).powi(2) + 0.5 * x) * 300.0 / kelvin;
             (sum, norm) = (sum + u * (-u).exp(), norm + (-u).exp());
         }
-        let expected = sum / norm + 0.5; // y adds a half
+        let expected = sum / norm + 0.5; // y contributes 1/2
         let deviations = (mean.value - expected) / mean.standard_error;
         assert!(deviations.abs() < 5.0, "{kelvin} K: <u> = {} ± {}, not {expected}", mean.value, mean.standard_error);
         assert!(jump.statistics().acceptance() > 0.6, "{kelvin} K: {}", jump.statistics().acceptance());

@@ -1,4 +1,4 @@
-//! Acceptance by a surrogate's log q_s: biased in the known way, unbiased where q_s = q, and marked wherever it is
+//! Acceptance by a surrogate's log q_s: biased in the predicted way, unbiased where q_s = q, and marked wherever it is
 //! reported.
 
 use crate::delayed_acceptance::Counting;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 const N: usize = 50_000;
 const GENERATOR: &[(f64, f64, f64)] = &[(0.5, -1.0, 0.35), (0.5, 1.0, 0.35)];
-/// Believes in the left well, three to one.
+/// Favours the left well three to one.
 const SURROGATE: &[(f64, f64, f64)] = &[(0.75, -1.0, 0.4), (0.25, 1.0, 0.4)];
 
 fn by_surrogate(q: &Arc<dyn Density>, surrogate: Arc<dyn Density>, n_proposals: usize) -> Box<dyn Move> {
@@ -32,7 +32,7 @@ fn draws(table: &Table, seed: u64, n: usize) -> Vec<f64> {
     (0..n as u64).map(|row| table.quantile(Stream::new(seed, StreamId::Test, row, 0).uniform())).collect()
 }
 
-/// What two moves make of each start.
+/// Configurations after two moves from each start.
 fn moved(starts: &[f64], n_proposals: usize) -> Vec<f64> {
     let q: Arc<dyn Density> = Arc::new(Exact(normal_mixture(GENERATOR)));
     let mut kernel = by_surrogate(&q, Arc::new(Exact(normal_mixture(SURROGATE))), n_proposals);
@@ -48,7 +48,7 @@ fn moved(starts: &[f64], n_proposals: usize) -> Vec<f64> {
 #[test]
 fn a_wrong_surrogate_leaves_the_biased_density_invariant_and_the_target_not() {
     let (target, biased) = target_and_biased();
-    // three to one against the right answer's 0.708: the surrogate's factor of three goes the other way
+    // the correct population is 0.708; the surrogate's factor of three shifts it the other way
     assert!(target.below(0.0) > 0.7 && biased.below(0.0) < 0.5, "{} {}", target.below(0.0), biased.below(0.0));
     for n_proposals in [1, 3] {
         let after = moved(&draws(&biased, 11, N), n_proposals);
@@ -115,7 +115,7 @@ fn a_perfect_surrogate_gives_the_independence_move() {
     }
 }
 
-/// The reason to ask for it: neither for proposals nor for the state is the generator's log q computed.
+/// The purpose of a surrogate: the generator's log q is computed neither for proposals nor for the state.
 #[test]
 fn the_exact_density_is_never_asked() {
     let system = &systems()[2];
@@ -136,7 +136,7 @@ fn statistics_say_what_decides() {
     let system = &systems()[2];
     let q = &system.generator;
     let (exact, surrogate) = (q.clone(), Arc::new(WrongScreen(q.clone())));
-    // a surrogate by its role, whatever the density calls itself
+    // a surrogate by its role, whatever exactness the density reports
     for mut kernel in [by_surrogate(q, surrogate.clone(), 1), by_surrogate(q, exact, 1)] {
         kernel.statistics_mut().reset();
         assert_eq!(kernel.statistics().likelihood(), Exactness::Surrogate);

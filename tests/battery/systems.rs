@@ -1,4 +1,4 @@
-//! Analytic systems: densities that can be evaluated and sampled exactly, and targets made of them.
+//! Analytic systems: densities that can be evaluated and sampled exactly, and targets made from them.
 #![allow(dead_code)] // shared by several test targets
 
 use modejump::coordinates::superpose::random_rotation;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
-/// One configuration at a time; [`Density`] follows from it, gradients by central differences.
+/// A density for one configuration at a time; [`Density`] is derived from it, with gradients by central differences.
 pub trait Analytic: Send + Sync {
     fn dimension(&self) -> usize;
     fn scope(&self) -> Scope {
@@ -77,7 +77,7 @@ impl<A: Analytic> Density for Exact<A> {
     }
 }
 
-/// u = −log p of a density, shifted: the target whose exact samples are those of the density.
+/// u = −log p of a density, plus a shift: the target whose exact samples are those of the density.
 pub struct NegativeLog {
     pub density: Arc<dyn Density>,
     pub shift: f64,
@@ -127,7 +127,7 @@ impl Table {
         let step = (high - low) / f64::from(cells);
         let mut cumulative = vec![0.0];
         for i in 0..cells {
-            // The mid-point rule: the table's error is of order step², 1e-9 here.
+            // Mid-point rule: the table's error is of order step², 1e-9 here.
             cumulative.push(cumulative[i as usize] + log_f(low + (f64::from(i) + 0.5) * step).exp() * step);
         }
         let z = *cumulative.last().unwrap();
@@ -241,7 +241,8 @@ impl Analytic for GaussianMixture {
     }
 }
 
-/// A harmonic polymer of beads in three dimensions: the first bead in a harmonic trap, each next one tied to the last.
+/// A harmonic polymer of beads in three dimensions: the first bead in a harmonic trap, each further bead tied to the
+/// previous one.
 pub struct Polymer {
     pub beads: usize,
     pub trap: f64,
@@ -271,7 +272,7 @@ impl Analytic for Polymer {
 /// The volume element is dx₀ dR r₁² r₂² sin θ dr₁ dr₂ dθ, which divides the densities of (r₁, r₂, θ).
 pub struct Bent {
     pub bonds: Option<[Table; 2]>,
-    /// Length of a bond that is rigid.
+    /// Length of a rigid bond.
     pub rigid: f64,
     pub angle: Table,
     pub oriented: bool,
@@ -312,8 +313,8 @@ impl Analytic for Bent {
     }
 }
 
-/// Three atoms about their centroid, which is normal; with `target`, the first atom leans to where the centroid is, so
-/// that centroid and shape are correlated. A generator describes the centred configuration alone.
+/// Three atoms about a normally distributed centroid; with `target`, the first atom is displaced towards the centroid's
+/// position, which correlates centroid and shape. A generator describes only the centred configuration.
 pub struct Trimer {
     pub width: f64,
     pub target: bool,
@@ -363,8 +364,8 @@ impl Analytic for Trimer {
     }
 }
 
-/// A generator of three atoms whose centroid is noise, and correlated with the shape; log q is relative to normal noise
-/// of the standard deviation that the scope names.
+/// A generator of three atoms whose centroid is noise, correlated with the shape; log q is relative to normal noise of
+/// the standard deviation given by the scope.
 pub struct NoisyTrimer {
     pub width: f64,
 }
@@ -407,7 +408,7 @@ impl Analytic for NoisyTrimer {
     }
 }
 
-/// A target of three atoms that does not know of directions: normal about a centroid that is normal.
+/// A rotationally invariant target of three atoms: normal about a normally distributed centroid.
 pub struct Cloud {
     pub width: f64,
 }
@@ -430,11 +431,11 @@ impl Analytic for Cloud {
     }
 }
 
-/// The same with charges at the first two atoms, in a field along the first axis that draws them apart: a target that
-/// knows of directions.
+/// [`Cloud`] with charges on the first two atoms, in a field along the first axis that pulls them apart: a target that
+/// depends on orientation.
 pub struct Dipole {
     pub cloud: Cloud,
-    /// By which the field displaces either, nm.
+    /// Displacement of each charged atom by the field, nm.
     pub shift: f64,
 }
 
@@ -481,7 +482,7 @@ impl VectorField for Waves {
     }
 }
 
-/// A continuous flow of three atoms with tolerances so tight that its log-densities agree to 1e-8 in either direction.
+/// A continuous flow of three atoms with tolerances so tight that its log-densities in both directions agree to 1e-8.
 pub fn continuous_flow() -> ContinuousFlow<Waves> {
     let tight = Method::DormandPrince {
         absolute: 1e-11,
@@ -505,7 +506,7 @@ pub fn continuous_flow() -> ContinuousFlow<Waves> {
     ContinuousFlow::new(Waves(9), config, card, String::new()).unwrap()
 }
 
-/// A density that stands in for another and is far from it, not even invariant where that one is; it cannot sample.
+/// A substitute for another density that is far from it and lacks even its invariances; it cannot sample.
 pub struct WrongScreen(pub Arc<dyn Density>);
 
 impl Density for WrongScreen {
@@ -532,7 +533,7 @@ impl Density for WrongScreen {
     }
 }
 
-/// The same density under another name: of that exactness, believed so far as a screen.
+/// A density relabelled with a given exactness, and a given trust as a screen.
 pub struct Labelled {
     pub density: Arc<dyn Density>,
     pub exactness: Exactness,
@@ -560,7 +561,7 @@ impl Density for Labelled {
     }
 }
 
-/// A screen that is believed so far.
+/// A screen with the given trust.
 pub fn believed(density: Arc<dyn Density>, trust: Trust) -> Arc<dyn Density> {
     Arc::new(Labelled { exactness: density.exactness(), density, trust })
 }

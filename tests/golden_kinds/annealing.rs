@@ -1,5 +1,5 @@
-//! Annealed Langevin runs and importance weights of transferable-samplers, with recorded noise and its conventions:
-//! times j/T for j = 0 … T − 1, weights from the configuration before the move, one resampling at the end.
+//! Annealed Langevin runs and importance weights of transferable-samplers, with recorded noise and that program's
+//! conventions: times j/T for j = 0 … T − 1, weights from the configuration before the move, one resampling at the end.
 
 use super::{error, Found, Golden};
 use modejump::annealing::{energy_drop, langevin, leapfrog, log_ratio, Bridge, Points};
@@ -64,7 +64,7 @@ fn rows(points: &Points, rows: &[usize]) -> Vec<f64> {
     rows.iter().flat_map(|&row| points.x[2 * row..2 * row + 2].iter().copied()).collect()
 }
 
-/// `smc_toy/*_f64`; single precision is that of the reference's own arithmetic, of which there is none here.
+/// `smc_toy/*_f64`. Single-precision files hold the reference's own arithmetic, which has no counterpart here.
 pub fn run(stem: &Path) -> Found {
     let name = stem.file_name().unwrap().to_str().unwrap();
     let golden = Golden::open_alone(stem);
@@ -120,7 +120,7 @@ pub fn run(stem: &Path) -> Found {
                 log_w.fill(0.0);
             }
         }
-        // positions are recorded before or after a resampling; the last ones after it, below
+        // compare positions only up to the first resampling; the final ones are compared below
         if resamplings == 0 {
             of_x = of_x.max(error(&points.x, &golden.get("pos")[2 * n * j..][..2 * n]));
         }
@@ -138,7 +138,7 @@ fn proposals(points: &Points, t: f64, eps: f64, noise: &[f64]) -> Vec<f64> {
     (0..points.n()).flat_map(row).collect()
 }
 
-/// What is accepted, and what stays.
+/// Points after the Metropolis test: accepted rows are replaced, rejected rows stay.
 fn taken(bridge: &mut Bridge, before: &Points, after: &Points, ratios: &[f64], uniforms: &[f64]) -> Points {
     let row = |(row, (ratio, uniform)): (usize, (&f64, &f64))| {
         let from = if uniform.ln() < *ratio { after } else { before };
@@ -148,7 +148,7 @@ fn taken(bridge: &mut Bridge, before: &Points, after: &Points, ratios: &[f64], u
     bridge.evaluate(x).unwrap()
 }
 
-/// `snis/snis_*`: raw weights, and what is left of them by the reference's rule.
+/// `snis/snis_*`: raw weights, and those kept by the reference's clipping rule.
 pub fn importance(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let log_w = golden.get("logw");

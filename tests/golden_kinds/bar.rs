@@ -1,4 +1,4 @@
-//! Kind `flows/bar`: free-energy differences of four work sets by BAR and by perturbation from either end (float64).
+//! Kind `flows/bar`: free-energy differences of four work sets by BAR and by perturbation from each end (float64).
 
 use modejump::free_energy::{bar, perturbation_forward, perturbation_reverse};
 use safetensors::SafeTensors;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 const TOLERANCE: f64 = 1e-11;
 
-/// (quantity, largest error, tolerance) of the file `path_without_extension`.safetensors.
+/// Returns (quantity, largest error, tolerance) for the file `path_without_extension`.safetensors.
 pub fn check(path_without_extension: &Path) -> Vec<(String, f64, f64)> {
     let path = path_without_extension.with_extension("safetensors");
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -1,4 +1,4 @@
-//! Vector fields of BoltzNCE: values and exact divergences of trained checkpoints.
+//! BoltzNCE's vector fields: values and exact divergences of trained checkpoints.
 
 use super::{error, relative_error, Found, Golden};
 use modejump::density::Evaluation;
@@ -22,7 +22,7 @@ const F64_DIVERGENCE: f64 = 1e-11;
 const F32_VALUE: f64 = 3e-5;
 const F32_DIVERGENCE: f64 = 1e-5;
 
-/// The checkpoint beside a golden file KIND_NAME: `weights/NAME.safetensors`.
+/// The checkpoint of a golden file KIND_NAME: `weights/NAME.safetensors` beside it.
 fn checkpoint_of(stem: &Path, kind: &str) -> PathBuf {
     let name = stem.file_name().unwrap().to_str().unwrap().strip_prefix(kind).unwrap();
     stem.with_file_name("weights").join(format!("{name}.safetensors"))
@@ -36,7 +36,7 @@ fn checkpoint(path: PathBuf) -> (PathBuf, BTreeMap<String, Tensor>, Value) {
     (path, tensors, arch)
 }
 
-/// Per row of a multi-hot matrix: which columns are set.
+/// The columns set in each row of a multi-hot matrix.
 fn features(h: &Tensor) -> Vec<Vec<usize>> {
     let set = |row: &[f64]| row.iter().enumerate().filter(|(_, &v)| v != 0.0).map(|(i, _)| i).collect();
     h.data.chunks_exact(h.shape[1]).map(set).collect()
@@ -90,7 +90,7 @@ pub fn field(stem: &Path) -> Found {
     ]
 }
 
-/// The field of the checkpoint beside a golden file, in double precision, and whether it predicts end points.
+/// The double-precision field of a golden file's checkpoint, and whether it predicts end points.
 fn alanine(stem: &Path, kind: &str) -> (GvpField<f64>, Parametrisation) {
     let (path, tensors, arch) = checkpoint(checkpoint_of(stem, kind));
     let features = super::energies::ala2_types().into_iter().map(|t| vec![t]).collect();
@@ -113,7 +113,7 @@ fn settings(parametrisation: Parametrisation, t_end: f64, solver: Method) -> Con
     }
 }
 
-/// A flow on the checkpoint beside a golden file, integrated as said.
+/// A flow on a golden file's checkpoint, with the given end time and solver.
 fn flow(stem: &Path, t_end: f64, solver: Method) -> ContinuousFlow<GvpField<f64>> {
     let (field, parametrisation) = alanine(stem, "ode_");
     let config = settings(parametrisation, t_end, solver);
@@ -122,15 +122,15 @@ fn flow(stem: &Path, t_end: f64, solver: Method) -> ContinuousFlow<GvpField<f64>
     ContinuousFlow::new(field, config, card, String::new()).unwrap()
 }
 
-/// A pass of the flow: points and log q.
+/// Runs the flow once; returns points and log q.
 fn pass(n: usize, start: &[f64], run: impl Fn(&[f64], &mut [f64], &mut [f64], &mut [Evaluation])) -> [Vec<f64>; 2] {
     let (mut end, mut log_det, mut log_q) = (vec![0.0; start.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
     run(start, &mut end, &mut log_det, &mut log_q);
     [end, log_q.iter().map(|e| e.log_density).collect()]
 }
 
-/// `ode_*`: equal steps as the reference makes them; Dormand–Prince as far as two adaptive solvers of tolerance 1e-5
-/// agree, of which the reference's runs past the end of its interval.
+/// `ode_*`: with fixed steps, those of the reference; with Dormand–Prince, to within the agreement of two adaptive
+/// solvers of tolerance 1e-5, of which the reference's runs past the end of its interval.
 pub fn ode(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let t_min = golden.get("tmin")[0];
@@ -174,7 +174,7 @@ const SOLVER_LOG_Q: f64 = 5e-2;
 /// The reference's losses are in single precision.
 const LOSS: f64 = 5e-6;
 
-/// `fm_loss_*`: the flow-matching loss and the norm of its gradient by each tensor.
+/// `fm_loss_*`: the flow-matching loss and the norm of its gradient with respect to each tensor.
 pub fn flow_matching_loss(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let (field, parametrisation) = alanine(stem, "fm_loss_");
@@ -189,7 +189,7 @@ pub fn flow_matching_loss(stem: &Path) -> Found {
     found
 }
 
-/// Norms of the gradient by tensor, and of all of it.
+/// Norms of the gradient with respect to each tensor, and of the whole gradient.
 pub fn gradient_norms(golden: &Golden, kind: &str, network: &impl Network, gradient: &[f64], tolerance: f64) -> Found {
     let names: Vec<String> =
         serde_json::from_str(golden.config[&format!("gradnames{kind}")].as_str().unwrap()).unwrap();
@@ -212,7 +212,7 @@ pub fn gradient_norms(golden: &Golden, kind: &str, network: &impl Network, gradi
     ]
 }
 
-/// Any checkpoint: 12 atoms of arbitrary features in a random shape, in both precisions and with both derivatives.
+/// Any checkpoint: 12 atoms with arbitrary features in a random shape, in both precisions and with both derivatives.
 pub fn weights(stem: &Path) -> Found {
     let (path, tensors, arch) = checkpoint(stem.with_extension("safetensors"));
     let features = (0..12).map(|atom| vec![atom]).collect();

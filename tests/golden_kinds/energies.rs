@@ -11,7 +11,7 @@ use modejump::train::contrastive::{contrastive, score_matching, Noised};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The weights beside a golden file: the one `graphormer_seed*` there.
+/// Weights for a golden file: the `graphormer_seed*` file beside it.
 fn weights(stem: &Path) -> (BTreeMap<String, Tensor>, PathBuf) {
     let folder = stem.parent().unwrap();
     let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
@@ -30,7 +30,7 @@ pub fn network<R: Real>(stem: &Path, types: Vec<usize>) -> Evaluator<Graphormer,
     Evaluator::new(network, parameters)
 }
 
-/// Types from 0 of alanine dipeptide's atoms in the data of BoltzNCE.
+/// Atom types of alanine dipeptide in BoltzNCE's data, counted from 0.
 pub fn ala2_types() -> Vec<usize> {
     let merged = |i: usize| match i {
         1..=3 => 2,
@@ -65,10 +65,10 @@ fn compare<R: Real>(golden: &Golden, stem: &Path, types: &[usize], precision: &s
     ]
 }
 
-/// `ebm_loss_*`: denoising score matching and noise contrastive estimation, with gradients by each tensor.
+/// `ebm_loss_*`: denoising score matching and noise contrastive estimation, with gradients with respect to each tensor.
 pub fn losses(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
-    // the reference's own file is of alanine dipeptide, in single precision: see
+    // the reference's own file is for alanine dipeptide, in single precision: see
     // tests/golden/boltznce/make_graphormer.py
     let types = match golden.tensors.get("atoms") {
         Some(atoms) => atoms.data.iter().map(|&a| a as usize - 1).collect(),

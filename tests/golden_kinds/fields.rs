@@ -12,7 +12,7 @@ use modejump::ode::Method;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Tolerances of values in double and single precision: absolute for velocities, relative for divergences.
+/// Tolerances in double and single precision: absolute for velocities, relative for divergences.
 fn tolerance<R: Real>() -> (f64, f64) {
     match R::NAME {
         "f64" => (1e-10, 1e-10),
@@ -53,7 +53,7 @@ fn ecnf_as<R: Real>(stem: &Path) -> Found {
         ("v".into(), error(&velocity(&field, t, x), v), of_v * scale::<R>(v)),
         ("v(0.3)".into(), error(&velocity(&field, &at, x), golden.get("v_scalar_t0.3")), of_v * scale::<R>(v)),
     ];
-    // the reference's right-hand side of the ODE for the first two rows: velocity and −divergence
+    // the reference's ODE right-hand side for the first two rows: velocity and −divergence
     let wrapped = golden.tensor("wrapped_t0.3");
     let (rows, d) = (wrapped.shape[0], 3 * atoms);
     let (mut f, mut divergence) = (vec![0.0; rows * d], vec![0.0; rows]);
@@ -76,9 +76,9 @@ fn ecnf_as<R: Real>(stem: &Path) -> Found {
     found
 }
 
-/// The reference's Dormand–Prince runs, as far as a solver of their tolerance is good: one step size for its whole
-/// batch and the log-determinant in its error norm against steps of each sample's own. Its error falls with its
-/// tolerance.
+/// The reference's Dormand–Prince runs, to within the error of a solver of their tolerance: the reference has one step
+/// size for the whole batch and the log-determinant in its error norm; here each sample has its own steps. The
+/// reference's error falls with its tolerance.
 fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
     let (z, n_atoms) = (golden.get("z"), field.dimension() / 3);
     let config = ContinuousConfig {
@@ -114,7 +114,7 @@ fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
     found
 }
 
-/// Single precision: errors grow with the values.
+/// Scale of the tolerance: in single precision, errors grow with the values.
 fn scale<R: Real>(values: &[f64]) -> f64 {
     match R::NAME {
         "f64" => 1.0,
@@ -134,7 +134,7 @@ fn field<R: Real>(weights: &BTreeMap<String, Tensor>, features: Vec<Vec<usize>>,
     Evaluator::new(network, parameters)
 }
 
-/// Transferable features: atom type of 54, residue position of 2, residue type of 20.
+/// Transferable features: atom type (54 classes), residue position (2), residue type (20).
 fn encoded(golden: &Golden, first: usize, present: usize) -> Vec<Vec<usize>> {
     let code = |name: &str, atom: usize| golden.get(name)[first + atom] as usize - 1;
     let each = |i| vec![code("enc.atom_type", i), 54 + code("enc.aa_pos", i), 56 + code("enc.aa_type", i)];

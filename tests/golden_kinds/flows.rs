@@ -13,7 +13,7 @@ use std::path::Path;
 const EXACT: f64 = 1e-11;
 const LOG_DET: f64 = 1e-10;
 
-/// Values, and log-determinants of a flow in single precision: measured: 3e-7 and 1.1e-5.
+/// Tolerances of values and log-determinants of a flow in single precision; the measured errors are 3e-7 and 1.1e-5.
 const F32_Z: f64 = 3e-6;
 const F32_LOG_DET: f64 = 1e-4;
 
@@ -47,7 +47,7 @@ fn negated(values: &[f64]) -> Vec<f64> {
     values.iter().map(|v| -v).collect()
 }
 
-/// A flow of one spline layer whose network is linear layers of these weights.
+/// A flow of one spline layer whose network consists of linear layers with the given weights.
 fn one_spline(layer: LayerConfig, dimension: usize, network: &[(&[f64], &[f64])]) -> CouplingFlow<f64> {
     let card = ModelCard::of_coupling(
         CouplingConfig { uniform: vec![], layers: vec![layer] },
@@ -141,9 +141,9 @@ pub fn spline_transformer(stem: &Path) -> Found {
 pub fn realnvp(stem: &Path) -> Found {
     let mut golden = Golden::open(stem);
     for (key, activation) in [("activation", "relu"), ("scale_activation", "tanh")] {
-        golden.config[key] = activation.into(); // as its `shift_net` and `scale_net` say
+        golden.config[key] = activation.into(); // as given by its `shift_net` and `scale_net`
     }
-    golden.config["final_swap"] = true.into(); // as its `layers` say
+    golden.config["final_swap"] = true.into(); // as given by its `layers`
     let flow = bgflow::convert(&golden.tensors, &golden.config, None).unwrap();
     let (forward, back) = (generate(&flow, golden.get("z")), encode(&flow, golden.get("x_eval")));
     let single = encode(&flow.cast::<f32>().unwrap(), golden.get("x_eval"));
@@ -159,7 +159,7 @@ pub fn realnvp(stem: &Path) -> Found {
     ]
 }
 
-/// Relative to the largest component.
+/// Error of the gradient relative to its largest component.
 fn gradient_error(flow: &CouplingFlow<f64>, golden: &Golden) -> f64 {
     let (x, expected) = (golden.get("x_eval"), golden.get("grad_logq_eval"));
     let n = x.len() / flow.dimension();
@@ -170,9 +170,9 @@ fn gradient_error(flow: &CouplingFlow<f64>, golden: &Golden) -> f64 {
 }
 
 /// `ic_relative_*`, `ic_global_*`, `ic_mixed_*`: bonds, angles and torsions of MD frames, the log-determinant, and the
-/// way back. bgflow's mixed coordinates whiten the fixed atoms, by a projection when dimensions are dropped; here these
-/// atoms are kept as components in the frame of three of them, so that the way back is exact, and the whitening's
-/// constant is left out.
+/// inverse. bgflow's mixed coordinates whiten the fixed atoms, by a projection when dimensions are dropped; here these
+/// atoms are kept as components in the frame of three of them, so that the inverse is exact, and the whitening's
+/// constant is omitted.
 pub fn internal(stem: &Path) -> Found {
     let golden = Golden::open(stem);
     let global = golden.config["cls"].as_str().unwrap().starts_with("Global");
@@ -211,7 +211,7 @@ pub fn internal(stem: &Path) -> Found {
             };
             errors[slot] = errors[slot].max(error(&u[start + skip..][..n], &golden.get(name)[row * n..][..n]));
         }
-        // the relative transformation leaves out the frame and the rows of its fixed atoms
+        // the relative transformation omits the frame and the rows of its fixed atoms
         let n_fixed = if mixed { 0 } else { n_extra };
         let left_out = if global { 0.0 } else { fixed_part(&internal, &u, n_fixed, normalize) };
         errors[3] = errors[3].max((-log_det + left_out - (golden.get("dlogp_x2ic")[row] - whitening)).abs());
@@ -229,7 +229,7 @@ fn frame_of(golden: &Golden) -> [usize; 3] {
     serde_json::from_value(golden.config["initial_atoms"].clone()).unwrap()
 }
 
-/// A frame from three fixed atoms, and rows for the other fixed atoms put before the given rows.
+/// A frame of three fixed atoms, and rows for the other fixed atoms followed by the given rows.
 fn relative_frame(golden: &Golden, rows: Vec<[usize; 4]>) -> ([usize; 3], Vec<[usize; 4]>) {
     let fixed: Vec<usize> = serde_json::from_value(golden.config["fixed_atoms"].clone()).unwrap();
     let frame = [fixed[0], fixed[1], fixed[fixed.len() - 1]];
@@ -237,7 +237,7 @@ fn relative_frame(golden: &Golden, rows: Vec<[usize; 4]>) -> ([usize; 3], Vec<[u
     (frame, extra.chain(rows).collect())
 }
 
-/// The frame's bonds (two) or angle (one) stand before the rows.
+/// Offset of the rows: the frame's bonds (two) or angle (one) come first.
 fn start_of_relative(name: &str) -> usize {
     if name == "bonds" {
         2
@@ -246,7 +246,7 @@ fn start_of_relative(name: &str) -> usize {
     }
 }
 
-/// The part of the log-determinant that belongs to the frame and to the first `n_extra` rows.
+/// The part of the log-determinant due to the frame and the first `n_extra` rows.
 fn fixed_part(internal: &InternalCoordinates, u: &[f64], n_extra: usize, normalize: bool) -> f64 {
     use std::f64::consts::PI;
     let (angle, torsion) = if normalize { (PI, 2.0 * PI) } else { (1.0, 1.0) };
@@ -255,7 +255,7 @@ fn fixed_part(internal: &InternalCoordinates, u: &[f64], n_extra: usize, normali
     bonds + angles + (n_extra + 2) as f64 * torsion.ln()
 }
 
-/// Largest difference of interatomic distances.
+/// Largest difference in interatomic distances.
 fn shape_error(a: &[f64], b: &[f64]) -> f64 {
     let distance =
         |x: &[f64], i: usize, j: usize| (0..3).map(|c| (x[3 * i + c] - x[3 * j + c]).powi(2)).sum::<f64>().sqrt();

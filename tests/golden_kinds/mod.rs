@@ -16,26 +16,26 @@ use std::path::Path;
 
 pub type Found = Vec<(String, f64, f64)>;
 
-/// A golden file: arrays and the JSON beside them.
+/// A golden file: arrays and the JSON file beside it.
 pub struct Golden {
     pub tensors: BTreeMap<String, Tensor>,
     pub config: Value,
 }
 
 impl Golden {
-    /// Panics with the reason: a file of a known kind that cannot be read is a failure.
+    /// Opens a file, or panics with the reason: a file of a known kind that cannot be read is a failure.
     pub fn open(stem: &Path) -> Golden {
         Golden::open_with(stem, &stem.with_extension("json"))
     }
 
-    /// With the JSON of another file.
+    /// Opens a file with the JSON of another one.
     pub fn open_with(stem: &Path, json: &Path) -> Golden {
         let text = std::fs::read_to_string(json).unwrap_or_else(|e| panic!("{}: {e}", json.display()));
         let config = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", json.display()));
         Golden { config, ..Golden::open_alone(stem) }
     }
 
-    /// Without JSON; `config` is the file's metadata.
+    /// Opens a file without JSON; `config` is the file's metadata.
     pub fn open_alone(stem: &Path) -> Golden {
         let data = stem.with_extension("safetensors");
         let bytes = std::fs::read(&data).unwrap_or_else(|e| panic!("{}: {e}", data.display()));

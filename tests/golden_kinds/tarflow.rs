@@ -11,7 +11,7 @@ use modejump::train::likelihood::negative_log_likelihood;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Tolerances of coordinates and of log-densities.
+/// Tolerances of coordinates and log-densities.
 pub fn tolerance<R: Real>() -> (f64, f64) {
     match R::NAME {
         "f64" => (1e-11, 1e-11),
@@ -19,7 +19,7 @@ pub fn tolerance<R: Real>() -> (f64, f64) {
     }
 }
 
-/// `tarflow_*/io_*` and `prose_*/io_*`: the network's units, no noise of the centroid taken out.
+/// `tarflow_*/io_*` and `prose_*/io_*`, in the network's units and without removing the centroid noise.
 pub fn check(stem: &Path) -> Found {
     let config = Golden::open_with(stem, &stem.with_file_name("config.json")).config;
     if config["kind"] == "tarflow_transferable" {
@@ -53,7 +53,7 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     let (of_x, of_log) = tolerance::<R>();
     let nowhere = Evaluation::inside(0.0);
 
-    // the blocks, one after the other
+    // output of each block
     let narrow: Vec<R> = x.iter().map(|&v| R::from_f64(v)).collect();
     let mut tape = Tape::default();
     let recorded = flow.network().record(flow.parameters(), &mut tape, &narrow);
@@ -70,7 +70,7 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     found.push(("log-det".into(), error(&log_det, golden.get("fwd_logdet_sum")), of_log));
     found.push(("log q".into(), error(&log_q, golden.get("log_q")), of_log));
 
-    // backwards; the reference runs the network again for log q
+    // the generating direction; the reference runs the network again for log q
     let mut back = vec![0.0; n * d];
     let (mut sum_a, mut of_sample) = (vec![0.0; n], vec![nowhere; n]);
     flow.generate(golden.get("z_in"), &mut back, &mut sum_a, &mut of_sample).unwrap();
@@ -78,7 +78,7 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     found.push(("x".into(), error(&back, golden.get("rev_x")), of_x));
     found.push(("log q of samples".into(), error(&of_sample, golden.get("rev_log_q")), of_log));
 
-    // by iteration, all tokens at once or segments of five
+    // by iteration, with all tokens at once or in segments of five
     let tolerance = if R::NAME == "f64" { 1e-11 } else { 1e-5 };
     for (name, segment) in [("x, Jacobi", usize::MAX), ("x, Gauss–Seidel", 5)] {
         let how = Jacobi { segment, tolerance, passes: usize::MAX };
@@ -88,7 +88,7 @@ fn check_as<R: Real>(stem: &Path) -> Found {
         found.push(("fallbacks".into(), together.decoded().fallbacks as f64, 0.0));
     }
 
-    // the paper's correction for the centroid, by the density of its distance from the origin
+    // the paper's centroid correction, by the density of its distance from the origin
     let radial = noisy.with_options(Options { centroid: Centroid::Chi3, ..Options::default() }).unwrap();
     let mut adjusted = vec![nowhere; n];
     radial.log_density(x, &mut adjusted).unwrap();
@@ -107,7 +107,7 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     found
 }
 
-/// Loss and gradients of maximum likelihood per coordinate, where the file is there.
+/// Maximum-likelihood loss per coordinate and its gradients, if the file exists.
 fn training<R: Real>(stem: &Path, flow: &TarFlow<R>, golden: &Golden) -> Found {
     let name = if R::NAME == "f64" { "train_grads_f64" } else { "train_grads_f32" };
     let path = stem.with_file_name(name);
@@ -120,9 +120,9 @@ fn training<R: Real>(stem: &Path, flow: &TarFlow<R>, golden: &Golden) -> Found {
     compare_training(&expected, flow.network(), loss, &gradient)
 }
 
-/// A loss and its gradients, by the tensors' names.
+/// Compares a loss and its gradients, by tensor name.
 pub fn compare_training<R: Real>(expected: &Golden, network: &TarNetwork, loss: f64, gradient: &[R]) -> Found {
-    // the reference's has the constant
+    // the reference's loss includes the constant
     let loss = loss + 0.5 * (2.0 * std::f64::consts::PI).ln();
     let (of_loss, of_gradient) = if R::NAME == "f64" { (1e-11, 1e-9) } else { (1e-5, 1e-5) };
     let mut found: Found = vec![("loss".into(), error(&[loss], expected.get("loss")), of_loss)];

@@ -1,5 +1,5 @@
-//! Transferable TarFlow and Prose of transferable-samplers: peptides of different lengths, padded in the files and
-//! nowhere here.
+//! Transferable TarFlow and Prose of transferable-samplers: peptides of different lengths, padded in the files but not
+//! here.
 
 use super::tarflow::{compare_training, tolerance};
 use super::{error, Found, Golden};
@@ -29,7 +29,7 @@ struct Check<R> {
     parameters: Vec<R>,
 }
 
-/// A configuration's peptide by the file: its encoding and its orders, of the atoms that are there.
+/// The peptide of one configuration in the file: its encoding and its orders, without the padding.
 fn peptide(golden: &Golden, config: &PeptideConfig, group: &str, row: usize) -> (Encoding, Vec<Vec<u32>>) {
     let numbers = |name: &str| -> Vec<u32> {
         let tensor = golden.tensor(&format!("{group}_{name}"));
@@ -44,7 +44,7 @@ fn peptide(golden: &Golden, config: &PeptideConfig, group: &str, row: usize) -> 
         n_residues: numbers("enc.seq_len")[0],
     };
     let atoms = encoding.atom_types.len() as u32;
-    // the padding stands at the end of an order
+    // an order ends with the padding
     let order = |order: &AtomOrder| numbers(&format!("perm.{order}")).into_iter().filter(|&k| k < atoms).collect();
     (encoding, config.orders.iter().map(order).collect())
 }
@@ -96,7 +96,7 @@ impl<R: Real> Check<R> {
         found
     }
 
-    /// Rows of different peptides, each by its own network.
+    /// Checks rows of different peptides, each with its own network.
     fn ragged(&self, stem: &Path) -> Found {
         let golden = &self.golden;
         let (x, rows) = (golden.tensor("pad_x"), golden.tensor("pad_x").shape[0]);
@@ -152,7 +152,7 @@ impl<R: Real> Check<R> {
         found
     }
 
-    /// Samples of one peptide.
+    /// Checks samples of one peptide.
     fn samples(&self, name: &str) -> Found {
         let get = |what: &str| self.golden.get(&format!("{name}_{what}"));
         let flow = self.flow(name, 0);
@@ -175,7 +175,7 @@ impl<R: Real> Check<R> {
         ]
     }
 
-    /// Encodings and orders of the peptides in `topologies.json`, where it is there: how many differ.
+    /// Counts differing encodings and orders of the peptides in `topologies.json`, if that file exists.
     fn topologies(&self, stem: &Path) -> Found {
         let Ok(text) = std::fs::read_to_string(stem.with_file_name("topologies.json")) else { return Found::new() };
         let peptides: Value = serde_json::from_str(&text).expect("topologies.json");

@@ -1,13 +1,12 @@
-"""A small Graphormer EBM with random weights: energies, scores, losses and gradient norms in double precision, by JAX.
+"""A small Graphormer EBM with random weights: energies, scores, losses and gradient norms in double precision, computed with JAX.
 
-The formulas are those of BoltzNCE's network, written anew. Writes graphormer_seed7, graphormer_field and ebm_loss_small beside
-this file.
+Reimplements the formulas of BoltzNCE's network. Writes graphormer_seed7, graphormer_field and ebm_loss_small beside this file.
 
     pip install jax safetensors && python tests/golden/boltznce/make_graphormer.py
 
-With the 4.9 M parameter checkpoint `graphormer_seed2024` of the reference, and the inputs of its `ebm_loss_neg1`, the same
-functions give in double precision 2.37613007 and 0.69333973 for the two losses, where the reference in single precision has
-2.37611079 and 0.69334006; gradient norms agree to 1e-5 and 1.6e-4. Parity with that file cannot be closer.
+With the reference's checkpoint `graphormer_seed2024` of 4.9 M parameters and the inputs of its `ebm_loss_neg1`, the same functions
+give 2.37613007 and 0.69333973 for the two losses in double precision, where the reference gives 2.37611079 and 0.69334006 in single
+precision; gradient norms agree to 1e-5 and 1.6e-4. Parity with that file cannot be closer.
 """
 
 import json
@@ -39,7 +38,7 @@ def layer_norm(p, name, x):
 
 
 def energy(p, t, x, atoms, heads=HEADS, layers=LAYERS):
-    """E(t, x) of x[atoms][3]; `atoms` are types from 1."""
+    """E(t, x) for x[atoms][3]; `atoms` are types counted from 1."""
     g = "graphormer."
     n_types = p[g + "atom_encoder.weight"].shape[0]
     d = x[None, :, :] - x[:, None, :] + 1e-5

@@ -1,4 +1,4 @@
-"""Time-lagged components of a short trajectory that begins out of equilibrium, by deeptime 0.4.5: python make_tica.py"""
+"""Time-lagged components of a short trajectory that starts out of equilibrium, computed with deeptime 0.4.5: python make_tica.py"""
 
 import json
 

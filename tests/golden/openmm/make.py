@@ -1,4 +1,4 @@
-"""Writes ala2.json: energies and forces by Python OpenMM (Reference platform) of perturbed configurations.
+"""Writes ala2.json: energies and forces of perturbed configurations from Python OpenMM (Reference platform).
 
     .venv/bin/python tests/golden/openmm/make.py
 """

@@ -1,13 +1,13 @@
-"""Small transferable TarFlow and Prose with random weights: per-block outputs, samples, log q and gradients in double precision, by JAX.
+"""Small transferable TarFlow and Prose with random weights: per-block outputs, samples, log q and gradients in double precision, with JAX.
 
-The formulas are those of transferable-samplers (Tan et al. 2025), written anew; arrays have the names and shapes of golden data made
-with that program. Writes the folders prose_tiny and tarflow_transferable_tiny beside this file, of the peptides in
-prose_tiny/topologies.json (encodings and orders by transferable-samplers 3a98a70).
+Reimplements the formulas of transferable-samplers (Tan et al. 2025); arrays have the names and shapes of golden data made with that
+program. Writes the folders prose_tiny and tarflow_transferable_tiny beside this file, for the peptides in
+prose_tiny/topologies.json (encodings and orders from transferable-samplers 3a98a70).
 
     pip install jax safetensors && python tests/golden/sbg/make_transferable.py [CHECK]
 
-With CHECK, a folder of that program's own data (config.json, topologies.json, state_f32, io_f64), the same functions are compared with
-it instead: a Prose of 8.4 million parameters and eight configurations give 2e-15 for z and 3e-14 for log q.
+With CHECK, a folder of that program's own data (config.json, topologies.json, state_f32, io_f64), compares the same functions with it
+instead: a Prose of 8.4 million parameters and eight configurations give errors of 2e-15 for z and 3e-14 for log q.
 """
 
 import json
@@ -98,7 +98,7 @@ def transition(p, name, w):
 
 
 def shift_and_scale(p, config, b, u, e):
-    """a and b of every token by the tokens before; e in the block's order."""
+    """Returns a and b of every token, given the tokens before it; e is in the block's order."""
     name, n = f"blocks.{b}", len(u)
     if config["lookahead_conditioning"]:
         c = jnp.concatenate([e, jnp.concatenate([e[1:], jnp.zeros_like(e[:1])])], -1)
@@ -126,7 +126,7 @@ def order_of(config, peptide, b):
 
 
 def forward(p, config, peptide, x):
-    """z, ln|dz/dx|, and after each block x and -mean a."""
+    """Returns z, ln|dz/dx|, and x and -mean a after each block."""
     e, after, log_dets = embedded(p, config, peptide["encodings"]), [], []
     for b in range(config["num_blocks"]):
         order = order_of(config, peptide, b)
@@ -139,7 +139,7 @@ def forward(p, config, peptide, x):
 
 
 def backward(p, config, peptide, z):
-    """x and ln|dx/dz|, a token after the other."""
+    """Returns x and ln|dx/dz|, computed token by token."""
     e, log_det, x = embedded(p, config, peptide["encodings"]), 0.0, z
     step = jax.jit(shift_and_scale, static_argnums=(1, 2))
     for b in reversed(range(config["num_blocks"])):
@@ -154,7 +154,7 @@ def backward(p, config, peptide, z):
 
 
 class Frozen(dict):
-    """A configuration that a compiled function may depend on."""
+    """A hashable configuration, which a compiled function may take as a static argument."""
 
     def __hash__(self):
         return hash(json.dumps(self, sort_keys=True))
@@ -170,7 +170,7 @@ def log_q(p, config, peptide, x):
 
 
 def parameters(config, rng):
-    """Random; layers that begin at zero are not left there."""
+    """Random parameters, also for layers that are initialised to zero."""
     c, h = config["channels"], config["expansion"] * config["channels"]
     p = {}
 
