@@ -51,7 +51,7 @@ pub const MOST_LEAPFROG_STEPS: usize = 10_000;
 
 /// Errors: no stages, t that does not rise from 0 or above to 1, a step that is not positive, trajectories without
 /// leapfrog steps or with more than [`MOST_LEAPFROG_STEPS`].
-pub(crate) fn check(plan: &[Stage], kernel: Kernel) -> Result<()> {
+pub(crate) fn check_stages(plan: &[Stage], kernel: Kernel) -> Result<()> {
     let rises = plan.is_sorted_by(|a, b| a.t <= b.t) && plan.first().is_some_and(|stage| stage.t >= 0.0);
     let ends = plan.last().is_some_and(|stage| stage.t == 1.0);
     if !(rises && ends && plan.iter().all(|stage| stage.step > 0.0 && stage.step.is_finite())) {
@@ -177,7 +177,7 @@ impl Annealing {
             let (n, stages) = (points.n(), plan.len());
             return Err(Error::invalid(format!("{n} particles at {stages} temperatures: use one or more of either")));
         }
-        check(&plan, options.kernel)?;
+        check_stages(&plan, options.kernel)?;
         if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::invalid(format!(
                 "moves = {}, threshold = {}: use 1 move or more, and a threshold from 0 to 1",

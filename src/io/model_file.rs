@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::card::{ModelCard, ModelKind, FORMAT};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use safetensors::SafeTensorError;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -74,7 +74,8 @@ pub fn open(path: &Path) -> Result<ModelFile> {
 
 /// Reads all tensors of a safetensors file that need not be a model from disk, as [`read_tensors`].
 pub fn open_tensors(path: &Path) -> Result<(Tensors, HashMap<String, String>)> {
-    parse(&bytes_of(path)?, "").map_err(|reason| Error::file(path, reason))
+    let (tensors, header) = parse(&bytes_of(path)?, "").map_err(|reason| Error::file(path, reason))?;
+    Ok((tensors, metadata_of(&header)))
 }
 
 /// Reads the card of a model file from disk, as [`read_card`].
@@ -88,13 +89,23 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
 
 /// All tensors of a safetensors file as f64, and its metadata.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
+    let (tensors, header) = read_with_header(name, bytes)?;
+    Ok((tensors, metadata_of(&header)))
+}
+
+fn metadata_of(header: &Metadata) -> HashMap<String, String> {
+    header.metadata().clone().unwrap_or_default()
+}
+
+/// All tensors of a safetensors file as f64, and its header.
+fn read_with_header(name: &str, bytes: &[u8]) -> Result<(Tensors, Metadata)> {
     const ADVICE: &str =
         ": models of modejump are such files, and `modejump convert` makes them of checkpoints of PyTorch (.pt, .pth, \
                           .ckpt), or of tensors in safetensors";
     parse(bytes, ADVICE).map_err(|reason| Error::model(name, reason))
 }
 
-fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, HashMap<String, String>), String> {
+fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, Metadata), String> {
     let unreadable = |e: SafeTensorError| match e {
         SafeTensorError::MetadataIncompleteBuffer => {
             "it does not end where its header says that it does: the file is cut off, so copy it again".into()
@@ -108,7 +119,7 @@ fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, HashMap<St
         let data = widen(&view).ok_or_else(|| format!("tensor {key} has the type {:?}", view.dtype()))?;
         tensors.insert(key, Tensor { shape: view.shape().to_vec(), data });
     }
-    Ok((tensors, header.metadata().clone().unwrap_or_default()))
+    Ok((tensors, header))
 }
 
 fn widen(view: &TensorView) -> Option<Vec<f64>> {
@@ -155,8 +166,7 @@ pub(super) fn bfloat16(bits: u16) -> f64 {
 }
 
 /// Checks that parameters are floating-point numbers: integers would be those of a damaged header, or quantised.
-fn require_floating(name: &str, bytes: &[u8]) -> Result<()> {
-    let Ok((_, header)) = SafeTensors::read_metadata(bytes) else { return Ok(()) };
+fn require_floating(name: &str, header: &Metadata) -> Result<()> {
     let is_floating = |dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
     match header.tensors().iter().find(|(_, info)| !is_floating(info.dtype)) {
         Some((key, info)) => Err(Error::model(
@@ -169,9 +179,10 @@ fn require_floating(name: &str, bytes: &[u8]) -> Result<()> {
 
 /// Parses a model file and checks its card.
 pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
-    let (tensors, metadata) = read_tensors(name, bytes)?;
-    require_floating(name, bytes)?;
-    Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card: card_in(name, &metadata)?, tensors })
+    let (tensors, header) = read_with_header(name, bytes)?;
+    require_floating(name, &header)?;
+    let card = card_in(name, &metadata_of(&header))?;
+    Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card, tensors })
 }
 
 /// Parses only the card of a model file, without its tensors.

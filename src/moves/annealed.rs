@@ -2,7 +2,7 @@
 
 use super::independence::decide;
 use super::{Generator, Move, Outcome, State, Statistics};
-use crate::annealing::{check, step_all, Bridge, Kernel, Points, Stage};
+use crate::annealing::{check_stages, step_all, Bridge, Kernel, Points, Stage};
 use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
@@ -32,7 +32,7 @@ impl Path {
         if self.stages.is_empty() {
             return Err(Error::invalid("a path of 0 stages leads nowhere: use one or more"));
         }
-        check(&self.stages, self.kernel)?;
+        check_stages(&self.stages, self.kernel)?;
         if let Kernel::Unadjusted { .. } = self.kernel {
             return Err(Error::invalid("a path needs steps with a Metropolis test: adjusted or hamiltonian"));
         }

@@ -186,13 +186,11 @@ mod run {
             claim(&path)?;
             let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
             let outputs = ["production.safetensors", "training.safetensors", "model.safetensors", "log.jsonl"];
-            match outputs.iter().find(|name| self.file(name).exists()) {
-                _ if state.is_some() => eprintln!("going on from {}", path.display()),
-                Some(there) => {
-                    let reason = format!("{there} is there, but no state.ckpt: give new rounds a folder of their own");
-                    return Err(Error::file(&self.output, reason));
-                }
-                None => {}
+            if state.is_some() {
+                eprintln!("going on from {}", path.display());
+            } else if let Some(there) = outputs.iter().find(|name| self.file(name).exists()) {
+                let reason = format!("{there} is there, but no state.ckpt: give new rounds a folder of their own");
+                return Err(Error::file(&self.output, reason));
             }
             Ok(state)
         }
