@@ -413,6 +413,7 @@ pub(super) mod x86 {
 }
 
 /// Whether an instruction set may be chosen: 0 is plain Rust, 1 AVX2, 2 AVX-512.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn allowed(_level: u8) -> bool {
     #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One attempt: the current state as the model sees it, the placed proposals, and their weights.
 
 use super::question::Question;
-use super::Generator;
+use super::{Current, Generator, Proposals, Usable};
 use crate::coordinates::frame::Frame;
 use crate::coordinates::superpose::random_rotation;
 use crate::coordinates::vector::{centre, shift};
@@ -49,50 +49,51 @@ impl Generator {
         let density = self.question(state).answer()?;
         self.weigh_current(density);
         self.place(state.step, state.replica)?;
-        self.u.fill(f64::INFINITY);
-        self.u_total.fill(f64::INFINITY);
+        self.proposals.u.fill(f64::INFINITY);
+        self.proposals.u_total.fill(f64::INFINITY);
         Ok(())
     }
 
     /// Makes the current configuration whole, moves it to where the density describes it, and sets its potential.
     fn locate(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         state.check(self.dimension(), target)?;
-        self.current.copy_from_slice(state.x);
-        self.whole.apply(state.box_vectors.as_ref(), &mut self.current)?;
+        let Current { x, centroid, u, .. } = &mut self.current;
+        x.copy_from_slice(state.x);
+        self.whole.apply(state.box_vectors.as_ref(), x)?;
         if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
-            self.centroid = centre(&mut self.current);
+            *centroid = centre(x);
         }
         if let Scope::Noisy { sigma } = self.density.scope() {
             let mut stream = Stream::new(self.options.seed, StreamId::Centroid, state.step, state.replica);
-            shift(&mut self.current, std::array::from_fn(|_| sigma * stream.normal()));
+            shift(x, std::array::from_fn(|_| sigma * stream.normal()));
         }
-        let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
-        self.u_current = state.reduced_potential - metric;
+        let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(x));
+        *u = state.reduced_potential - metric;
         Ok(())
     }
 
     /// The density evaluation needed for the current configuration.
     fn question(&self, state: &State) -> Question<'_> {
         let orientations = orientations(self.options.seed, state.step, state.replica, 0);
-        let mut x = Cow::from(&self.current);
-        match self.screen.clone() {
+        let mut x = Cow::from(&self.current.x);
+        match &self.screen {
             None => Question { density: self.density.clone(), x, rotations: self.rotations, orientations },
             Some(screen) => {
                 self.density.scope().centre(x.to_mut());
-                Question { density: screen, x, rotations: 0, orientations }
+                Question { density: screen.density.clone(), x, rotations: 0, orientations }
             }
         }
     }
 
     /// Sets the current configuration's evaluation from its log-density.
     fn weigh_current(&mut self, density: Evaluation) {
-        self.current_evaluation = self.trusted(density, self.u_current);
+        self.current.evaluation = self.trusted(density, self.current.u);
         let has_frame = match self.density.scope() {
-            Scope::Shape { frame } => Frame::of(&self.current, frame).is_some(),
+            Scope::Shape { frame } => Frame::of(&self.current.x, frame).is_some(),
             _ => true,
         };
-        if !has_frame || (!self.u_current.is_finite() && self.current_evaluation.is_inside()) {
-            self.current_evaluation = Evaluation::outside(Status::Singular);
+        if !has_frame || (!self.current.u.is_finite() && self.current.evaluation.is_inside()) {
+            self.current.evaluation = Evaluation::outside(Status::Singular);
         }
     }
 
@@ -117,34 +118,32 @@ impl Generator {
     fn place(&mut self, step: u64, replica: u32) -> Result<()> {
         let d = self.dimension();
         let (x, evaluations) = self.blocks.of(step, replica)?;
-        self.placed.copy_from_slice(x);
-        self.evaluations.copy_from_slice(evaluations);
+        self.proposals.x.copy_from_slice(x);
+        self.proposals.evaluations.copy_from_slice(evaluations);
+        let Proposals { x, centroids, evaluations, .. } = &mut self.proposals;
         let turning = |row: usize| orientations(self.options.seed, step, replica, 1 + row as u32);
         if self.rotations > 0 {
-            let drawn = Some(self.evaluations.as_slice());
-            self.evaluations =
-                orientation::averaged(self.density.as_ref(), &self.placed, drawn, self.rotations, |row| {
-                    turning(2 * row)
-                })?;
+            let drawn = Some(evaluations.as_slice());
+            let turning = |row| turning(2 * row);
+            *evaluations = orientation::averaged(self.density.as_ref(), x, drawn, self.rotations, turning)?;
         }
         let frame = match self.density.scope() {
             Scope::Full => return Ok(()),
             Scope::Shape { frame } => frame,
             Scope::Centred | Scope::Noisy { .. } => {
-                let rows = self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids);
-                for (row, (x, drawn)) in rows.enumerate() {
+                for (row, (x, drawn)) in x.chunks_exact_mut(d).zip(centroids).enumerate() {
                     *drawn = centre(x);
                     if self.rotations > 0 {
                         random_rotation(x, &mut turning(2 * row + 1));
                     }
-                    shift(x, self.centroid);
+                    shift(x, self.current.centroid);
                 }
                 return Ok(());
             }
         };
         // without a frame the current configuration is outside the support, and the attempt is rejected
-        let Some(to) = Frame::of(&self.current, frame) else { return Ok(()) };
-        for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
+        let Some(to) = Frame::of(&self.current.x, frame) else { return Ok(()) };
+        for (x, evaluation) in x.chunks_exact_mut(d).zip(evaluations) {
             if !evaluation.is_inside() {
                 continue;
             }
@@ -158,16 +157,13 @@ impl Generator {
 
     /// Replaces the log-densities of the placed proposals by the screen's, if there is one.
     fn screen_proposals(&mut self) -> Result<()> {
-        let Some(screen) = self.screen.clone() else { return Ok(()) };
-        let d = self.current.len();
-        for (x, evaluation) in self.placed.chunks_exact(d).zip(&mut self.evaluations) {
+        let Some(screen) = &self.screen else { return Ok(()) };
+        let (d, Proposals { x, evaluations, .. }) = (self.density.dimension(), &mut self.proposals);
+        for (x, evaluation) in x.chunks_exact(d).zip(evaluations) {
             if evaluation.is_inside() {
-                let copy = &mut self.packed[..d];
-                copy.copy_from_slice(x);
-                self.density.scope().centre(copy);
-                let mut found = [*evaluation];
-                screen.log_density(copy, &mut found)?;
-                *evaluation = found[0];
+                let mut copy = x.to_vec();
+                self.density.scope().centre(&mut copy);
+                screen.density.log_density(&copy, std::slice::from_mut(evaluation))?;
             }
         }
         Ok(())
@@ -175,41 +171,40 @@ impl Generator {
 
     /// The evaluation that enters a weight: log q, or a screen's log-density to the extent it is trusted.
     fn trusted(&self, evaluation: Evaluation, u: f64) -> Evaluation {
-        let log_density = self.trust.log_density(u, evaluation.log_density);
-        match evaluation.is_inside() && self.screen.is_some() {
-            true => supported(Evaluation { log_density, ..evaluation }),
-            false => supported(evaluation),
+        match &self.screen {
+            Some(screen) if evaluation.is_inside() => {
+                let log_density = screen.trust.log_density(u, evaluation.log_density);
+                supported(Evaluation { log_density, ..evaluation })
+            }
+            _ => supported(evaluation),
         }
     }
 
     /// Makes the checks that need no target, then evaluates u of all usable proposals in one call of the target.
     pub(in crate::moves) fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
-        let d = self.dimension();
-        self.packed_rows.clear();
-        for (k, x) in self.placed.chunks_exact(d).enumerate() {
-            let evaluation = &mut self.evaluations[k];
+        let (d, Usable { rows, x: packed, u: of_packed }) = (self.density.dimension(), &mut self.usable);
+        rows.clear();
+        for (k, x) in self.proposals.x.chunks_exact(d).enumerate() {
+            let evaluation = &mut self.proposals.evaluations[k];
             *evaluation = checked(x, supported(*evaluation), self.constraints.as_ref());
             if evaluation.is_inside() {
-                let row = self.packed_rows.len();
-                self.packed[row * d..(row + 1) * d].copy_from_slice(x);
-                self.packed_rows.push(k);
+                packed[rows.len() * d..(rows.len() + 1) * d].copy_from_slice(x);
+                rows.push(k);
             }
         }
-        let n = self.packed_rows.len();
+        let n = rows.len();
         if n > 0 {
-            target.reduced_potential(&self.packed[..n * d], &mut self.packed_u[..n])?;
+            target.reduced_potential(&packed[..n * d], &mut of_packed[..n])?;
         }
-        self.u.fill(f64::INFINITY);
-        for (&k, &u) in self.packed_rows.iter().zip(&self.packed_u) {
-            self.u[k] = u;
-        }
-        for k in 0..self.u.len() {
-            let x = &self.placed[k * d..(k + 1) * d];
-            let usable = self.u[k].is_finite();
+        self.proposals.u.fill(f64::INFINITY);
+        rows.iter().zip(of_packed).for_each(|(&k, u)| self.proposals.u[k] = *u);
+        for k in 0..self.proposals.u.len() {
+            let (x, u) = (&self.proposals.x[k * d..(k + 1) * d], self.proposals.u[k]);
+            let usable = u.is_finite();
             let metric = self.constraints.as_mut().filter(|_| usable).map_or(0.0, |c| c.log_metric(x));
-            self.u_total[k] = self.u[k] - metric;
+            self.proposals.u_total[k] = u - metric;
             if usable {
-                self.evaluations[k] = self.trusted(self.evaluations[k], self.u_total[k]);
+                self.proposals.evaluations[k] = self.trusted(self.proposals.evaluations[k], u - metric);
             }
         }
         Ok(())

@@ -53,10 +53,7 @@ impl Default for Options {
 /// A density prepared to propose for attempts at given steps.
 pub struct Generator {
     density: Arc<dyn Density>,
-    /// The density that replaces `density` in all weights; [`Generator::exact`] still returns the generator's own.
-    screen: Option<Arc<dyn Density>>,
-    /// How far the screen is trusted.
-    trust: Trust,
+    screen: Option<Screen>,
     options: Options,
     /// Number of rotations over which densities are averaged; 0: none.
     rotations: usize,
@@ -67,23 +64,45 @@ pub struct Generator {
     rigid: bool,
     constraints: Option<Constraints>,
     blocks: Blocks,
-    /// Current configuration, whole; its centroid is at the origin if the density leaves it alone, or where the noise
-    /// puts it.
-    current: Vec<f64>,
+    current: Current,
+    proposals: Proposals,
+    usable: Usable,
+}
+
+/// A density that replaces the generator's in all weights, to the extent it is trusted; [`Generator::exact`] still
+/// returns the generator's own.
+struct Screen {
+    density: Arc<dyn Density>,
+    trust: Trust,
+}
+
+/// The configuration of the simulation, as the density describes it.
+struct Current {
+    /// Whole; its centroid is at the origin if the density leaves it alone, or where the noise puts it.
+    x: Vec<f64>,
+    /// Where its centroid is in the simulation.
     centroid: Vec3,
-    /// Centroids as drawn with the proposals, for a density in which the centroid is noise.
-    drawn_centroids: Vec<Vec3>,
-    current_evaluation: Evaluation,
-    u_current: f64,
-    placed: Vec<f64>,
+    evaluation: Evaluation,
+    /// u minus the metric term of constraints.
+    u: f64,
+}
+
+/// The proposals of an attempt, placed at the current configuration.
+struct Proposals {
+    x: Vec<f64>,
+    /// Centroids as drawn, for a density in which the centroid is noise.
+    centroids: Vec<Vec3>,
     evaluations: Vec<Evaluation>,
     /// Reduced potentials as the target returns them; `u_total` is u minus the metric term of constraints.
     u: Vec<f64>,
     u_total: Vec<f64>,
-    /// Usable proposals, packed for one call of the target.
-    packed: Vec<f64>,
-    packed_rows: Vec<usize>,
-    packed_u: Vec<f64>,
+}
+
+/// The usable ones among the proposals, packed for one call of the target.
+struct Usable {
+    rows: Vec<usize>,
+    x: Vec<f64>,
+    u: Vec<f64>,
 }
 
 impl Generator {
@@ -103,24 +122,24 @@ impl Generator {
             options,
             rotations: 0,
             screen: None,
-            trust: Trust::default(),
             whole,
             internal: None,
             rigid: false,
             constraints: None,
             blocks: Blocks::new(density.clone(), options),
-            current: vec![0.0; dimension],
-            centroid: [0.0; 3],
-            drawn_centroids: vec![[0.0; 3]; n_proposals],
-            current_evaluation: nowhere,
-            u_current: f64::NAN,
-            placed: vec![0.0; n_proposals * dimension],
-            evaluations: vec![nowhere; n_proposals],
-            u: vec![0.0; n_proposals],
-            u_total: vec![0.0; n_proposals],
-            packed: vec![0.0; n_proposals * dimension],
-            packed_rows: Vec::with_capacity(n_proposals),
-            packed_u: vec![0.0; n_proposals],
+            current: Current { x: vec![0.0; dimension], centroid: [0.0; 3], evaluation: nowhere, u: f64::NAN },
+            proposals: Proposals {
+                x: vec![0.0; n_proposals * dimension],
+                centroids: vec![[0.0; 3]; n_proposals],
+                evaluations: vec![nowhere; n_proposals],
+                u: vec![0.0; n_proposals],
+                u_total: vec![0.0; n_proposals],
+            },
+            usable: Usable {
+                rows: Vec::with_capacity(n_proposals),
+                x: vec![0.0; n_proposals * dimension],
+                u: vec![0.0; n_proposals],
+            },
             density,
         })
     }
@@ -173,7 +192,7 @@ impl Generator {
                 screen.dimension()
             )));
         }
-        (self.screen, self.trust) = (Some(screen), trust);
+        self.screen = Some(Screen { density: screen, trust });
         self.blocks.draw_points_only();
         Ok(())
     }
@@ -196,7 +215,7 @@ impl Generator {
 
     /// The generator's own log q at the current configuration and at proposal k.
     pub(super) fn exact(&self, k: usize) -> Result<[Evaluation; 2]> {
-        let pair = [self.current.as_slice(), &self.as_drawn(k)].concat();
+        let pair = [self.current.x.as_slice(), &self.as_drawn(k)].concat();
         let mut evaluations = [Evaluation::outside(Status::NonFinite); 2];
         self.density.log_density(&pair, &mut evaluations)?;
         Ok(evaluations.map(supported))
@@ -228,16 +247,16 @@ impl Generator {
 
     /// log q of the current configuration, or the screen's.
     pub(super) fn current(&self) -> Evaluation {
-        self.current_evaluation
+        self.current.evaluation
     }
 
     /// u of the current configuration minus the metric term.
     pub(super) fn u_current(&self) -> f64 {
-        self.u_current
+        self.current.u
     }
 
     pub(super) fn log_weight_current(&self) -> f64 {
-        -self.u_current - self.current_evaluation.log_density
+        -self.current.u - self.current.evaluation.log_density
     }
 
     pub(super) fn n_proposals(&self) -> usize {
@@ -246,24 +265,24 @@ impl Generator {
 
     /// x′, log q(x′) and u(x′) of proposal k, with the metric term subtracted.
     pub(super) fn proposal(&self, k: usize) -> (&[f64], Evaluation, f64) {
-        let d = self.dimension();
-        (&self.placed[k * d..(k + 1) * d], self.evaluations[k], self.u_total[k])
+        let (d, Proposals { x, evaluations, u_total, .. }) = (self.dimension(), &self.proposals);
+        (&x[k * d..(k + 1) * d], evaluations[k], u_total[k])
     }
 
     /// Copies proposal k into the state, with u(x′) as the target returned it.
     pub(super) fn take(&self, k: usize, state: &mut State) {
         state.x.copy_from_slice(self.proposal(k).0);
-        state.reduced_potential = self.u[k];
+        state.reduced_potential = self.proposals.u[k];
     }
 
     pub(super) fn log_weight(&self, k: usize) -> f64 {
-        crate::weights::log_weight(self.u_total[k], &self.evaluations[k])
+        crate::weights::log_weight(self.proposals.u_total[k], &self.proposals.evaluations[k])
     }
 
     /// Why proposal k is unusable, or `Rejected`.
     pub(super) fn fate(&self, k: usize) -> Fate {
-        match Fate::of(self.evaluations[k].status) {
-            Fate::Rejected if !self.u_total[k].is_finite() => Fate::NonFinite,
+        match Fate::of(self.proposals.evaluations[k].status) {
+            Fate::Rejected if !self.proposals.u_total[k].is_finite() => Fate::NonFinite,
             fate => fate,
         }
     }

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 impl Generator {
     /// Current configuration as the density describes it.
     pub(in crate::moves) fn current_as_drawn(&self) -> &[f64] {
-        &self.current
+        &self.current.x
     }
 
     /// Proposal k as the density describes it: with its centroid as drawn, if the density includes one.
@@ -22,7 +22,7 @@ impl Generator {
             Scope::Centred => _ = centre(&mut x),
             Scope::Noisy { .. } => {
                 centre(&mut x);
-                shift(&mut x, self.drawn_centroids[k]);
+                shift(&mut x, self.proposals.centroids[k]);
             }
         }
         x
@@ -36,7 +36,7 @@ impl Generator {
         let mut placed = x.to_vec();
         for x in placed.chunks_exact_mut(self.dimension()) {
             centre(x);
-            shift(x, self.centroid);
+            shift(x, self.current.centroid);
         }
         placed.into()
     }
@@ -55,7 +55,7 @@ impl Generator {
         match self.density.scope() {
             Scope::Full | Scope::Noisy { .. } => Space::Full,
             Scope::Centred => Space::Centred,
-            Scope::Shape { frame } => match Frame::of(&self.current, frame) {
+            Scope::Shape { frame } => match Frame::of(&self.current.x, frame) {
                 Some(Frame { axes, .. }) => Space::Frame { frame, axes },
                 None => Space::Full, // the attempt will be rejected
             },
@@ -64,7 +64,7 @@ impl Generator {
 
     /// Indices of the proposals that are usable so far.
     pub(in crate::moves) fn usable(&self) -> Vec<usize> {
-        (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
+        (0..self.n_proposals()).filter(|&k| self.proposals.evaluations[k].is_inside()).collect()
     }
 
     /// Interpolation path from the current configuration, made whole, to proposal k: in internal coordinates if the
@@ -75,31 +75,31 @@ impl Generator {
     pub(in crate::moves) fn way_to(&self, k: usize) -> std::result::Result<Between<'_>, Status> {
         let (to, scope) = (self.proposal(k).0, self.density.scope());
         match (&self.internal, scope) {
-            (Some(internal), Scope::Shape { .. }) => Between::internal(internal, &self.current, to),
-            (_, Scope::Centred | Scope::Noisy { .. }) => Between::turning(&self.placed(&self.current), to),
-            _ => Ok(Between::straight(&self.current, to)),
+            (Some(internal), Scope::Shape { .. }) => Between::internal(internal, &self.current.x, to),
+            (_, Scope::Centred | Scope::Noisy { .. }) => Between::turning(&self.placed(&self.current.x), to),
+            _ => Ok(Between::straight(&self.current.x, to)),
         }
     }
 
     /// Makes proposal k unusable, with this status.
     pub(in crate::moves) fn refuse(&mut self, k: usize, status: Status) {
-        self.evaluations[k] = Evaluation::outside(status);
+        self.proposals.evaluations[k] = Evaluation::outside(status);
     }
 
     /// Replaces proposal k by another configuration, given as the density describes it.
     pub(in crate::moves) fn set_end(&mut self, k: usize, x: &[f64]) {
         let (d, placed) = (self.dimension(), self.placed(x));
-        self.placed[k * d..(k + 1) * d].copy_from_slice(&placed);
+        self.proposals.x[k * d..(k + 1) * d].copy_from_slice(&placed);
     }
 
     /// Sets the log-weight of proposal k, whatever the density of its configuration.
     pub(in crate::moves) fn set_log_weight(&mut self, k: usize, log_weight: f64) {
-        if self.evaluations[k].is_inside() && self.u_total[k].is_finite() {
-            self.evaluations[k] = Evaluation::inside(-self.u_total[k] - log_weight);
+        if self.proposals.evaluations[k].is_inside() && self.proposals.u_total[k].is_finite() {
+            self.proposals.evaluations[k] = Evaluation::inside(-self.proposals.u_total[k] - log_weight);
         }
     }
 
     pub(in crate::moves) fn set_log_weight_current(&mut self, log_weight: f64) {
-        self.current_evaluation = Evaluation::inside(-self.u_current - log_weight);
+        self.current.evaluation = Evaluation::inside(-self.current.u - log_weight);
     }
 }
