@@ -56,7 +56,7 @@ mod openmm {
         let wheel = found.map(|entry| entry.path().join("site-packages/OpenMM.libs")).find(|root| check(root).is_ok());
         wheel.unwrap_or_else(|| {
             panic!(
-                "feature `openmm` needs OpenMM 8.6 and its headers: run scripts/venv.sh, which installs the wheel into {}, \
+                "feature `openmm` requires OpenMM 8.6 and its headers: run scripts/venv.sh, which installs the wheel into {}, \
                  or set OPENMM_DIR to a folder with include/OpenMM.h and lib/libOpenMM.so",
                 venv.display()
             )
@@ -66,7 +66,7 @@ mod openmm {
     fn check(root: &Path) -> Result<PathBuf, String> {
         for file in ["include/OpenMM.h", "lib/libOpenMM.so"] {
             if !root.join(file).exists() {
-                return Err(format!("{file} is not there; give the folder that holds OpenMM's include and lib"));
+                return Err(format!("{file} is missing; set it to the folder that contains OpenMM's include and lib"));
             }
         }
         root.canonicalize().map_err(|error| error.to_string())

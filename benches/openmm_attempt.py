@@ -123,7 +123,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds per measurement")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # hides warnings of low acceptance in water
-    drawn = "drawn ahead" if options.draw_ahead else "drawn in between"
+    drawn = "proposals drawn ahead" if options.draw_ahead else "proposals drawn in between"
     print(f"{options.platform} {options.precision or ''}; generator on {os.environ.get('MODEJUMP_DEVICE', 'cpu')}, {drawn}; microseconds")
     print(" ".join(f"{name:>9}" for name in ("atoms", "step", "attempt", "energy", "besides", "log q", "accepted")))
     for build in [implicit, *(lambda padding=padding: solvated(padding) for padding in options.padding)]:

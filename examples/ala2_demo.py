@@ -153,13 +153,13 @@ def report(s):
     print(f"dF(phi > 0)                 {s['delta_f_kT']:.3f} +- {s['delta_f_stderr']:.3f} kT")
     if "delta_f_reweighted_kT" in s:
         print(f"  by importance weights     {s['delta_f_reweighted_kT']:.3f} +- {s['delta_f_reweighted_stderr']:.3f} kT,"
-              f" ESS {100 * s['ess']:.0f} %, one fresh proposal accepted {100 * s['acceptance_fresh_proposal']:.0f} %")
+              f" ESS {100 * s['ess']:.0f} %, acceptance of a single new proposal {100 * s['acceptance_fresh_proposal']:.0f} %")
     for name, what in REFERENCES.values():
         if f"delta_f_{name}_kT" in s:
             print(f"  without a generator       {s[f'delta_f_{name}_kT']:.3f} +- {s[f'delta_f_{name}_stderr']:.3f} kT,"
                   f" from a long run {what}")
     if "speedup_at_least" in s:
-        estimate = f"{s['speedup']:.0f} x plain MD's by the rate of a long run, " if "speedup" in s else ""
+        estimate = f"{s['speedup']:.0f} x the rate of plain MD in a long run, " if "speedup" in s else ""
         print(f"phi transitions per second  {estimate}at least {s['speedup_at_least']:.0f} x with 95 % confidence")
 
 

@@ -99,7 +99,7 @@ impl Pool {
     fn draw(flow: &dyn Model, ebm: &dyn Model, system: &Path, n: usize) -> Result<Pool> {
         let (d, temperature) = (flow.dimension(), flow.card().temperature.unwrap_or(300.0));
         let phi_psi = flow.card().topology.as_ref().and_then(|t| t.phi_psi());
-        let [phi, _] = phi_psi.ok_or_else(|| Error::invalid("the flow's file knows of no backbone torsion"))?;
+        let [phi, _] = phi_psi.ok_or_else(|| Error::invalid("the flow's file has no backbone torsions"))?;
         let streams = |row: usize| Stream::new(1, StreamId::Sample, row as u64, 0);
         let (mut x, mut status) = (vec![0.0; n * d], vec![Status::NonFinite; n]);
         let (mut exact, mut u) = (vec![Evaluation::inside(0.0); n], vec![0.0; n]);
@@ -207,7 +207,7 @@ fn main() -> Result<()> {
         return Err(Error::invalid("usage: learned_likelihood FLOW EBM SYSTEM [n] [folder]"));
     };
     let n = match rest.first() {
-        Some(text) => text.parse().map_err(|_| Error::invalid(format!("{text} is no number of proposals")))?,
+        Some(text) => text.parse().map_err(|_| Error::invalid(format!("invalid number of proposals: {text}")))?,
         None => 1000,
     };
     let folder = PathBuf::from(rest.get(1).map_or("target/learned", String::as_str));
@@ -234,10 +234,10 @@ fn main() -> Result<()> {
         1e3 * s.potential
     );
     println!(
-        "an EBM's density is {:.0} times cheaper than the exact one; variance of ln(q_EBM/q) {variance:.2}\n",
+        "the EBM's density is {:.0} times cheaper than the exact one; variance of ln(q_EBM/q) {variance:.2}\n",
         s.exact / s.surrogate
     );
-    println!("| accepted by | accepted | exact densities an attempt | s an attempt | attempts a sample | s a sample | ΔF / kT | ⟨u⟩ / kT |");
+    println!("| accepted by | accepted | exact densities per attempt | s per attempt | attempts per sample | s per sample | ΔF / kT | ⟨u⟩ / kT |");
     println!("|---|---|---|---|---|---|---|---|");
     let mut outcomes = Vec::new();
     for rule in [Rule::Exact, Rule::Surrogate, Rule::Delayed] {

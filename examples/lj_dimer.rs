@@ -146,7 +146,7 @@ fn train(steps: usize) -> Result<Vec<u8>> {
     let mut trainer = Trainer::new(flow(LENGTHS[1], 2)?, &[], Some(&mut target), options)?.with_map(jump)?;
     while !trainer.is_finished() {
         if let Some(progress) = trainer.step()? {
-            println!("{:>6}  a jump accepted {:.2} %", progress.step, 100.0 * progress.acceptance);
+            println!("{:>6}  jumps accepted {:.2} %", progress.step, 100.0 * progress.acceptance);
         }
     }
     let file = |flow: &CouplingFlow<f32>| model_file::read("dimer", &flow.to_bytes()?);
@@ -318,7 +318,7 @@ fn main() -> Result<()> {
 /// Plots the free energy along the dimer's length from jumps and from umbrella sampling.
 fn figure(path: &Path, jumps: &[f64], umbrella: &[f64]) -> Result<()> {
     let mut svg = String::new();
-    draw(&mut svg, jumps, umbrella).map_err(|e| Error::invalid(format!("the figure: {e}")))?;
+    draw(&mut svg, jumps, umbrella).map_err(|e| Error::invalid(format!("could not draw the figure: {e}")))?;
     write_atomically(path, svg.as_bytes())
 }
 

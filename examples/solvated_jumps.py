@@ -103,7 +103,7 @@ def measured(system, x, model, particles, timestep, basin, steps, seconds, betwe
     }
 
 
-HEADER = ["system", "path", "attempts", "accepted", "median ln α", "expected", "ms per attempt", "accepted per second", "of these crossings"]
+HEADER = ["system", "path", "attempts", "accepted", "median ln α", "expected", "ms per attempt", "accepted per second", "accepted crossings"]
 
 
 def row(name, result):

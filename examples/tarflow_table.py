@@ -82,10 +82,10 @@ def rows(tool, molecule, model, test, n, particles):
     path = tool("smc", model, "--system", system, "-n", particles, "--moves", "hamiltonian", "--share", 0.97, "-o", annealed)
     carried, _, _ = distances(tool, molecule, test, annealed)
     return [
-        {"what": f"{n} samples as they are", **plain},
+        {"what": f"{n} samples, unweighted", **plain},
         {"what": f"{n} samples, SNIS", "ess": about["ess"], "acceptance": weights["acceptance"], **weighted},
         {
-            "what": f"{particles} particles worth {path['effective_families']:.0f}, SMC of {path['stages']} temperatures",
+            "what": f"{particles} particles ({path['effective_families']:.0f} independent), SMC of {path['stages']} temperatures",
             **{key: path[key] for key in ("ess", "resamplings", "log_z", "effective_families")},
             **carried,
         },

@@ -107,7 +107,7 @@ def main():
         accepted = "     –  " if a["acceptance"] is None else f"{100 * a['acceptance']:6.1f} %"
         print(f"{a['temperature']:7.0f}  {accepted}  {u}    {v}    {a['crossings']:8} {b['crossings']:8}")
     if options.iterations < 2 * BLOCKS:
-        print(f"{options.iterations} exchanges are too few for errors: --iterations {2 * BLOCKS} or more")
+        print(f"{options.iterations} exchanges are too few for error estimates: use --iterations {2 * BLOCKS} or more")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ fn main() -> Result<()> {
     let argument = |k: usize| std::env::args().nth(k);
     let folder = PathBuf::from(argument(1).unwrap_or_else(|| "target/toy".into()));
     let steps = match argument(2) {
-        Some(text) => text.parse().map_err(|_| Error::invalid(format!("{text} is no number of steps")))?,
+        Some(text) => text.parse().map_err(|_| Error::invalid(format!("invalid number of steps: {text}")))?,
         None => STEPS,
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;

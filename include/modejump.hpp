@@ -7,7 +7,7 @@
 #define MODEJUMP_HPP
 
 #if __cplusplus < 201703L
-#error "modejump.hpp needs C++17: compile with -std=c++17 or later; modejump.h is for C and older C++"
+#error "modejump.hpp requires C++17: compile with -std=c++17 or later; modejump.h is for C and older C++"
 #endif
 
 #include "modejump.h"
@@ -54,7 +54,7 @@ inline void check(std::int32_t status) {
 inline void check_version() {
     if (modejump_abi_version() != MODEJUMP_ABI_VERSION)
         throw Error(MODEJUMP_UNSUPPORTED, "the modejump library has interface version " +
-                                              std::to_string(modejump_abi_version()) + ", the header " +
+                                              std::to_string(modejump_abi_version()) + ", but the header has " +
                                               std::to_string(MODEJUMP_ABI_VERSION));
 }
 
@@ -158,7 +158,7 @@ public:
     /// labels are of the form `ALA2`. Throws, naming the atom, if the lists differ.
     std::vector<std::uint64_t> match_atoms(const std::vector<std::string>& residues, const std::vector<std::string>& names) const {
         if (residues.size() != names.size())
-            throw Error(MODEJUMP_INVALID_INPUT, "match_atoms: residues and names differ in number");
+            throw Error(MODEJUMP_INVALID_INPUT, "match_atoms: the numbers of residues and names differ");
         std::vector<const char*> r, a;
         for (std::size_t i = 0; i < names.size(); i++) {
             r.push_back(residues[i].c_str());
@@ -218,7 +218,7 @@ public:
     Transformed generate(const std::vector<double>& z) const {
         const std::size_t latent = latent_dimension(), n = z.size() / latent;
         if (n * latent != z.size())
-            throw Error(MODEJUMP_INVALID_INPUT, "generate: latent points of " + std::to_string(latent) + " numbers each are needed");
+            throw Error(MODEJUMP_INVALID_INPUT, "generate: expected latent points of " + std::to_string(latent) + " numbers each");
         Transformed images{std::vector<double>(n * dimension_), std::vector<double>(n), std::vector<double>(n)};
         check(modejump_model_generate(handle(), n, z.data(), images.points.data(), images.log_det.data(), images.log_density.data()));
         return images;
@@ -249,7 +249,7 @@ private:
 
     std::size_t rows(const std::vector<double>& x) const {
         if (dimension_ == 0 || x.size() % dimension_ != 0)
-            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers are no configurations of " +
+            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers do not form whole configurations of " +
                                                     std::to_string(dimension_) + " coordinates");
         return x.size() / dimension_;
     }
@@ -292,7 +292,7 @@ public:
 private:
     Images images(const std::vector<double>& x, std::uint32_t inverse) const {
         if (x.size() % dimension_ != 0)
-            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers are no configurations of " +
+            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers do not form whole configurations of " +
                                                     std::to_string(dimension_) + " coordinates");
         const std::size_t n = x.size() / dimension_;
         Images images{std::vector<double>(x.size()), std::vector<double>(n), std::vector<std::uint32_t>(n)};
@@ -386,7 +386,7 @@ namespace detail {
 inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                                   const std::vector<double>& masses, std::size_t dimension) {
     if (atoms.size() != lengths.size() || (!atoms.empty() && 3 * masses.size() != dimension))
-        throw Error(MODEJUMP_INVALID_INPUT, "a constraint needs a length, and every atom a mass");
+        throw Error(MODEJUMP_INVALID_INPUT, "every constraint must have a length, and every atom a mass");
     static_assert(sizeof(std::array<std::uint64_t, 2>) == 2 * sizeof(std::uint64_t), "pairs are not packed");
     return atoms.empty() ? nullptr : atoms.front().data();
 }
@@ -394,10 +394,10 @@ inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>
 /// A state as the C interface takes it; throws unless it has `dimension` coordinates.
 inline modejump_state raw(State& state, std::size_t dimension) {
     if (state.x.size() != dimension)
-        throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, the model " +
+        throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, but the model has " +
                                                 std::to_string(dimension));
     if (!state.step)
-        throw Error(MODEJUMP_INVALID_INPUT, "State::step is not set: give every attempt a step of its own, of which its random numbers are a function");
+        throw Error(MODEJUMP_INVALID_INPUT, "State::step is not set: set a different step for every attempt, since its random numbers depend on it");
     modejump_state raw{};
     raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
     raw.step = *state.step;
@@ -457,7 +457,7 @@ private:
             modejump_set_last_error(error.what());
         } catch (...) {
             thrown_ = std::current_exception();
-            modejump_set_last_error("an exception that is no std::exception");
+            modejump_set_last_error("an exception that is not a std::exception");
         }
         return MODEJUMP_CALLBACK_FAILED;
     }

@@ -22,8 +22,8 @@ void FixModeJump::require_atoms() {
             mine[index_.count(atom->tag[i]) > 0 ? 0 : 1]++;
     MPI_Allreduce(mine, all, 2, MPI_LMP_BIGINT, MPI_SUM, world);
     if (all[0] != static_cast<bigint>(index_.size()) || all[1] > 0)
-        error->all(FLERR, "Fix modejump: of the {} atoms of group {} {} are there at step {}, and {} others: nothing may take atoms of the model "
-                          "away, or add some to its group", index_.size(), group->names[igroup], all[0], update->ntimestep, all[1]);
+        error->all(FLERR, "Fix modejump: of the {} atoms of group {}, {} are present at step {}, and {} others: atoms of the model must not be "
+                          "removed, and none added to its group", index_.size(), group->names[igroup], all[0], update->ntimestep, all[1]);
 }
 
 /// Collects coordinates and image flags of the model's atoms on all ranks.
@@ -139,8 +139,8 @@ void FixModeJump::migrate() {
     bigint all = 0;
     MPI_Allreduce(&mine, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
     if (all != atom->natoms)
-        error->all(FLERR, "Fix modejump: {} of {} atoms are there at step {}; have boundaries of type p or s, which no atom leaves, "
-                          "and a timestep with which the dynamics is stable", all, atom->natoms, update->ntimestep);
+        error->all(FLERR, "Fix modejump: {} of {} atoms are left at step {}; use boundaries of type p or s, which atoms cannot leave, "
+                          "and a timestep at which the dynamics is stable", all, atom->natoms, update->ntimestep);
 }
 
 /// Destinations, by atom ID, of the atoms of all ranks that `near` would clamp.

@@ -57,50 +57,51 @@ void FixModeJump::require_setup() const {
     // velocities are kept across a jump on the assumption that forces depend only on positions
     for (const char* style : {"dpd", "^brownian", "^lubricate"})
         if (force->pair_match(style, 0, 1))
-            error->all(FLERR, "Fix modejump: pair style {} has forces of friction or of noise, which a jump would count twice: have a pair "
-                              "style without, and fix langevin", force->pair_style);
+            error->all(FLERR, "Fix modejump: pair style {} has friction or noise forces, which a jump would count twice: use another pair "
+                              "style with fix langevin", force->pair_style);
     // only whole names are compared
     for (const char* style : {"quartic", "quartic/omp", "bpm/spring", "bpm/spring/plastic", "bpm/rotational", "rheo/shell"})
         if (force->bond_match(style))
-            error->all(FLERR, "Fix modejump: bond style {} breaks bonds for good where a proposal stretches them", style);
+            error->all(FLERR, "Fix modejump: bond style {} permanently breaks bonds that a proposal stretches", style);
     for (const Compute* compute : modify->get_compute_list())
         if (utils::strmatch(compute->style, "tally$"))
-            error->all(FLERR, "Fix modejump: compute {} ({}) sums up what pairs of atoms have in every evaluation of a step, of proposals too: have "
+            error->all(FLERR, "Fix modejump: compute {} ({}) adds up pair contributions of every evaluation in a step, including those of proposals: use "
                               "compute group/group or compute pe/atom", compute->id, compute->style);
     for (const Fix* fix : modify->get_fix_list()) {
         if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude", "^grem", "^qtpie"}))
-            error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
+            error->all(FLERR, "Fix modejump: fix {} ({}) makes atoms follow forces other than those of the energy that jumps use",
                        fix->id, fix->style);
         // not qeq/reaxff: ReaxFF has the energy of the charges in its pair style
         if (is_one_of(fix, {"^qeq/point", "^qeq/shielded", "^qeq/slater", "^qeq/dynamic", "^qeq/fire"}))
-            error->all(FLERR, "Fix modejump: fix {} ({}) gives charges whose own energy is in no style, and the moves would not see it: have fixed "
+            error->all(FLERR, "Fix modejump: fix {} ({}) assigns charges whose own energy is in no style, so the moves would not include it: use fixed "
                               "charges", fix->id, fix->style);
         if (is_one_of(fix, {"^spring/rg", "^smd", "^tmd", "^drag", "^oneway", "^imd", "^propel", "^accelerate/cos"}) && touches(fix))
-            error->all(FLERR, "Fix modejump: fix {} ({}) has forces on atoms of the model without an energy, which the moves would not see: remove one "
-                              "of the two, or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+            error->all(FLERR, "Fix modejump: fix {} ({}) applies forces without an energy to atoms of the model, so the moves would not include them: remove "
+                              "one of the two, or define the forces by a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^hmc"))
-            error->all(FLERR, "Fix modejump: fix {} ({}) takes its trajectories back, jumps within them included: have one of the two", fix->id,
+            error->all(FLERR, "Fix modejump: fix {} ({}) rejects trajectories together with the jumps within them: use only one of the two", fix->id,
                        fix->style);
         if (is_one_of(fix, {"^wall/reflect", "^wall/piston"}))
-            error->all(FLERR, "Fix modejump: fix {} ({}) turns atoms back at a wall that the moves do not see: have a box that is fixed "
+            error->all(FLERR, "Fix modejump: fix {} ({}) reflects atoms at a wall that the moves do not include: use a fixed boundary "
                               "there (boundary f), beyond which no proposal is accepted", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
-            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, of the model or about it, which jumps do not keep: have flexible bonds and a shorter timestep", fix->id, fix->style);
+            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms of the model or around it, but jumps do not keep these constraints: use flexible "
+                              "bonds and a shorter timestep", fix->id, fix->style);
         // whether or not fix_modify adds it to the printed energy; thermostats report only the energy of their bath. Except CMAP,
         // which the moves include, and fixes that act only on other atoms: their energy is the same before and after
         const bool beside = is_one_of(fix, {"^spring/self", "^wall/", "^indent", "^efield", "^addforce"}) && !touches(fix);
         if (fix->energy_global_flag && !fix->ecouple_flag && !beside && !utils::strmatch(fix->style, "^cmap"))
-            error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
-                              "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+            error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not include: remove one of the two, "
+                              "or define the forces by a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
         if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk", "^ttm", "^dt/reset", "^viscous"}))
-            error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
+            error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: use nvt, temp/csvr or langevin",
                        fix->id, fix->style);
         // jumps correct the velocities of the other particles for new forces, but not for new torques
         if (fix->time_integrate && is_one_of(fix, {"sphere", "/body", "/line", "/tri", "/dot", "/eff"}))
-            error->all(FLERR, "Fix modejump: fix {} ({}) turns or swells particles, and jumps bring only velocities in step with new forces: "
-                              "have fix nve or nvt", fix->id, fix->style);
+            error->all(FLERR, "Fix modejump: fix {} ({}) rotates or resizes particles, but jumps adapt only velocities to the new forces: "
+                              "use fix nve or nvt", fix->id, fix->style);
         if (fix->box_change)
-            error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
+            error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not support: run "
                               "at constant volume (nvt instead of npt)", fix->id, fix->style);
     }
 }
@@ -122,12 +123,12 @@ void FixModeJump::require_motion() {
             moved |= fix->groupbit;
         const tagint held = holds(fix) ? first([fix](int mask) { return mask & fix->groupbit; }) : MAXTAGINT;
         if (held != MAXTAGINT)
-            error->all(FLERR, "Fix modejump: fix {} ({}) holds atom {} of group {}, which jumps would move: leave it out of one of the two",
+            error->all(FLERR, "Fix modejump: fix {} ({}) holds atom {} of group {}, which jumps would move: remove it from one of the two",
                        fix->id, fix->style, held, group->names[igroup]);
     }
     const tagint left = first([moved](int mask) { return !(mask & moved); });
     if (left != MAXTAGINT)
-        error->all(FLERR, "Fix modejump: no fix integrates atom {} of group {}, which jumps would move: have all of the group in a fix "
+        error->all(FLERR, "Fix modejump: no fix integrates atom {} of group {}, which jumps would move: include the whole group in a fix "
                           "such as nve or nvt", left, group->names[igroup]);
 }
 
@@ -161,10 +162,10 @@ void FixModeJump::check_temperature() {
             continue;
         // with per-atom temperatures there is no single one
         if (*target == 0.0)
-            error->all(FLERR, "Fix modejump: fix {} ({}) has no temperature above 0, or one of each atom: have temp {} for all", fix->id, fix->style,
+            error->all(FLERR, "Fix modejump: fix {} ({}) has no positive temperature, or one per atom: use temperature {} for all atoms", fix->id, fix->style,
                        temperature_);
         if (!(std::abs(*target - temperature_) <= 1e-6 * temperature_))
-            error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
+            error->all(FLERR, "Fix modejump: temp is {}, but fix {} ({}) is at temperature {} at step {}: use one constant temperature",
                        temperature_, fix->id, fix->style, *target, update->ntimestep);
     }
 }
@@ -174,8 +175,8 @@ void FixModeJump::check_step() {
     if (update->ntimestep <= last_ && !told_) {
         told_ = true;
         if (comm->me == 0)
-            error->warning(FLERR, "Fix modejump: an attempt at step {} after one at step {}: it has the random numbers of an earlier one; "
-                           "runs that are to be independent need a fix with another seed", update->ntimestep, last_);
+            error->warning(FLERR, "Fix modejump: an attempt at step {} comes after one at step {}: it repeats the random numbers of an earlier one; "
+                           "use a different seed for each independent run", update->ntimestep, last_);
     }
     last_ = update->ntimestep;
 }

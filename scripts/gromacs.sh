@@ -11,5 +11,5 @@ if command -v apt-get > /dev/null; then
         command -v gmx > /dev/null && exit 0
     fi
 fi
-echo "scripts/gromacs.sh: no gmx on the PATH, and it cannot be installed here: install GROMACS 2022 or later (apt install gromacs)" >&2
+echo "scripts/gromacs.sh: gmx is not on the PATH and could not be installed: install GROMACS 2022 or later (apt install gromacs)" >&2
 exit 1

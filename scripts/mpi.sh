@@ -9,7 +9,7 @@ if ! [ -f "$folder/.ready" ]; then
     rm -rf "$folder"
     if ! { "${PYTHON:-python3}" -m venv "$folder" &&
         "$folder/bin/python" -m pip install --quiet --disable-pip-version-check mpich==5.0.2 libclang==18.1.1; }; then
-        echo "scripts/mpi.sh: SKIPPED $*: no MPI library and libclang from PyPI here" >&2
+        echo "scripts/mpi.sh: SKIPPED $*: could not install an MPI library and libclang from PyPI" >&2
         exit 0
     fi
     touch "$folder/.ready"

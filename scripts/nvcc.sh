@@ -9,7 +9,7 @@ if [ -f "$folder/.version" ] && [ "$(cat "$folder/.version")" = "$version" ]; th
 rm -rf "$folder"
 if ! .venv/bin/python -m pip install -q --no-deps --target "$folder" "nvidia-cuda-nvcc==$version.*" "nvidia-nvvm==$version.*" \
     "nvidia-cuda-crt==$version.*" "nvidia-cuda-runtime==$version.*" "nvidia-cuda-nvrtc==$version.*"; then
-    echo "scripts/nvcc.sh: nvcc cannot be installed here; tests that compile kernels for GPUs will be skipped" >&2
+    echo "scripts/nvcc.sh: could not install nvcc; tests that compile kernels for GPUs will be skipped" >&2
     rm -rf "$folder"
     exit 0
 fi

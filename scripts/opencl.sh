@@ -17,7 +17,7 @@ if [ -n "$driver" ]; then
     export OCL_ICD_VENDORS="$folder/vendors" POCL_CACHE_DIR="$folder/cache"
 fi
 if ! "$root/.venv/bin/python" -c 'import openmm; openmm.Platform.getPlatformByName("OpenCL").getDevices()[0]' 2>/dev/null; then
-    echo "scripts/opencl.sh: OpenMM finds no OpenCL device (it needs a driver and libOpenCL.so.1); nothing was run" >&2
+    echo "scripts/opencl.sh: OpenMM found no OpenCL device (it requires a driver and libOpenCL.so.1); nothing was run" >&2
     exit 0
 fi
 exec "$@"

@@ -11,13 +11,13 @@ if [ -f "$venv/.requirements" ] && cmp -s "$requirements" "$venv/.requirements";
     exit 0
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "scripts/venv.sh: Python >= 3.10 is needed; set PYTHON to one" >&2
+    echo "scripts/venv.sh: Python >= 3.10 is required; set PYTHON to one" >&2
     exit 1
 }
 # Without python3-venv, Debian's Python makes an environment without pip; a second run, with python3-venv installed, completes it.
 if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
     "$python" -m venv "$venv" && "$venv/bin/python" -m pip --version > /dev/null || {
-        echo "scripts/venv.sh: $python -m venv makes no environment with pip: apt install python3-venv, or set PYTHON to another Python;" \
+        echo "scripts/venv.sh: $python -m venv could not create an environment with pip: run apt install python3-venv, or set PYTHON to another Python;" \
             "if $venv is damaged, remove it" >&2
         exit 1
     }

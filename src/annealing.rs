@@ -55,11 +55,13 @@ pub(crate) fn check_stages(plan: &[Stage], kernel: Kernel) -> Result<()> {
     let rises = plan.is_sorted_by(|a, b| a.t <= b.t) && plan.first().is_some_and(|stage| stage.t >= 0.0);
     let ends = plan.last().is_some_and(|stage| stage.t == 1.0);
     if !(rises && ends && plan.iter().all(|stage| stage.step > 0.0 && stage.step.is_finite())) {
-        return Err(Error::invalid("stages have rising t, the last of which is 1, and positive steps"));
+        return Err(Error::invalid(
+            "stages must have non-decreasing t that starts at 0 or above and ends at 1, and positive steps",
+        ));
     }
     match kernel {
         Kernel::Hamiltonian { leapfrog } if !(1..=MOST_LEAPFROG_STEPS).contains(&leapfrog) => {
-            Err(Error::invalid(format!("{leapfrog} leapfrog steps: from 1 to {MOST_LEAPFROG_STEPS} can be made")))
+            Err(Error::invalid(format!("{leapfrog} leapfrog steps are out of range: use 1 to {MOST_LEAPFROG_STEPS}")))
         }
         _ => Ok(()),
     }
@@ -175,12 +177,12 @@ impl Annealing {
     pub fn new(bridge: &Bridge, points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
         if points.n() == 0 || plan.is_empty() {
             let (n, stages) = (points.n(), plan.len());
-            return Err(Error::invalid(format!("{n} particles at {stages} temperatures: use one or more of either")));
+            return Err(Error::invalid(format!("{n} particles at {stages} temperatures: use at least one of each")));
         }
         check_stages(&plan, options.kernel)?;
         if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::invalid(format!(
-                "moves = {}, threshold = {}: use 1 move or more, and a threshold from 0 to 1",
+                "moves = {}, threshold = {}: use at least 1 move, and a threshold from 0 to 1",
                 options.moves, options.threshold
             )));
         }

@@ -218,7 +218,9 @@ fn one_family_tells_no_error() {
 fn a_plan_needs_pilots() {
     let (density, mut target) = (Normal(1.2), Wells);
     let mut bridge = Bridge::new(&density, &mut target);
-    for (n, lost, share, text) in [(1, 0, 0.9, "1 of 1"), (100, 95, 0.9, "5 of 100"), (20, 0, 0.05, "and 40 are")] {
+    for (n, lost, share, text) in
+        [(1, 0, 0.9, "1 of 1"), (100, 95, 0.9, "5 of 100"), (20, 0, 0.05, "a plan requires 40")]
+    {
         let mut pilots = bridge.sample(n, 99).unwrap();
         pilots.target[..lost].fill(f64::INFINITY);
         let message = plan(&mut bridge, pilots, 0.1, Temperatures::Share { share, most: 100 }, &Options::default())
@@ -237,7 +239,7 @@ fn what_is_no_run_is_refused() {
         (0, 2, Options::default(), "0 particles at 2 temperatures"),
         (5, 0, Options::default(), "5 particles at 0 temperatures"),
         (5, 2, Options { kernel, ..Options::default() }, "0 leapfrog steps"),
-        (5, 2, Options { moves: 0, ..Options::default() }, "use 1 move or more"),
+        (5, 2, Options { moves: 0, ..Options::default() }, "use at least 1 move"),
     ] {
         let points = bridge.sample(n, 1).unwrap();
         let message = Annealing::new(&bridge, points, even(stages, 0.1), options).unwrap_err().to_string();

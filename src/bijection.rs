@@ -58,14 +58,13 @@ impl Bijection {
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
         if [&from, &to].iter().any(|model| model.steering().is_some_and(|s| s.auxiliary > 0)) {
             return Err(Error::Unsupported(
-                "a map between models carries configurations, and one of these has auxiliary coordinates beside them"
-                    .into(),
+                "a map between models is not supported for models with auxiliary coordinates".into(),
             ));
         }
         let (a, b) = (flow_of(from.as_ref())?, flow_of(to.as_ref())?);
         if let Some(model) = [&from, &to].into_iter().find(|model| model.exactness() != Exactness::Exact) {
             return Err(Error::Unsupported(format!(
-                "{}: a map between models needs both log-determinants exact, and this one's is {}",
+                "{}: a map between models requires two exact log-determinants, but that of this model is {}",
                 model.card().model.kind(),
                 model.exactness().name()
             )));
@@ -73,8 +72,8 @@ impl Bijection {
         let (uniform, other) = (uniform_of(a), uniform_of(b));
         if from.dimension() != to.dimension() || a.latent_dimension() != b.latent_dimension() || uniform != other {
             return Err(Error::invalid(format!(
-                "a map between models needs one latent space: {} coordinates from {} latent ones ({} of them uniform) against {} from \
-                 {} ({})",
+                "a map between models requires the same latent space: {} coordinates from {} latent ones ({} uniform) \
+                 do not match {} from {} ({} uniform)",
                 from.dimension(),
                 a.latent_dimension(),
                 uniform.len(),
@@ -88,19 +87,20 @@ impl Bijection {
             (Scope::Shape { frame }, Scope::Shape { frame: same }) if frame == same => Some(frame),
             (Scope::Shape { frame }, Scope::Shape { frame: other }) => {
                 return Err(Error::invalid(format!(
-                    "a map between models needs one frame of atoms: {frame:?} against {other:?}"
+                    "a map between models requires the same frame atoms: {frame:?} do not match {other:?}"
                 )))
             }
             _ => {
                 return Err(Error::Unsupported(
-                    "maps are made of models that describe all coordinates, or of models in internal coordinates"
+                    "a map between models requires two models that describe all coordinates, or two in internal \
+                     coordinates"
                         .into(),
                 ))
             }
         };
         if let (Some(a), Some(b)) = (&from.card().topology, &to.card().topology) {
             if !a.has_atoms_of(b) {
-                return Err(Error::invalid("a map between models of different atoms, or of atoms in another order"));
+                return Err(Error::invalid("a map between models requires the same atoms in the same order"));
             }
         }
         Ok(Bijection { from, to, frame, uniform })
@@ -339,9 +339,9 @@ mod tests {
         let ala2: Arc<dyn Model> = Arc::new(flow());
         let load = |path: &str| crate::models::load(path).unwrap();
         let error = Bijection::new(ala2.clone(), load("models/double-well/generator.safetensors")).err().unwrap();
-        assert!(error.to_string().contains("one latent space"), "{error}");
+        assert!(error.to_string().contains("same latent space"), "{error}");
         let error = Bijection::new(ala2.clone(), load("models/ala2/model-vacuum.safetensors")).err().unwrap();
-        assert!(error.to_string().contains("one latent space"), "{error}");
+        assert!(error.to_string().contains("same latent space"), "{error}");
         let error = Bijection::new(ala2, load("models/ala2/invariant-ebm.safetensors")).err().unwrap();
         assert!(error.to_string().contains("no latent space"), "{error}");
     }

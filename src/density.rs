@@ -61,11 +61,11 @@ impl Status {
     pub fn words(self) -> &'static str {
         match self {
             Status::Inside => "inside",
-            Status::OutOfSupport => "out of its support",
+            Status::OutOfSupport => "outside its support",
             Status::Singular => "undefined internal coordinates",
             Status::NonFinite => "not finite",
-            Status::WrongChirality => "a stereocentre of the other hand",
-            Status::BrokenConstraint => "a bond of another length than it keeps",
+            Status::WrongChirality => "a stereocentre of the opposite handedness",
+            Status::BrokenConstraint => "a constant bond of a different length",
         }
     }
 }

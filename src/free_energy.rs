@@ -14,7 +14,7 @@ use std::cell::OnceCell;
 /// Delta-method error: Var ΔF = Σ W² (1_A/P_A − 1_B/P_B)², W normalised. Errors: a state without weight.
 pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
     if log_weights.len() != state.len() {
-        return Err(Error::invalid(format!("{} log-weights for {} states", log_weights.len(), state.len())));
+        return Err(Error::invalid(format!("{} log-weights do not match {} states", log_weights.len(), state.len())));
     }
     let w = weights::normalised(log_weights)?;
     let (a, b) = populations(&w, state)?;
@@ -66,7 +66,7 @@ fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
     let (a, b) = (of(true), of(false));
     if !(a > 0.0 && b > 0.0) {
         return Err(Error::invalid(format!(
-            "a free-energy difference needs samples of both states; their populations are {a:.3} and {b:.3}"
+            "a free-energy difference requires samples of both states; their populations are {a:.3} and {b:.3}"
         )));
     }
     Ok((a, b))
@@ -127,7 +127,10 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
 pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
     let length = series.len() / blocks.max(1);
     if blocks < 2 || length == 0 {
-        return Err(Error::invalid(format!("{} values do not fill {blocks} blocks; use 2 or more", series.len())));
+        return Err(Error::invalid(format!(
+            "{} values do not fill {blocks} blocks; use 2 or more blocks, with a value in each",
+            series.len()
+        )));
     }
     let means: Vec<f64> =
         series.chunks_exact(length).take(blocks).map(|b| b.iter().sum::<f64>() / length as f64).collect();
@@ -196,7 +199,9 @@ fn relative_variance(work: &[f64], s: f64) -> f64 {
 fn root_of_bar(forward: &[f64], reverse: &[f64]) -> Result<f64> {
     for (name, work) in [("forward", forward), ("reverse", reverse)] {
         if work.iter().any(|w| w.is_nan() || *w == f64::NEG_INFINITY) || !work.iter().any(|w| w.is_finite()) {
-            return Err(Error::invalid(format!("BAR needs {name} work with a finite value and no NaN or -inf")));
+            return Err(Error::invalid(format!(
+                "BAR requires {name} work values without NaN or -inf, at least one of them finite"
+            )));
         }
     }
     let m = log_ratio(forward, reverse);

@@ -19,7 +19,7 @@ pub struct CircularProfile {
 /// Profile from independent weighted samples, with delta-method errors. `angles[n]` in radian, on any branch.
 pub fn circular_profile(angles: &[f64], log_weights: &[f64], bins: usize) -> Result<CircularProfile> {
     if angles.len() != log_weights.len() {
-        return Err(Error::invalid(format!("{} angles for {} log-weights", angles.len(), log_weights.len())));
+        return Err(Error::invalid(format!("{} angles do not match {} log-weights", angles.len(), log_weights.len())));
     }
     let rows = bin_rows(angles, bins)?;
     let weights = weights::normalised(log_weights)?;
@@ -66,7 +66,7 @@ fn bin_rows(angles: &[f64], bins: usize) -> Result<Vec<usize>> {
         .enumerate()
         .map(|(i, angle)| {
             if !angle.is_finite() {
-                return Err(Error::invalid(format!("angle {i} is {angle}: remove the frame or mend the trajectory")));
+                return Err(Error::invalid(format!("angle {i} is {angle}: remove the frame or fix the trajectory")));
             }
             Ok((((angle + PI).rem_euclid(TAU) / TAU * bins as f64) as usize).min(bins - 1))
         })

@@ -52,7 +52,11 @@ const BINS: usize = 36;
 pub fn ramachandran_divergence(a: Cloud, b: Cloud) -> Result<f64> {
     let residues = a.dimension() / 2;
     if a.dimension() != b.dimension() || residues == 0 || a.dimension() % 2 != 0 {
-        return Err(Error::invalid(format!("{} and {} angles are no pairs of φ and ψ", a.dimension(), b.dimension())));
+        return Err(Error::invalid(format!(
+            "expected equal numbers of angles in pairs of φ and ψ, found {} and {}",
+            a.dimension(),
+            b.dimension()
+        )));
     }
     let histogram = |cloud: &Cloud, residue: usize| {
         let bin = |angle: f64| (((angle + PI).rem_euclid(TAU) / TAU * BINS as f64) as usize).min(BINS - 1);
@@ -103,7 +107,7 @@ impl Features {
         let torsions = [phi, psi, omega].concat();
         if pairs.is_empty() && torsions.is_empty() {
             return Err(Error::invalid(
-                "the molecule has no two atoms of carbon, nitrogen or sulphur, and no backbone",
+                "the molecule has fewer than two carbon, nitrogen or sulphur atoms, and no backbone",
             ));
         }
         Ok(Features { pairs, torsions, n_atoms: topology.n_atoms() })

@@ -80,13 +80,13 @@ impl Modes {
             mode.within.iter().try_for_each(|region| region.check(dimension)).map_err(says)?;
             if mode.centre.len() != along.len() || mode.centre.iter().any(|v| !v.is_finite()) {
                 return Err(Error::invalid(format!(
-                    "mode `{name}`: `centre` has {} numbers for {} reaction coordinates of `nearest_along`",
-                    mode.centre.len(),
+                    "mode `{name}`: `centre` is {:?}; expected {} finite numbers, one for each reaction coordinate of `nearest_along`",
+                    mode.centre,
                     along.len()
                 )));
             }
             if along.is_empty() == mode.within.is_empty() {
-                let message = "give `within`, or `nearest_along` for all and a `centre`, and not both";
+                let message = "use either `within`, or a `centre` with `nearest_along` for all modes, but not both";
                 return Err(Error::invalid(format!("mode `{name}`: {message}")));
             }
         }
@@ -106,19 +106,17 @@ impl Modes {
     pub fn by(names: Vec<String>, of: impl Fn(&[f64]) -> Option<usize> + Send + Sync + 'static) -> Result<Modes> {
         let unique = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
         if names.len() < 2 || !unique {
-            return Err(Error::invalid(format!(
-                "{} modes: two or more with names of their own are needed",
-                names.len()
-            )));
+            return Err(Error::invalid(format!("found {} modes: must be two or more with unique names", names.len())));
         }
         Ok(Modes { names, of: Arc::new(of) })
     }
 
     /// Index of the mode with this name. Errors: no such mode.
     pub fn index(&self, name: &str) -> Result<usize> {
-        self.names.iter().position(|known| known == name).ok_or_else(|| {
-            Error::invalid(format!("there is no mode `{name}`: the modes are {}", self.names.join(", ")))
-        })
+        self.names
+            .iter()
+            .position(|known| known == name)
+            .ok_or_else(|| Error::invalid(format!("unknown mode `{name}`; known modes: {}", self.names.join(", "))))
     }
 
     /// Names of the modes, by index.
@@ -207,7 +205,7 @@ mod tests {
         let one = r#"{ "name": "a", "within": [{ "along": { "component": 0 }, "range": [0.0, 1.0] }] }"#;
         assert!(refusal("[]", &format!(r#"[{one}, {{ "name": "b" }}]"#)).contains("mode `b`"));
         assert!(refusal("[]", &format!("[{one}]")).contains("two or more"));
-        assert!(refusal("[]", &format!("[{one}, {one}]")).contains("names of their own"));
+        assert!(refusal("[]", &format!("[{one}, {one}]")).contains("unique names"));
         let beyond = one.replace("\"component\": 0", "\"component\": 3").replace("\"a\"", "\"b\"");
         assert!(refusal("[]", &format!("[{one}, {beyond}]")).contains("component 3 of 3"));
         let centred = r#"{ "name": "b", "centre": [0.0, 1.0] }"#;

@@ -81,14 +81,14 @@ impl Method {
                 let positive = |v: f64| v > 0.0 && v.is_finite();
                 if !(positive(absolute) && relative >= 0.0 && relative.is_finite() && positive(log_density)) {
                     return Err(Error::invalid(format!(
-                        "solver tolerances {absolute} (absolute), {relative} (relative), {log_density} (log-density): use \
-                         positive numbers"
+                        "solver tolerances {absolute} (absolute), {relative} (relative) and {log_density} \
+                         (log-density) must be positive"
                     )));
                 }
                 if quadrature >= GAUSS_LEGENDRE.len() {
                     let most = GAUSS_LEGENDRE.len() - 1;
                     return Err(Error::invalid(format!(
-                        "solver quadrature is {quadrature}: use 0 to {most} points a step"
+                        "solver quadrature is {quadrature}: use 0 to {most} points per step"
                     )));
                 }
                 check_steps("max_steps", max_steps)
@@ -147,8 +147,8 @@ pub fn failures(reports: &[Report]) -> Option<String> {
     let name = |(row, report): (usize, &Report)| {
         let reason = match report.end {
             End::Done => "arrived",
-            End::StepBudget => "its steps are used up: raise max_steps or the tolerance",
-            End::StepUnderflow => "its steps became too short: raise the tolerance",
+            End::StepBudget => "reached max_steps: increase max_steps or the tolerance",
+            End::StepUnderflow => "the steps became too small: increase the tolerance",
             End::NonFinite => "NaN or infinity",
         };
         format!("sample {row}: {reason} ({} steps)", report.accepted + report.rejected)

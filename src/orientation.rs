@@ -28,12 +28,12 @@ const MOST: usize = 1 << 10;
 /// Errors: a number of rotations that is zero or too large; a density that does not describe a molecule's orientation.
 pub fn check(density: &dyn Density, rotations: usize) -> Result<()> {
     if !(1..=MOST).contains(&rotations) {
-        return Err(Error::invalid(format!("an average over {rotations} rotations: use 1 to {MOST}")));
+        return Err(Error::invalid(format!("an average over {rotations} rotations is out of range: use 1 to {MOST}")));
     }
     match density.scope() {
         Scope::Centred | Scope::Noisy { .. } => Ok(()),
         Scope::Full | Scope::Shape { .. } => Err(Error::Unsupported(
-            "an average over rotations is for models that describe the orientation of a molecule, such as TarFlows"
+            "an average over rotations requires a model that describes the orientation of a molecule, such as a TarFlow"
                 .into(),
         )),
     }

@@ -97,7 +97,8 @@ impl dyn Ranks + '_ {
         match digests.iter().position(|&other| other != digests[0]) {
             None => Ok(()),
             Some(rank) => Err(Error::invalid(format!(
-                "rank {rank} has {what} other than those of rank 0: ranks need the same files and options, and machines of one kind"
+                "rank {rank} has {what} different from those of rank 0: all ranks must have the same files and \
+                 options, and run on machines of the same kind"
             ))),
         }
     }
@@ -112,7 +113,7 @@ pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
             values.resize(n, value);
             Ok(values)
         }
-        None => Err(Error::invalid("so many rows do not fit into memory: take fewer at a time")),
+        None => Err(Error::invalid("not enough memory for this many rows: use fewer at a time")),
     }
 }
 
@@ -154,7 +155,8 @@ fn start() -> Result<Box<dyn Ranks>> {
     let ranks = mpi::Mpi::start()?;
     match launched() {
         Some(processes) if processes > 1 && ranks.size() == 1 => Err(Error::Unsupported(format!(
-            "this is one of {processes} processes, but alone for the MPI library it is linked with: start it with the mpirun of that library"
+            "this is one of {processes} processes, but the MPI library it is linked with sees only one: start it with \
+             the mpirun of that library"
         ))),
         _ => Ok(Box::new(ranks)),
     }
@@ -164,7 +166,8 @@ fn start() -> Result<Box<dyn Ranks>> {
 fn start() -> Result<Box<dyn Ranks>> {
     match launched() {
         Some(processes @ 2..) => Err(Error::Unsupported(format!(
-            "this is one of {processes} processes, which would all do the same: several ranks need a build with `--features mpi`"
+            "this is one of {processes} processes, which would all do the same work: running on several ranks requires \
+             a build with `--features mpi`"
         ))),
         _ => Ok(Box::new(Alone)),
     }
@@ -213,7 +216,7 @@ mod tests {
     fn what_does_not_fit_into_memory_is_refused() {
         assert_eq!(room(Some(3), 0.5).unwrap(), [0.5; 3]);
         for n in [None, Some(usize::MAX), Some(1 << 59)] {
-            assert!(room(n, 0.0).unwrap_err().to_string().contains("take fewer at a time"));
+            assert!(room(n, 0.0).unwrap_err().to_string().contains("use fewer at a time"));
         }
     }
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 pub fn require_temperature(kelvin: f64) -> Result<()> {
     match kelvin > 0.0 && kelvin.is_finite() {
         true => Ok(()),
-        false => Err(Error::invalid(format!("{kelvin} K: use a positive temperature"))),
+        false => Err(Error::invalid(format!("the temperature must be positive and finite, not {kelvin} K"))),
     }
 }
 
@@ -32,6 +32,6 @@ pub trait Target {
     /// Errors: a target without an environment.
     fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {
         let _ = (x, stage);
-        Err(Error::Unsupported("this target has no environment that could be relaxed: a driven move needs one".into()))
+        Err(Error::Unsupported("this target has no environment to relax, which a driven move requires".into()))
     }
 }

@@ -39,11 +39,13 @@ impl Tica {
     pub fn fit(features: &[f64], dimension: usize, lag: usize, components: usize) -> Result<Tica> {
         let n = features.len() / dimension.max(1);
         if lag == 0 || n / 2 < lag.max(2) {
-            return Err(Error::invalid(format!("{n} frames are too few for a lag of {lag}: twice the lag are needed")));
+            return Err(Error::invalid(format!(
+                "{n} frames are too few for a lag of {lag}: the lag must be from 1 to half the number of frames"
+            )));
         }
         if n - lag < FEWEST_PAIRS * dimension {
             return Err(Error::invalid(format!(
-                "{} pairs of frames at a lag of {lag} are too few for {dimension} features: {} are needed",
+                "{} pairs of frames at a lag of {lag} are too few for {dimension} features: {} are required",
                 n - lag,
                 FEWEST_PAIRS * dimension
             )));
@@ -107,10 +109,9 @@ fn koopman_weights(x: &DMatrix<f64>, y: &DMatrix<f64>) -> Result<DVector<f64>> {
     }
     let koopman = whitening.tr_mul(&(x.tr_mul(&y) / n)) * &whitening;
     let drift = whitening.tr_mul(&(&means[1] - &means[0]).transpose());
-    let u = (DMatrix::identity(koopman.nrows(), koopman.nrows()) - koopman.transpose())
-        .lu()
-        .solve(&drift)
-        .ok_or_else(|| Error::invalid("the trajectory has no stationary distribution: a feature never changes back"))?;
+    let u = (DMatrix::identity(koopman.nrows(), koopman.nrows()) - koopman.transpose()).lu().solve(&drift).ok_or_else(
+        || Error::invalid("the trajectory has no stationary distribution: a feature changes and never changes back"),
+    )?;
     Ok((x * whitening * u).add_scalar(1.0))
 }
 
@@ -212,7 +213,7 @@ mod tests {
         let beyond = Tica::fit(&features, 4, usize::MAX / 2 + 1, 2);
         assert!(beyond.unwrap_err().to_string().contains("too few for a lag"), "twice the lag has no number");
         let message = Tica::fit(&features, 4, 11, 2).unwrap_err().to_string();
-        assert!(message.contains("39 pairs of frames") && message.contains("4 features: 40 are needed"), "{message}");
+        assert!(message.contains("39 pairs of frames") && message.contains("4 features: 40 are required"), "{message}");
         assert!(Tica::fit(&features, 4, 10, 2).is_ok());
         assert!(Tica::fit(&[1.0; 100], 1, 5, 1).unwrap_err().to_string().contains("independent features"));
         assert!(Tica::fit(&[f64::NAN; 100], 1, 5, 1).unwrap_err().to_string().contains("frame 1"));

@@ -21,15 +21,16 @@ impl<'a> Cloud<'a> {
     /// negative or do not sum to one.
     pub fn new(rows: &'a [f64], dimension: usize, weights: &'a [f64]) -> Result<Cloud<'a>> {
         if weights.is_empty() || rows.len() != weights.len() * dimension {
-            let message = format!("{} numbers are not {} points of {dimension}", rows.len(), weights.len());
+            let message =
+                format!("{} numbers do not match {} points of dimension {dimension}", rows.len(), weights.len());
             return Err(Error::invalid(message));
         }
         if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
-            return Err(Error::invalid(format!("point {} has a coordinate {}", i / dimension + 1, rows[i])));
+            return Err(Error::invalid(format!("point {} has a coordinate of {}", i / dimension + 1, rows[i])));
         }
         let total: f64 = weights.iter().sum();
         if weights.iter().any(|w| w.is_nan() || *w < 0.0) || (total - 1.0).abs() > 1e-6 {
-            return Err(Error::invalid(format!("weights that sum to {total}: positive ones that sum to 1 are needed")));
+            return Err(Error::invalid(format!("weights sum to {total}: must be non-negative and sum to 1")));
         }
         Ok(Cloud { rows, dimension, weights })
     }
@@ -71,7 +72,7 @@ impl<'a> Cloud<'a> {
 /// Errors: clouds of another dimension than one.
 pub fn on_the_line(p: i32, a: Cloud, b: Cloud) -> Result<f64> {
     if a.dimension != 1 || b.dimension != 1 {
-        return Err(Error::invalid("points of one coordinate are needed"));
+        return Err(Error::invalid("points must have exactly one coordinate"));
     }
     Ok(line(p, (a.rows, a.weights), (b.rows, b.weights)).powf(1.0 / f64::from(p)))
 }
@@ -126,7 +127,10 @@ pub fn by_assignment(
 /// Errors: clouds of different dimensions.
 pub fn sliced(a: Cloud, b: Cloud, bases: usize, stream: &mut Stream) -> Result<f64> {
     if a.dimension != b.dimension {
-        return Err(Error::invalid(format!("points of {} and of {} coordinates", a.dimension, b.dimension)));
+        return Err(Error::invalid(format!(
+            "all points must have the same number of coordinates, found {} and {}",
+            a.dimension, b.dimension
+        )));
     }
     let along = |cloud: &Cloud, direction: &[f64]| -> Vec<f64> {
         let dot = |row: &[f64]| row.iter().zip(direction).map(|(x, d)| x * d).sum();

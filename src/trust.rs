@@ -46,7 +46,7 @@ impl Trust {
             false => {
                 let Trust { energy, density, .. } = self;
                 Err(Error::invalid(format!(
-                    "trust: {energy} in the energy, {density} in the density; finite numbers are needed"
+                    "trust in the energy ({energy}) and in the density ({density}) must be finite"
                 )))
             }
         }
@@ -64,7 +64,9 @@ impl Trust {
         let (uw, sw) = (product(0, 2), product(1, 2));
         let determinant = uu * ss - us * us;
         if determinant.is_nan() || determinant <= 1e-9 * uu * ss {
-            return Err(Error::invalid("energies and log-densities of the samples do not differ from each other"));
+            return Err(Error::invalid(
+                "energies and log-densities of the samples vary too little, or are linearly dependent",
+            ));
         }
         Ok(Trust { energy: (uw * ss - sw * us) / determinant, density: (sw * uu - uw * us) / determinant })
     }
@@ -87,7 +89,7 @@ fn fitted(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Vec<[f64; 3]>> {
     let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
     let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
     if rows.len() < FEWEST {
-        return Err(Error::invalid(format!("{} usable samples; a fit needs {FEWEST}", rows.len())));
+        return Err(Error::invalid(format!("{} usable samples are too few; a fit requires {FEWEST}", rows.len())));
     }
     let [median, deviation] = robust(rows.iter().map(|row| row[2]).collect());
     rows.retain(|row| (row[2] - median).abs() <= FAR * deviation);

@@ -29,7 +29,7 @@ pub struct Estimate {
 pub fn log_weights(reduced_potential: &[f64], log_density: &[Evaluation]) -> Result<Vec<f64>> {
     if reduced_potential.len() != log_density.len() {
         return Err(Error::invalid(format!(
-            "{} reduced potentials for {} log-densities: give one of each for a sample",
+            "{} reduced potentials do not match {} log-densities: use one of each per sample",
             reduced_potential.len(),
             log_density.len()
         )));
@@ -75,7 +75,7 @@ pub(crate) fn standard_error(weights: &[f64], variance: f64) -> f64 {
 fn check(log_weights: &[f64]) -> Result<()> {
     if let Some(i) = log_weights.iter().position(|w| w.is_nan() || *w == f64::INFINITY) {
         return Err(Error::invalid(format!(
-            "log-weight {i} is {}: weights need a finite reduced potential and log-density",
+            "log-weight {i} is {}: weights require a finite reduced potential and log-density",
             log_weights[i]
         )));
     }
@@ -198,14 +198,16 @@ impl Rule {
                 if most == f64::NEG_INFINITY {
                     let positive = log_weights.iter().filter(|w| w.is_finite()).count();
                     return Err(Error::invalid(format!(
-                        "to delete a share of {share} of {n} samples leaves none with weight, which only {positive} have: \
-                         take a smaller share or another rule"
+                        "deleting a share of {share} of {n} samples leaves none with nonzero weight (only {positive} \
+                         have one): use a smaller share or another rule"
                     )));
                 }
                 log_weights.iter().map(|&w| if w > most { f64::NEG_INFINITY } else { w }).collect()
             }
             Rule::QuantileClipped { share } => {
-                return Err(Error::invalid(format!("a share of {share} of the samples to delete: from 0 to below 1")))
+                return Err(Error::invalid(format!(
+                    "the share of samples to delete must be at least 0 and less than 1, not {share}"
+                )))
             }
         };
         check(&ruled)?;
@@ -280,7 +282,7 @@ pub fn bootstrap(
     mut statistic: impl FnMut(&[usize]) -> f64,
 ) -> Result<f64> {
     if replicates < 2 || n == 0 {
-        return Err(Error::invalid("a bootstrap error needs samples and at least 2 replicates".to_string()));
+        return Err(Error::invalid("a bootstrap error requires samples and at least 2 replicates".to_string()));
     }
     let mut rows = vec![0; n];
     let mut values = Vec::with_capacity(replicates);
@@ -295,7 +297,7 @@ pub fn bootstrap(
         }
     }
     if values.len() < 2 {
-        return Err(Error::invalid("the statistic is not finite on any bootstrap sample".to_string()));
+        return Err(Error::invalid("the statistic is finite on fewer than 2 bootstrap samples".to_string()));
     }
     let count = values.len() as f64;
     let centre = values.iter().sum::<f64>() / count;
@@ -305,7 +307,7 @@ pub fn bootstrap(
 fn same_length(log_weights: &[f64], a: &[f64]) -> Result<()> {
     if log_weights.len() != a.len() {
         return Err(Error::invalid(format!(
-            "{} log-weights for {} values: give one of each for a sample",
+            "{} log-weights do not match {} values: use one of each per sample",
             log_weights.len(),
             a.len()
         )));

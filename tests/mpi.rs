@@ -121,7 +121,7 @@ fn a_rank_that_errs_ends_the_others_and_says_why() {
     // both say the same; the first one ends the other
     let message = apart(&smc("1"), &smc("2"));
     assert!(
-        message.contains("rank 0 of 2: rank 1 has a model, a System or options other than those of rank 0"),
+        message.contains("rank 0 of 2: rank 1 has a model, a System or options different from those of rank 0"),
         "{message}"
     );
     std::fs::remove_dir_all(folder).unwrap();

@@ -68,7 +68,7 @@ def measure(build, device, seconds):
 
 
 def too_long(*_):
-    raise TimeoutError("too long")
+    raise TimeoutError("time limit exceeded")
 
 
 def line(name, size, batch, mode, build, options):
@@ -107,7 +107,7 @@ def warm(options):
             process.wait(max(0, start + options.total / 2 - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    print(f"{time.monotonic() - start:.0f} s for compiling, side by side")
+    print(f"{time.monotonic() - start:.0f} s for compiling in parallel")
 
 
 def lines(options):
@@ -133,9 +133,9 @@ def benchmark(options):
     print(f"{'name':29} {'size':10} {'batch':>7} {'mode':30} {'ms/sample':>12} {'first, s':>8}", flush=True)
     for name, size, batch, mode, build in lines(options):
         if time.monotonic() - start > options.total:
-            sys.exit(f"{options.total} s are over: without {name}, {size}, {batch}, {mode}, and what follows")
+            sys.exit(f"{options.total} s have passed: skipped {name}, {size}, {batch}, {mode} and all later lines")
         line(name, size, batch, mode, build, options)
-    print(f"{time.monotonic() - start:.0f} s in all")
+    print(f"{time.monotonic() - start:.0f} s in total")
 
 
 def main():
@@ -151,10 +151,10 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare the networks with tests/golden on the CPU")
     options = parser.parse_args()
     if options.device == "cuda" and not options.check and not torch.cuda.is_available():
-        sys.exit("PyTorch finds no GPU; --device cpu runs on the CPU")
+        sys.exit("PyTorch found no GPU; use --device cpu to run on the CPU")
     unknown = [part for part in options.names if not any(part in name for name in CASES)]
     if unknown:
-        sys.exit(f"no benchmark {', '.join(unknown)}; there are: {', '.join(CASES)}")
+        sys.exit(f"unknown benchmark {', '.join(unknown)}; known benchmarks: {', '.join(CASES)}")
     signal.signal(signal.SIGALRM, too_long)
     torch.manual_seed(1)
     torch.set_grad_enabled(False)

@@ -105,8 +105,8 @@ def main():
             summary |= {f"{name}_{key}_mean": mean, f"{name}_{key}_stderr": error}
     summary |= {"transitions_md": transitions(md["phi"]), "transitions_jump": transitions(jump["phi"])}
     print(f"\ndF(phi > 0)                 {value:.3f} +- {error:.3f} kT")
-    print(f"cycles that moved           {100 * summary['acceptance']:.1f} % of {summary['cycles']}")
-    print(f"a cycle                     {summary['dynamics_s_per_cycle']:.3f} s of dynamics, {summary['jump_s_per_cycle']:.3f} s of jump")
+    print(f"cycles that jumped          {100 * summary['acceptance']:.1f} % of {summary['cycles']}")
+    print(f"per cycle                   {summary['dynamics_s_per_cycle']:.3f} s for dynamics, {summary['jump_s_per_cycle']:.3f} s for the jump")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     entry = lambda name, s: {  # noqa: E731
         "name": name, "phi": s["phi"].tolist(), "psi": s["psi"].tolist(), "reduced_potential": (s["u"] / (KT * 300)).tolist()

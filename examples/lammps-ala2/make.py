@@ -143,12 +143,12 @@ def main():
     positions = app.PDBFile(str(ALA2 / "topology.pdb")).positions.value_in_unit(unit.nanometer)
     (arguments.output / "data.ala2").write_text(data_file(system, positions))
     (arguments.output / "in.ala2").write_text(input_file(arguments.plugin.resolve(), arguments.steps, arguments.seed))
-    print(f"energy of the start by OpenMM: {energy(system, positions):.4f} kcal/mol")
+    print(f"energy of the starting configuration by OpenMM: {energy(system, positions):.4f} kcal/mol")
     if arguments.run:
         log = run(arguments.output)
         rows = re.search(r"^ +Step .*?\n(.*?)^Loop time", log, re.M | re.S).group(1).splitlines()
         first, last = rows[0].split(), rows[-1].split()
-        print(f"energy of the start by LAMMPS: {float(first[2]):.4f} kcal/mol")
+        print(f"energy of the starting configuration by LAMMPS: {float(first[2]):.4f} kcal/mol")
         print(f"{float(last[3]):.0f} jumps, {100 * float(last[4]):.1f} % accepted, ESS of the proposals {100 * float(last[5]):.1f} %")
 
 

@@ -76,7 +76,7 @@ def solvent(document, output):
         axes.set(xlabel="length of the path / ps")
     work.set(yscale="log", ylabel="median −ln α")
     work.legend(frameon=False)
-    acceptance.set(ylabel="acceptance expected / %", ylim=(0, None))
+    acceptance.set(ylabel="expected acceptance / %", ylim=(0, None))
     figure.savefig(output / "solvent.png", dpi=110)
     plt.close(figure)
 
@@ -96,7 +96,7 @@ def main():
             figure(json.loads(path.read_text()), arguments.output)
             print(f"{path}: drawn in {arguments.output}")
         else:
-            print(f"{path}: not there, left out (make {path.parent.name} makes it)")
+            print(f"{path}: not found, skipped (create it with make {path.parent.name})")
 
 
 if __name__ == "__main__":

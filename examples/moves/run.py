@@ -78,7 +78,7 @@ def row(summary, plain):
     ]
 
 
-HEADER = ["move", "accepted", "ms an attempt", "crossings", "crossings a second", "ΔF/kT", "⟨U⟩ kJ/mol", "⟨T⟩ K"]
+HEADER = ["move", "accepted", "ms per attempt", "crossings", "crossings per second", "ΔF/kT", "⟨U⟩ kJ/mol", "⟨T⟩ K"]
 
 
 def main():

@@ -30,13 +30,13 @@ public:
         if (library == nullptr)
         {
             throw std::runtime_error(std::string(dlerror())
-                                     + "; MODEJUMP_LIB may give the path of libmodejump.so");
+                                     + "; set MODEJUMP_LIB to the path of libmodejump.so");
         }
         find(library, "modejump_abi_version", &abiVersion);
         if (abiVersion() != MODEJUMP_ABI_VERSION)
         {
             throw std::runtime_error(std::string(path) + " has interface version "
-                                     + std::to_string(abiVersion()) + "; this GROMACS was patched for "
+                                     + std::to_string(abiVersion()) + ", but this GROMACS was patched for version "
                                      + std::to_string(MODEJUMP_ABI_VERSION));
         }
         find(library, "modejump_version", &version);

@@ -78,7 +78,7 @@ public:
         }
         if (std::rename(part.c_str(), path_.c_str()) != 0)
         {
-            throw std::runtime_error("cannot rename " + part + " to " + path_);
+            throw std::runtime_error("could not rename " + part + " to " + path_);
         }
     }
 
@@ -126,7 +126,7 @@ private:
         std::FILE* file = std::fopen(path.c_str(), "a");
         if (file == nullptr)
         {
-            throw std::runtime_error("cannot write " + path);
+            throw std::runtime_error("could not write " + path);
         }
         struct stat opened{}, there{};
         if (fstat(fileno(file), &opened) != 0 || !S_ISREG(opened.st_mode))
@@ -137,8 +137,8 @@ private:
         if (isTaken || stat(path.c_str(), &there) != 0 || there.st_ino != opened.st_ino)
         {
             std::fclose(file);
-            throw std::runtime_error("another run writes " + path_
-                                     + ": give each an options file with a log of its own, or run them in folders of their own");
+            throw std::runtime_error("another run is writing " + path_
+                                     + ": use an options file with a separate log for each run, or run them in separate folders");
         }
         return file;
     }
@@ -148,7 +148,7 @@ private:
     {
         if (written < 0 || std::fflush(file_.get()) != 0)
         {
-            throw std::runtime_error("cannot write " + path);
+            throw std::runtime_error("could not write " + path);
         }
     }
 

@@ -66,7 +66,7 @@ void iterate(const std::vector<Constraint>& constraints, double tolerance, Corre
             return;
         }
     }
-    throw std::runtime_error("the new velocities cannot be made to keep the constraints");
+    throw std::runtime_error("the new velocities could not be made to satisfy the constraints");
 }
 
 inline double dot(const Vector& a, const Vector& b)
@@ -123,7 +123,7 @@ inline void constrainStepBefore(const std::vector<Constraint>& constraints,
         const double length2 = dot(bond, bond), excess = dot(before, before) - length2, projected = dot(bond, before);
         if (!(projected > 0))
         {
-            throw std::runtime_error("a constrained bond turns by a right angle within a step");
+            throw std::runtime_error("a constrained bond rotates by 90 degrees or more within a step");
         }
         push(bond, excess / (2 * dt * projected * (1 / masses[a] + 1 / masses[b])), masses[a], masses[b], &v[a], &v[b]);
         return std::abs(excess) / length2;
@@ -164,30 +164,30 @@ public:
         const bool coupled = isCoupled(group);
         if (!coupled && !(wanted > 0))
         {
-            throw std::runtime_error("nothing couples the temperature of the model's atoms; the option temperature is needed");
+            throw std::runtime_error("the model's atoms have no temperature coupling; set the option temperature");
         }
         const double reference = coupled ? simulation_.referenceTemperature(group) : wanted;
         for (const int atom : atoms)
         {
             if (coupled && simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
             {
-                throw std::runtime_error("refused: the model's atoms are coupled to several temperatures");
+                throw std::runtime_error("not supported: the model's atoms are coupled to several temperatures");
             }
         }
         if (wanted > 0 && std::abs(wanted - reference) > 1e-3)
         {
-            throw std::runtime_error("refused: temperature = " + std::to_string(wanted) + ", and the model's atoms are coupled to "
+            throw std::runtime_error("temperature = " + std::to_string(wanted) + ", but the model's atoms are coupled to "
                                      + std::to_string(reference) + " K");
         }
         if (!(reference > 0))
         {
-            throw std::runtime_error("refused: the model's atoms are coupled to 0 K");
+            throw std::runtime_error("not supported: the model's atoms are coupled to 0 K");
         }
         for (int other = 0; other < ir.opts.ngtc; other++)
         {
             if (ir.opts.nrdf[other] > 0 && isCoupled(other) && simulation_.referenceTemperature(other) != reference)
             {
-                throw std::runtime_error("refused: other atoms are coupled to another temperature than the model's, so there is no equilibrium");
+                throw std::runtime_error("not supported: other atoms are coupled to a different temperature than the model's, so there is no equilibrium");
             }
         }
         return reference;
@@ -209,11 +209,11 @@ private:
         if (last > simulation_.topology.natoms)
         {
             throw std::runtime_error("atoms " + std::to_string(options_.firstAtom) + "-" + std::to_string(last)
-                                     + " are asked for, and the system has " + std::to_string(simulation_.topology.natoms));
+                                     + " are out of range: the number of atoms in the system is " + std::to_string(simulation_.topology.natoms));
         }
         if (last - options_.firstAtom + 1 != n)
         {
-            throw std::runtime_error(options_.model + " describes " + std::to_string(n) + " atoms, the range "
+            throw std::runtime_error(options_.model + " describes " + std::to_string(n) + " atoms, but the range "
                                      + std::to_string(options_.firstAtom) + "-" + std::to_string(last) + " has "
                                      + std::to_string(last - options_.firstAtom + 1));
         }
@@ -254,7 +254,7 @@ private:
             masses.push_back(allMasses[atom]);
             if (!(masses.back() > 0))
             {
-                throw std::runtime_error("refused: atom " + std::to_string(atom + 1) + " has no mass");
+                throw std::runtime_error("not supported: atom " + std::to_string(atom + 1) + " has no mass");
             }
         }
     }
@@ -271,12 +271,12 @@ private:
         {
             if (isFrozen(atom))
             {
-                throw std::runtime_error("refused: atom " + std::to_string(atom + 1) + " is frozen, and proposals would move it");
+                throw std::runtime_error("not supported: atom " + std::to_string(atom + 1) + " is frozen, but proposals would move it");
             }
             if (simulation_.input.comm_mode != ComRemovalAlgorithm::No && groupOf(motion, atom) != groupOf(motion, atoms[0]))
             {
-                throw std::runtime_error("refused: the model's atoms are in several groups of centre-of-mass removal, which "
-                                         "would take momentum away after a jump");
+                throw std::runtime_error("not supported: the model's atoms are in several groups of centre-of-mass removal, which "
+                                         "would remove momentum after a jump");
             }
         }
     }
@@ -303,15 +303,15 @@ private:
             }
             if (isSite)
             {
-                throw std::runtime_error("refused: virtual sites are made of, or among, the model's atoms");
+                throw std::runtime_error("not supported: virtual sites among the model's atoms, or constructed from them");
             }
             if (function == c_settle)
             {
-                throw std::runtime_error("refused: SETTLE constrains atoms of the model");
+                throw std::runtime_error("not supported: SETTLE constraints on atoms of the model");
             }
             if (ours != 2)
             {
-                throw std::runtime_error("refused: a constraint between an atom of the model and another one");
+                throw std::runtime_error("not supported: a constraint between an atom of the model and one outside it");
             }
             const auto&      parameters = simulation_.topology.ffparams.iparams[iatoms[0]].constr;
             const Constraint constraint = { { modelAtomOf[start + iatoms[1] - first], modelAtomOf[start + iatoms[2] - first] },

@@ -52,7 +52,7 @@ public:
         const std::string reason = whyNot(simulation);
         if (!reason.empty())
         {
-            throw std::runtime_error("refused: " + reason);
+            throw std::runtime_error("not supported: " + reason);
         }
         checkBath();
         options_.seed = options_.seed.value_or(static_cast<std::uint64_t>(simulation.input.ld_seed));
@@ -77,9 +77,9 @@ public:
         const bool hasMemory = ir.eI == IntegrationAlgorithm::MD && ir.etc == TemperatureCoupling::NoseHoover;
         if (hasMemory && ir.nsttcouple > 1 && options_.steps < 10 * ir.nsttcouple)
         {
-            throw std::runtime_error("refused: Nose-Hoover coupling every " + std::to_string(ir.nsttcouple)
-                                     + " steps and an attempt every " + std::to_string(options_.steps)
-                                     + ": the bath would not follow; set nsttcouple = 1, take V-rescale, or make an attempt every "
+            throw std::runtime_error("not supported: Nose-Hoover coupling every " + std::to_string(ir.nsttcouple)
+                                     + " steps with an attempt every " + std::to_string(options_.steps)
+                                     + ": the bath would not follow; set nsttcouple = 1, use V-rescale, or make an attempt every "
                                      + std::to_string(10 * ir.nsttcouple) + " steps or less often");
         }
     }
@@ -143,7 +143,7 @@ public:
                       sizeof(text),
                       "modejump: %" PRIu64 " attempts, %" PRIu64 " accepted (%.2f %%), %" PRIu64 " rejected, %" PRIu64
                       " out of support, %" PRIu64 " singular, %" PRIu64 " non-finite, %" PRIu64 " with a broken constraint, %" PRIu64
-                      " of the wrong hand, %" PRIu64 " in a wrong mode%s",
+                      " with wrong chirality, %" PRIu64 " in a wrong mode%s",
                       s.attempts,
                       s.accepted,
                       s.attempts > 0 ? 100.0 * static_cast<double>(s.accepted) / static_cast<double>(s.attempts) : 0.0,
@@ -177,7 +177,7 @@ private:
         {
             const char* found = "";
             library_.lastError(&found);
-            report("modejump: atoms of the model are " + std::string(found));
+            report("modejump: the atoms do not match the model: " + std::string(found));
         }
     }
 
@@ -290,7 +290,7 @@ private:
         catch (...)
         {
             call.thrown = std::current_exception();
-            call.mover.library_.setLastError("an energy of GROMACS failed");
+            call.mover.library_.setLastError("GROMACS failed to compute an energy");
         }
         return MODEJUMP_CALLBACK_FAILED;
     }
@@ -355,7 +355,7 @@ private:
     {
         if (!std::isfinite(evaluate(x, collective)))
         {
-            throw std::runtime_error("the energy beside an accepted configuration is not finite");
+            throw std::runtime_error("the energy near an accepted configuration is not finite");
         }
         collective.collectForces(forces);
     }

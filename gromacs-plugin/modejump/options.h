@@ -34,7 +34,7 @@ struct Options
         std::ifstream file(path);
         if (!file)
         {
-            throw std::runtime_error("cannot read " + path + ", named by MODEJUMP_OPTIONS");
+            throw std::runtime_error("could not read " + path + ", set by MODEJUMP_OPTIONS");
         }
         for (std::string line; std::getline(file, line);)
         {
@@ -52,7 +52,7 @@ struct Options
         }
         if (model.empty() || steps <= 0)
         {
-            throw std::runtime_error(path + " has to give model = FILE and steps = N, the steps between attempts");
+            throw std::runtime_error(path + " must set model = FILE and steps = N, the number of steps between attempts");
         }
     }
 
@@ -71,7 +71,7 @@ private:
         Number             result{};
         if (value.find('-') != std::string::npos || !(stream >> result) || !stream.eof() || result < least)
         {
-            throw std::runtime_error("the value of " + key + ", `" + value + "`, is no number that it can have");
+            throw std::runtime_error("the value of " + key + ", `" + value + "`, is not a number or is out of range");
         }
         return result;
     }
@@ -90,7 +90,7 @@ private:
         {
             if (value != "independence" && value != "isir")
             {
-                throw std::runtime_error("method = " + value + "; there are independence and isir");
+                throw std::runtime_error("unknown method " + value + "; known methods: independence, isir");
             }
             method = value;
         }
@@ -103,7 +103,7 @@ private:
             const std::size_t dash = value.find('-');
             if (dash == std::string::npos)
             {
-                throw std::runtime_error("atoms = " + value + " is no range first-last");
+                throw std::runtime_error("atoms = " + value + " is not a range first-last");
             }
             firstAtom = number<int64_t>(key, trimmed(value.substr(0, dash)), 1);
             lastAtom  = number<int64_t>(key, trimmed(value.substr(dash + 1)), firstAtom);
@@ -123,7 +123,7 @@ private:
         else
         {
             throw std::runtime_error("unknown option " + key
-                                     + "; there are model, steps, atoms, seed, proposals, method, temperature, log");
+                                     + "; known options: model, steps, atoms, seed, proposals, method, temperature, log");
         }
     }
 };

@@ -341,7 +341,7 @@ def test_a_continued_run_is_a_straight_one(ala2):
     before, part = (parted.folder / "jumps.csv").read_text(), parted.folder / "jumps.csv.part"
     part.symlink_to("/dev/full")
     status, text = parted.mdrun({}, options=["-nsteps", 200, "-cpi", "md.cpt"])
-    assert status != 0 and "cannot write jumps.csv.part" in text
+    assert status != 0 and "could not write jumps.csv.part" in text
     assert (parted.folder / "jumps.csv").read_text() == before
     part.unlink()
     assert parted.mdrun({}, options=["-nsteps", 200, "-cpi", "md.cpt"])[0] == 0
@@ -361,7 +361,7 @@ def test_a_log_belongs_to_one_run(ala2):
         fcntl.flock(held, fcntl.LOCK_EX)
         for ranks in (1, 2):
             status, text = first.mdrun({}, ranks=ranks)
-            assert status != 0 and "another run writes jumps.csv: give each an options file" in " ".join(text.split())
+            assert status != 0 and "another run is writing jumps.csv: use an options file" in " ".join(text.split())
     files = sorted(path.name for path in first.folder.iterdir() if "jumps.csv" in path.name)
     assert files == ["jumps.csv"] and log.read_text() == written
     # one that has ended is kept, and what a run that was killed has left is not
@@ -388,20 +388,20 @@ def test_two_ranks_make_the_moves_of_one(ala2):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"model": None}, "has to give model = FILE and steps = N"),
-        ({"steps": None}, "has to give model = FILE and steps = N"),
+        ({"model": None}, "must set model = FILE and steps = N"),
+        ({"steps": None}, "must set model = FILE and steps = N"),
         ({"steps": 0}, "the value of steps"),
         ({"steps": "ten"}, "the value of steps"),
         ({"model": "none.safetensors"}, "none.safetensors"),
-        ({"frequency": 3}, "unknown option frequency; there are model, steps, atoms, seed,"),
-        ({"method": "gibbs"}, "there are independence and isir"),
+        ({"frequency": 3}, "unknown option frequency; known options: model, steps, atoms, seed,"),
+        ({"method": "gibbs"}, "known methods: independence, isir"),
         ({"proposals": 0}, "the value of proposals"),
-        ({"atoms": "5"}, "no range first-last"),
-        ({"atoms": "1-21"}, "describes 22 atoms, the range 1-21 has 21"),
-        ({"atoms": "11-32"}, "the system has 22"),
+        ({"atoms": "5"}, "not a range first-last"),
+        ({"atoms": "1-21"}, "describes 22 atoms, but the range 1-21 has 21"),
+        ({"atoms": "11-32"}, "atoms in the system is 22"),
         ({"temperature": 310}, "are coupled to 300"),
-        ({"log": "none/jumps.csv"}, "cannot write none/jumps.csv"),
-        ({"log": "/dev/full"}, "cannot write /dev/full"),
+        ({"log": "none/jumps.csv"}, "could not write none/jumps.csv"),
+        ({"log": "/dev/full"}, "could not write /dev/full"),
     ],
 )
 def test_bad_options_are_refused(ala2, options, message):
@@ -413,7 +413,7 @@ def test_a_file_without_equals_sign_is_refused(ala2):
 
 
 def test_a_library_that_is_not_there_is_refused(ala2):
-    assert "MODEJUMP_LIB may give the path" in ala2.refused({}, {}, environment={"MODEJUMP_LIB": "none.so"})
+    assert "set MODEJUMP_LIB to the path" in ala2.refused({}, {}, environment={"MODEJUMP_LIB": "none.so"})
     libc = {"MODEJUMP_LIB": "libc.so.6"}
     assert "has no function modejump_abi_version" in ala2.refused({}, {}, environment=libc)
     assert library_path().exists()
@@ -422,19 +422,19 @@ def test_a_library_that_is_not_there_is_refused(ala2):
 @pytest.mark.parametrize(
     "mdp, message",
     [
-        ({"integrator": "md-vv"}, "the integrators md and sd are supported"),
-        ({"integrator": "bd"}, "the integrators md and sd are supported"),
+        ({"integrator": "md-vv"}, "integrators other than md and sd"),
+        ({"integrator": "bd"}, "integrators other than md and sd"),
         ({**MD, "tcoupl": "berendsen"}, "Berendsen's does not sample the canonical ensemble"),
-        ({**MD, "tcoupl": "nose-hoover", "nsttcouple": 10}, "Nose-Hoover coupling every 10 steps and an attempt every 10"),
+        ({**MD, "tcoupl": "nose-hoover", "nsttcouple": 10}, "Nose-Hoover coupling every 10 steps with an attempt every 10"),
         ({**MD, "pcoupl": "C-rescale", "compressibility": 4.5e-5, "ref-p": 1, "tau-p": 5}, "pressure coupling"),
         ({**MD, "comm-mode": "angular"}, "comm-mode = angular"),
-        ({**MD, "tcoupl": "no"}, "the option temperature is needed"),
-        ({**MD, "cos-acceleration": 0.1}, "accelerations are not in the potential energy"),
+        ({**MD, "tcoupl": "no"}, "set the option temperature"),
+        ({**MD, "cos-acceleration": 0.1}, "accelerations: their forces are not in the potential energy"),
         ({**MD, "mts": "yes", "mts-level2-forces": "dihedral", "mts-level2-factor": 2, "nsttcouple": 10}, "multiple time stepping"),
         ({**MD, "gen-vel": "no", "deform": "0.01 0 0 0 0 0"}, "deformation of the box"),
         ({"electric-field-x": "1.0 0 0 0"}, "modules that provide forces"),
         ({"free-energy": "yes", "init-lambda": 0.5, "nstdhdl": 10}, "free-energy"),
-        ({"freezegrps": "System", "freezedim": "Y N N", "comm-mode": "none"}, "is frozen, and proposals"),
+        ({"freezegrps": "System", "freezedim": "Y N N", "comm-mode": "none"}, "is frozen, but proposals"),
         (
             {
                 "pull": "yes",
@@ -483,11 +483,11 @@ def test_restraints_in_space_need_a_centre_of_mass_that_moves(ala2):
 def test_baths_of_several_temperatures_are_refused(ala2):
     pair = with_one_more_molecule(ala2)
     baths = {"tc-grps": "ours other", "tau-t": "1 1"}
-    assert "other atoms are coupled to another temperature" in ala2.refused({**baths, "ref-t": "300 310"}, {}, **pair)
+    assert "other atoms are coupled to a different temperature" in ala2.refused({**baths, "ref-t": "300 310"}, {}, **pair)
     ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, **pair)
     # nor if those of the model have none
     uncoupled = {**MD, **baths, "tau-t": "-1 1", "ref-t": "300 300"}
-    assert "other atoms are coupled to another temperature" in ala2.refused(uncoupled, {"temperature": 600}, **pair)
+    assert "other atoms are coupled to a different temperature" in ala2.refused(uncoupled, {"temperature": 600}, **pair)
 
 
 def test_a_frozen_neighbour_needs_a_centre_of_mass_that_moves(ala2):
@@ -542,9 +542,9 @@ def with_one_more_atom(ala2, name, atom, more):
 
 def test_what_is_tied_to_the_molecule_is_refused(ala2):
     site = with_one_more_atom(ala2, "site", "MW", "[ virtual_sites2 ]\n23 1 2 1 0.5")
-    assert "virtual sites are made of, or among, the model's atoms" in ala2.refused({}, {}, topology=site)
+    assert "virtual sites among the model's atoms, or constructed from them" in ala2.refused({}, {}, topology=site)
     tied = with_one_more_atom(ala2, "tied", "CT", "[ constraints ]\n1 23 1 0.15")
-    assert "a constraint between an atom of the model and another one" in ala2.refused({}, {}, topology=tied)
+    assert "a constraint between an atom of the model and one outside it" in ala2.refused({}, {}, topology=tied)
 
 
 def test_a_problem_on_one_rank_stops_all(ala2):
@@ -565,6 +565,6 @@ def test_hydrogens_that_are_numbered_the_other_way_round_are_told(ala2):
     a, b = (next(i for i, line in enumerate(lines) if line[10:15].strip() == name) for name in ("HB1", "HB2"))
     lines[a], lines[b] = lines[a][:20] + lines[b][20:], lines[b][:20] + lines[a][20:]
     (ala2.folder / "swapped.gro").write_text("".join(lines))
-    said = "modejump: atoms of the model are numbered the other way round than in the frames of the model: ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"
+    said = "modejump: the atoms do not match the model: numbered differently from the model's frames: ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"
     assert ala2.run({}, {"steps": 50}, topology=("topol.top", "swapped.gro")).text.count(said) == 1
     assert said not in ala2.run({}, {"steps": 50}).text

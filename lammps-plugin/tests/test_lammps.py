@@ -220,7 +220,7 @@ def test_proposals_without_an_energy_are_rejected(run, ranks):
             text = run.bad(plain + moves + "run 200\n", ranks=ranks)
             if "ERROR" in text:  # mpiexec may lose the last lines of ranks that it ends
                 break
-        assert "Bad FENE bond" in text and "Fix modejump: LAMMPS has no energy for a proposal" in text
+        assert "Bad FENE bond" in text and "Fix modejump: LAMMPS could not compute the energy of a proposal" in text
         return
     run.good(plain + "run 2000\n")
     expected = run.frames()
@@ -262,7 +262,7 @@ def test_steps_that_come_again_are_told_once(run):
     text = run.good(DYNAMICS.format(seed=5) + jump(run) + "run 100\nrun 100\n")
     assert "an attempt at step" not in text
     text = run.good(DYNAMICS.format(seed=5) + jump(run) + 2 * "run 100\nreset_timestep 0\n" + "run 100\n")
-    assert text.count("an attempt at step 20 after one at step 100") == text.count("WARNING: Fix modejump") >= 1, text
+    assert text.count("an attempt at step 20 comes after one at step 100") == text.count("WARNING: Fix modejump") >= 1, text
 
 
 def test_a_run_is_a_function_of_its_seed(run):

@@ -13,16 +13,16 @@ from peroxide import start
     "fix, message",
     [
         ("model none.safetensors temp 300 seed 1", "none.safetensors"),
-        ("model {model} temp 300", "give runs that are to be independent another one each"),
+        ("model {model} temp 300", "use a different seed for each independent run"),
         ("model {model} temp 300 seed -3", "a number from 0 up"),
         ("model {model} temp 0", "positive temperature"),
-        ("temp 300", "needs `model FILE`"),
+        ("temp 300", "requires `model FILE`"),
         ("model {model} temp 300 frequency 3", "unknown keyword frequency"),
         ("model {model} temp 300 seed", "keyword seed has no value"),
-        ("model {model} temp 300 seed 1 method gibbs", "independence and isir"),
+        ("model {model} temp 300 seed 1 method gibbs", "known methods: independence, isir"),
         ("model {model} temp 300 seed 1 proposals 0", "0 proposals"),
         ("model {model} temp 300 seed 1 ahead soon", "soon"),
-        ("model {model} temp 300 seed 1 method isir screen {model}", "screen goes with"),
+        ("model {model} temp 300 seed 1 method isir screen {model}", "screen requires"),
     ],
 )
 def test_bad_options_are_refused(run, fix, message):
@@ -33,7 +33,7 @@ def test_bad_options_are_refused(run, fix, message):
 def test_what_does_not_fit_is_refused(run):
     group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300 seed 1\nrun 10\n"
     text = run.bad(DYNAMICS.format(seed=1) + group, ranks=2)
-    assert "has 4 atoms, group some has 3" in text
+    assert "has 4 atoms, but group some has 3" in text
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
@@ -100,7 +100,7 @@ def test_equal_atoms_that_are_numbered_the_other_way_round_are_told(run):
         layer = scale_layer(list(range(12)), list(x[order].ravel()), [0.02] * 12)
         run.model = write_model(run.folder / "model.safetensors", {"kind": "cartesian", "dimension": 12}, [layer], [], topology=topology)
         text = run.good(DYNAMICS.format(seed=1) + jump(run, every=2) + "run 10\n")
-        said = "numbered the other way round than in the frames of the model: HOH1:H1 (atom 1) and HOH1:H2 (atom 4)"
+        said = "numbered differently from the model's frames: HOH1:H1 (atom 1) and HOH1:H2 (atom 4)"
         assert text.count(said) == told, text[-1500:]
 
 
@@ -121,19 +121,19 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ("unfix dynamics\nunfix bath\nfix other all hmc 10 123 300", "fix other (hmc) takes its trajectories back"),
-        ("compute pairs all pe/tally all", "compute pairs (pe/tally) sums up what pairs of atoms have"),
-        ("uncompute jump_pe", "the compute jump_pe, which this fix has made, was deleted"),
-        ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
-        ("fix other all spring/rg 30 1.6", "fix other (spring/rg) has forces on atoms of the model without an energy"),
-        ("fix other all drag 0 0 0 1 2", "fix other (drag) has forces on atoms of the model without an energy"),
-        ("fix q all property/atom q ghost yes\nfix other all qeq/point 1 6.0 1e-6 100 charges", "fix other (qeq/point) gives charges whose own energy"),
-        ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
-        ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),
+        ("unfix dynamics\nunfix bath\nfix other all hmc 10 123 300", "fix other (hmc) rejects trajectories together with the jumps"),
+        ("compute pairs all pe/tally all", "compute pairs (pe/tally) adds up pair contributions"),
+        ("uncompute jump_pe", "the compute jump_pe, which this fix created, was deleted"),
+        ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) reflects atoms at a wall"),
+        ("fix other all spring/rg 30 1.6", "fix other (spring/rg) applies forces without an energy to atoms of the model"),
+        ("fix other all drag 0 0 0 1 2", "fix other (drag) applies forces without an energy to atoms of the model"),
+        ("fix q all property/atom q ghost yes\nfix other all qeq/point 1 6.0 1e-6 100 charges", "fix other (qeq/point) assigns charges whose own energy"),
+        ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) makes atoms follow forces other than"),
+        ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has friction or noise forces"),
         ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",
-         "pair style hybrid/overlay has forces of friction or of noise"),
-        ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style quartic\nbond_coeff * 1200 -0.5 0.5 1.5 30", "bond style quartic breaks bonds for good"),
-        ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style hybrid quartic/omp\nbond_coeff * quartic/omp 1200 -0.5 0.5 1.5 30", "bond style quartic/omp breaks bonds for good"),
+         "pair style hybrid/overlay has friction or noise forces"),
+        ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style quartic\nbond_coeff * 1200 -0.5 0.5 1.5 30", "bond style quartic permanently breaks bonds"),
+        ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style hybrid quartic/omp\nbond_coeff * quartic/omp 1200 -0.5 0.5 1.5 30", "bond style quartic/omp permanently breaks bonds"),
     ],
     ids=lambda value: "",
 )
@@ -167,12 +167,12 @@ def test_atoms_that_come_or_go_stop_the_run(run):
     """As by fix evaporate and deposit."""
     gas = "region gas block 10 14 10 14 4 8\nfix gas all deposit 1 2 30 123 region gas near 1.0\n"
     text = run.bad(DYNAMICS.format(seed=1) + gas + jump(run) + "run 80\n")
-    assert "of the 4 atoms of group all 4 are there at step 20, and 1 others" in " ".join(text.split()), text[-1500:]
+    assert "of the 4 atoms of group all, 4 are present at step 20, and 1 others" in " ".join(text.split()), text[-1500:]
 
 
 def test_another_order_in_a_later_run_is_refused(run):
     text = run.bad(DYNAMICS.format(seed=1) + jump(run) + "run 20\nset atom 1 type 2\nset atom 2 type 1\nrun 20\n")
-    assert "has other atoms, or they have other masses or are in another order by ID" in " ".join(text.split()), text[-1500:]
+    assert "the atoms of group all, their masses or their order by ID have changed" in " ".join(text.split()), text[-1500:]
 
 
 @pytest.mark.parametrize("fix", ["npt temp 300 300 50 iso 1 1 500", "deform 1 x erate 0.0001", "press/berendsen iso 1 1 500"])
@@ -193,13 +193,13 @@ def test_fixes_that_change_the_box_are_refused(run, fix):
 def test_thermostats_of_another_temperature_are_refused(run, fix, found):
     dynamics = "" if fix.startswith("nvt") else "fix dynamics all nve\n"
     text = run.bad("velocity all create 300.0 1\n" + dynamics + f"fix bath all {fix}\n" + jump(run) + "run 40\n")
-    assert f"temp 300, and fix bath ({fix.split()[0]}) is at temperature {found}" in text, text[-1500:]
+    assert f"temp is 300, but fix bath ({fix.split()[0]}) is at temperature {found}" in text, text[-1500:]
 
 
 def test_temperatures_of_each_atom_are_none_that_jumps_have(run):
     bath = "variable hot atom 300.0\nfix dynamics all nve\nfix bath all langevin v_hot 300.0 50 1\n"
     text = run.bad("velocity all create 300.0 1\n" + bath + jump(run) + "run 40\n")
-    assert "fix bath (langevin) has no temperature above 0, or one of each atom" in text, text[-1500:]
+    assert "fix bath (langevin) has no positive temperature, or one per atom" in text, text[-1500:]
 
 
 def test_forces_without_an_energy_on_other_atoms_are_not_refused(tmp_path):

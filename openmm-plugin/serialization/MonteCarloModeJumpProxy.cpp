@@ -102,7 +102,7 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     const int version = node.getIntProperty("version");
     if (version < 1 || version > 6)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads versions 1 to 6; install the modejump that wrote it");
+                              ", but this plugin reads versions 1 to 6; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
@@ -152,7 +152,7 @@ static void __attribute__((constructor)) registerProxies() {
     SerializationProxy::registerProxy(typeid(MonteCarloModeJump), new MonteCarloModeJumpProxy());
     const string version = OpenMM::Platform::getOpenMMVersion();
     if ((version + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
-        cerr << "MonteCarloModeJump was built for OpenMM " << MODEJUMP_OPENMM_VERSION << " and runs with " << version
+        cerr << "MonteCarloModeJump was built for OpenMM " << MODEJUMP_OPENMM_VERSION << " but runs with " << version
              << ", whose C++ interface may differ; reinstall modejump with this OpenMM" << endl;
 }
 

@@ -59,7 +59,7 @@ def test_hydrogens_that_are_numbered_the_other_way_round_are_told(capfd):
         context.setVelocitiesToTemperature(300, 1)
         context.getIntegrator().step(150)
         said = capfd.readouterr().err
-        assert ("numbered the other way round" in said) == (exchanged == [12, 11]), said
+        assert ("numbered differently from the model's frames" in said) == (exchanged == [12, 11]), said
     assert said.count("ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)") == 1, said
 
 

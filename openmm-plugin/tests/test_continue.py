@@ -334,12 +334,12 @@ def test_a_reporter_of_the_second_of_two_moves_writes_to_a_path(gaussian_model, 
 @pytest.mark.parametrize(
     ("interval", "torsion", "message"),
     [
-        (0, None, "give 1 step or more"),
-        (5, (4, 6, 8, 14), "give \\(atoms, low, high\\)"),
-        (5, ((4, 6, 8), 0.0, 1.0), "give four"),
-        (5, ((4, 6, 8, 8), 0.0, 1.0), "give four"),
-        (5, ((4, 6, 8, 14), 0.0, 130.0), "give radian"),
-        (5, ((4, 6, 8, 14), float("nan"), 1.0), "give radian"),
+        (0, None, "at least 1 step"),
+        (5, (4, 6, 8, 14), "expected \\(atoms, low, high\\)"),
+        (5, ((4, 6, 8), 0.0, 1.0), "expected four"),
+        (5, ((4, 6, 8, 8), 0.0, 1.0), "expected four"),
+        (5, ((4, 6, 8, 14), 0.0, 130.0), "use radians"),
+        (5, ((4, 6, 8, 14), float("nan"), 1.0), "use radians"),
     ],
 )
 def test_a_reporter_refuses_what_it_cannot_report_and_leaves_the_file(tmp_path, interval, torsion, message):

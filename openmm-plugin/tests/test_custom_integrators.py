@@ -60,7 +60,7 @@ def test_integrators_that_follow_another_potential(gaussian_model):
         custom("boost = 1-k*(E-u)", "u = energy0", "fb = boost*f", "v = v+dt*fb/m", "x = x+dt*v", boost=1, u=0, E=9, k=0.1, fb=None),
         custom("v = v+dt*f/m", "u = energy", "x = x+dt*v+1e-9*u*f1", u=0),
     ):
-        refuses(["CustomIntegrator", "another potential", "choose another"], make, integrator)
+        refuses(["CustomIntegrator", "different potential", "use another integrator"], make, integrator)
     # energies that only decide, and names that only look like energies and forces
     move = ("v = v+0.5*dt*f/m", "x = x+dt*v", "v = v+0.5*dt*f/m")
     hybrid = ("v = sqrt(kT/m)*gaussian", "sum ke = 0.5*m*v*v", "before = ke+energy", "xold = x", *move, "sum ke = 0.5*m*v*v")
@@ -148,7 +148,7 @@ def test_scaled_groups_of_a_custom_integrator(gaussian_model, steps, allowed):
     if allowed:
         context_of(jump, system, integrator)
     else:
-        refuses(["scale forces of one group", "a parameter of the Context"], context_of, jump, system, integrator)
+        refuses(["scale the forces of one group", "a parameter of the Context"], context_of, jump, system, integrator)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_a_custom_integrator_keeps_of_before_a_jump(gaussian_model, steps, 
     if kept is None:
         context_of(jump, toy.well_system(), integrator)
     else:
-        refuses([f"takes {kept} from before", "compute it anew"], context_of, jump, toy.well_system(), integrator)
+        refuses([f"uses {kept} of the configuration before a jump", "compute it again"], context_of, jump, toy.well_system(), integrator)
 
 
 def test_moves_that_a_block_of_a_custom_integrator_calls(gaussian_model):
@@ -220,7 +220,7 @@ def test_moves_that_a_block_of_a_custom_integrator_calls(gaussian_model):
     kick = ("update", "end", "v = v+dt*f/m", "x = x+dt*v")
     for steps, name in ((("u = energy", "if u > 1"), "u"), (("if energy > 1",), "energy"), (("u = uniform", "if u > 0.5"), "u")):
         jump = modejump.MonteCarloModeJump(gaussian_model, 0)
-        refuses(f"in a block of which {name} decides", context_of, jump, toy.well_system(), custom(*steps, *kick, u=0))
+        refuses(f"in a block that depends on {name},", context_of, jump, toy.well_system(), custom(*steps, *kick, u=0))
     counting = custom("u = u+1", "if u > 100", *kick, u=0)
     context_of(modejump.MonteCarloModeJump(gaussian_model, 0, seed=3), toy.well_system(), counting)
 

@@ -45,7 +45,7 @@ def test_models_are_found_from_any_folder(name, tmp_path):
 def test_a_short_ladder_has_no_errors(tmp_path):
     arguments = ["--temperatures", "400", "600", "--iterations", "4", "--steps", "20", "--output", str(tmp_path)]
     out = run("temperature_ladder.py", *arguments)
-    assert "nan" not in out and "4 exchanges are too few for errors" in out
+    assert "nan" not in out and "4 exchanges are too few for error estimates" in out
     assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 

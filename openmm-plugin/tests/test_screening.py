@@ -107,7 +107,7 @@ def test_the_generator_as_its_own_surrogate_changes_nothing(wide):
 
 def test_a_surrogate_decides_only_where_it_is_asked_to_and_given(wide, wrong):
     assert modejump.MonteCarloModeJump(wide, screen=wrong).acceptance == "exact"
-    with pytest.raises(openmm.OpenMMException, match="needs one"):
+    with pytest.raises(openmm.OpenMMException, match="requires one"):
         modejump.MonteCarloModeJump(wide, acceptance="surrogate")
     with pytest.raises(openmm.OpenMMException, match="exact or surrogate"):
         modejump.MonteCarloModeJump(wide, screen=wrong, acceptance="fast")

@@ -34,7 +34,7 @@ def test_a_model_at_another_temperature():
     assert np.ptp(difference) < 1e-3
     plain = modejump.Model(DOUBLE_WELL / "generator.safetensors")
     assert (plain.auxiliary, plain.latent_temperature) == (0, 0.0)
-    with pytest.raises(modejump.Error, match="does not follow"):
+    with pytest.raises(modejump.Error, match="cannot be used at another temperature"):
         plain.at_temperature(300.0)
 
 

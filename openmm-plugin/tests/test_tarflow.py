@@ -97,10 +97,10 @@ def test_averages_are_kept_by_xml_and_refused_where_there_are_none(tmp_path, gau
             context = toy.make_context(system, toy.langevin(), x=start()[: system.getNumParticles()])
             modejump.MonteCarloModeJump.cast(system.getForce(system.getNumForces() - 1)).attempt(context)
 
-    refuses("averages over orientations go with", annealing_stages=2)
-    refuses("averages over orientations go with", latent_walk=[0.1])
+    refuses("averages over orientations require", annealing_stages=2)
+    refuses("averages over orientations require", latent_walk=[0.1])
     refuses("orientation", gaussian_model, toy.well_system())
-    with pytest.raises(openmm.OpenMMException, match="1 orientation or more"):
+    with pytest.raises(openmm.OpenMMException, match="number of orientations must not be negative"):
         modejump.MonteCarloModeJump(model, rotations=-1)
 
 
@@ -177,12 +177,12 @@ def test_precision_and_decoding_are_refused_by_name(tmp_path, gaussian_model):
         with pytest.raises(openmm.OpenMMException, match=message):
             modejump.MonteCarloModeJump(model, **loading)
 
-    refuses('no precision "half"; it is f32, f64 or bf16', precision="half")
-    refuses('no decoding "gauss-seidel"; it is sequential, jacobi or gauss_seidel', decoding="gauss-seidel")
-    refuses("segment has 1 token or more", decoding="gauss_seidel", segment=0)
-    refuses("tolerance of decoding is a positive number", decoding="jacobi", decoding_tolerance=0.0)
-    refuses("give 0.001 or less", decoding="jacobi", decoding_tolerance=1.0)
-    refuses("1 pass or more", decoding="jacobi", decoding_passes=0)
+    refuses('unknown precision "half"; it must be f32, f64 or bf16', precision="half")
+    refuses('unknown decoding "gauss-seidel"; it must be sequential, jacobi or gauss_seidel', decoding="gauss-seidel")
+    refuses("segment must have at least 1 token", decoding="gauss_seidel", segment=0)
+    refuses("decoding tolerance must be a positive number", decoding="jacobi", decoding_tolerance=0.0)
+    refuses("use 0.001 or less", decoding="jacobi", decoding_tolerance=1.0)
+    refuses("at least 1 pass", decoding="jacobi", decoding_passes=0)
     refuses("bf16.*coupling", gaussian_model, precision="bf16")
     refuses("for TarFlows.*coupling", gaussian_model, decoding="jacobi")
 

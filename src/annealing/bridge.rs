@@ -108,7 +108,7 @@ impl<'a> Bridge<'a> {
     pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
         let d = self.density.dimension();
         if self.target.dimension() != d {
-            let message = format!("the density has {d} coordinates, the target {}", self.target.dimension());
+            let message = format!("the density has {d} coordinates, but the target has {}", self.target.dimension());
             return Err(Error::invalid(message));
         }
         let is_finite = |x: &[f64]| x.iter().all(|v| v.is_finite());

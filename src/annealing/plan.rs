@@ -59,7 +59,7 @@ impl Pilot {
     ) -> Result<Pilot> {
         let share = match temperatures {
             Temperatures::Share { share, .. } if !(share > 0.0 && share < 1.0) => {
-                return Err(Error::invalid(format!("a share of {share} of the particles; between 0 and 1 is needed")));
+                return Err(Error::invalid(format!("the share of the particles must be between 0 and 1, not {share}")));
             }
             Temperatures::Share { share, .. } => share,
             Temperatures::Even(_) => 1.0,
@@ -70,8 +70,8 @@ impl Pilot {
         let (usable, fewest) = (run.points.n(), FEWEST_PILOTS.max((2.0 / share).ceil() as usize));
         match usable < fewest {
             true => Err(Error::invalid(format!(
-                "{usable} of {drawn} pilots are of use, and {fewest} are needed to make a plan: draw more pilots, or give the number of \
-                 temperatures and the step"
+                "{usable} of {drawn} pilots are usable, but a plan requires {fewest}: draw more pilots, or set the \
+                 number of temperatures and the step"
             ))),
             false => Ok(Pilot { run, temperatures, step, moves: 0 }),
         }
@@ -94,7 +94,7 @@ impl Pilot {
         let t = match self.temperatures {
             Temperatures::Share { most, .. } if stages >= most => {
                 return Err(Error::invalid(format!(
-                    "{most} stages are not enough: the pilot run is at t = {before:.4}"
+                    "{most} stages are not enough: the pilot run only reached t = {before:.4}"
                 )));
             }
             Temperatures::Share { share, .. } => next_temperature(&self.run, before, share),

@@ -60,7 +60,7 @@ impl<T> Alone<T> {
         let this = std::thread::current().id();
         if *lock(&self.thread) == Some(this) {
             return Err(Error::invalid(format!(
-                "this {} is in the attempt whose target calls back: it can be used again when that is over",
+                "this {} is in use by the attempt that called back: it can be used again after the attempt has finished",
                 self.name
             )));
         }

@@ -25,8 +25,9 @@ pub struct modejump_model {
 
 impl modejump_model {
     fn new(model: Arc<dyn Model>) -> Result<Box<modejump_model>> {
-        let json = serde_json::to_string(model.card()).map_err(|e| Error::invalid(format!("model card: {e}")))?;
-        let text = |s: String| CString::new(s).map_err(|e| Error::invalid(format!("model card: {e}")));
+        let json =
+            serde_json::to_string(model.card()).map_err(|e| Error::invalid(format!("invalid model card: {e}")))?;
+        let text = |s: String| CString::new(s).map_err(|e| Error::invalid(format!("invalid model card: {e}")));
         let (hash, device) = (text(model.hash().to_string())?, text(model.device())?);
         Ok(Box::new(modejump_model { metadata: text(json)?, hash, device, model }))
     }
@@ -321,7 +322,7 @@ pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_mode
         let (model, x) = unsafe { (&reference(model, "model")?.model, slice(x, n, 1, "x")?) };
         if x.len() != dimension_without_auxiliary(model.as_ref()) {
             let needed = dimension_without_auxiliary(model.as_ref());
-            return Err(Error::invalid(format!("{n} coordinates given, the model's atoms have {needed}")));
+            return Err(Error::invalid(format!("found {n} coordinates, but the model's atoms have {needed}")));
         }
         require_labels(model.as_ref(), x)
     })

@@ -76,7 +76,7 @@ pub unsafe extern "C" fn modejump_move_new(
                 MODEJUMP_INDEPENDENCE => Method::Independence { rotations },
                 MODEJUMP_ISIR => Method::Isir { rotations },
                 MODEJUMP_SURROGATE => return Err(Error::invalid(
-                    "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
+                    "modejump_move_options.kind is 2, acceptance by a surrogate: pass the surrogate as the screen of \
                      modejump_move_delayed_acceptance_new",
                 )),
                 kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
@@ -300,8 +300,8 @@ fn without_rotations(given: &modejump_move_options) -> Result<()> {
     match given.rotations {
         0 => Ok(()),
         rotations => Err(Error::Unsupported(format!(
-            "modejump_move_options.rotations is {rotations}, and this move does not average over orientations, which moves of one model by \
-             independence or i-SIR do: use 0"
+            "modejump_move_options.rotations is {rotations}, but only independence and i-SIR moves of a single model average over \
+             orientations: use 0"
         ))),
     }
 }

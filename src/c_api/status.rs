@@ -40,7 +40,7 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> i32 {
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            (MODEJUMP_INTERNAL_ERROR, format!("internal error, please report it: {text}"))
+            (MODEJUMP_INTERNAL_ERROR, format!("internal error, report it as a bug: {text}"))
         }
     };
     remember(&message);
@@ -55,8 +55,8 @@ pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
         let this = std::process::id();
         match OWNER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
             Err(owner) if owner != this => Err(Error::Unsupported(
-                "this process was forked from one that has used modejump, whose threads it does not have: start it afresh (Python's multiprocessing with \
-                 \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
+                "this process was forked from one that has used modejump, and lacks the threads of the library: start a new process instead (Python's \
+                 multiprocessing with \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
                     .into(),
             )),
             _ => body(),

@@ -99,7 +99,7 @@ impl Target for Callback {
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
         let function = self.target.reduced_potential_gradient.ok_or_else(|| {
             Error::invalid(
-                "modejump_target.reduced_potential_gradient is NULL: annealed moves and latent walks by trajectories need it",
+                "modejump_target.reduced_potential_gradient is NULL: annealed moves and latent walks by trajectories require it",
             )
         })?;
         status::remember("");
@@ -113,7 +113,7 @@ impl Target for Callback {
 
     fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {
         let function = self.target.relax.ok_or_else(|| {
-            Error::invalid("modejump_target.relax is NULL: driven moves of more than one step need it")
+            Error::invalid("modejump_target.relax is NULL: driven moves of more than one step require it")
         })?;
         status::remember("");
         let mut u = f64::NAN;
@@ -130,6 +130,6 @@ fn outcome(name: &str, code: i32) -> Result<()> {
         return Ok(());
     }
     let message = status::take();
-    let message = if message.is_empty() { "without a message".to_string() } else { message };
+    let message = if message.is_empty() { "no message".to_string() } else { message };
     Err(Error::Callback(format!("{name} returned {code}: {message}")))
 }

@@ -31,8 +31,10 @@ impl Along {
         };
         let twice = (1..atoms.len()).find(|&i| atoms[..i].contains(&atoms[i]));
         match (lacking, twice) {
-            (Some(what), _) => Err(Error::invalid(format!("a reaction coordinate names {what}; count from 0"))),
-            (None, Some(i)) => Err(Error::invalid(format!("a reaction coordinate names atom {} twice", atoms[i]))),
+            (Some(what), _) => Err(Error::invalid(format!(
+                "the reaction coordinate uses {what}, which is out of range (indices start at 0)"
+            ))),
+            (None, Some(i)) => Err(Error::invalid(format!("the reaction coordinate uses atom {} twice", atoms[i]))),
             (None, None) => Ok(()),
         }
     }
@@ -97,12 +99,12 @@ impl Region {
         let [from, to] = self.range;
         if self.along.is_periodic() && !self.range.iter().all(|v| v.abs() <= TURN) {
             return Err(Error::invalid(format!(
-                "the range [{from}, {to}] of a torsion: angles are in radian, within ±π (degrees times 0.01745)"
+                "the range [{from}, {to}] of the torsion is invalid: angles must be in radians, within ±π (degrees times 0.01745)"
             )));
         }
         match from < to || (self.along.is_periodic() && from > to) {
             true => Ok(()),
-            false => Err(Error::invalid(format!("the range [{from}, {to}] of a reaction coordinate holds nothing"))),
+            false => Err(Error::invalid(format!("the range [{from}, {to}] of the reaction coordinate is empty"))),
         }
     }
 
@@ -131,7 +133,7 @@ mod tests {
         let distance = Region { along: Along::Distance([0, 1]), range: [0.5, 1.5] };
         assert!(distance.contains(&trans));
         let error = Region { range: [1.5, 0.5], ..distance }.check(12).unwrap_err();
-        assert!(error.to_string().contains("holds nothing"), "{error}");
+        assert!(error.to_string().contains("is empty"), "{error}");
         let torsion = |range| Region { along: Along::Torsion([0, 1, 2, 3]), range };
         let error = torsion([0.0, 90.0]).check(12).unwrap_err();
         assert!(error.to_string().contains("radian"), "{error}");

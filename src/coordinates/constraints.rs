@@ -85,22 +85,22 @@ impl Constraints {
     /// itself.
     pub fn new(pairs: &[[usize; 2]], lengths: &[f64], masses: &[f64]) -> Result<Constraints> {
         if pairs.len() != lengths.len() {
-            return Err(Error::invalid(format!("{} constraints with {} lengths", pairs.len(), lengths.len())));
+            return Err(Error::invalid(format!("{} constraints, but {} lengths", pairs.len(), lengths.len())));
         }
         for (&[a, b], &d) in pairs.iter().zip(lengths) {
             let name = format!("constraint between atoms {} and {}", a + 1, b + 1);
             if a == b || a >= masses.len() || b >= masses.len() {
                 return Err(Error::invalid(format!(
-                    "{name}: two different atoms below {} are needed",
+                    "{name}: expected two different atom numbers below {}",
                     masses.len() + 1
                 )));
             }
             if !(d > 0.0 && d.is_finite()) {
-                return Err(Error::invalid(format!("{name}: its length is {d} nm")));
+                return Err(Error::invalid(format!("{name}: the length is {d} nm, but must be positive")));
             }
             if [a, b].iter().any(|&i| !(masses[i] > 0.0 && masses[i].is_finite())) {
                 return Err(Error::invalid(format!(
-                    "{name}: masses are {} and {} dalton, but a constrained atom needs a positive mass",
+                    "{name}: the masses are {} and {} dalton, but constrained atoms must have positive masses",
                     masses[a], masses[b]
                 )));
             }
@@ -141,7 +141,7 @@ impl Constraints {
                 (None, None) => {}
                 (Some(&atom), None) | (None, Some(&atom)) => {
                     return Err(Error::Unsupported(format!(
-                        "{} is constrained to an atom that the model does not describe; remove the constraint, or use a model of both atoms",
+                        "{} is constrained to an atom outside the model; remove the constraint, or use a model of both atoms",
                         label(atom)
                     )))
                 }
@@ -166,8 +166,8 @@ impl Constraints {
         let name = |a, b| format!("{} - {}", label(a), label(b));
         if let Some(&(a, b, length)) = kept.iter().find(|bond| !pairs.iter().any(|&pair| joins(bond, pair))) {
             return Err(Error::Unsupported(format!(
-                "the model keeps the bond {} at {} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
-                 the model's; constrain it, or use a model that varies it",
+                "the model keeps the bond {} at {} nm, but the engine does not constrain it, so no simulated configuration is in the \
+                 support of the model; constrain the bond, or use a model that varies it",
                 name(a, b),
                 written(length)
             )));
@@ -176,8 +176,8 @@ impl Constraints {
             let bond = name(a, b);
             let Some(&(_, _, length)) = kept.iter().find(|bond| joins(bond, [a, b])) else {
                 return Err(Error::Unsupported(format!(
-                    "the bond {bond} is constrained to {} nm, but the model varies it; remove the constraint or train a \
-                     model that keeps this bond",
+                    "the bond {bond} is constrained to {} nm, but the model varies it; remove the constraint, or train a \
+                     model that keeps this bond fixed",
                     written(d)
                 )));
             };
@@ -483,8 +483,8 @@ mod tests {
         assert_eq!((found.pairs, found.lengths), (vec![[1, 0]], vec![0.1]));
         assert!(of(&[water], &[]).unwrap().is_none());
         for (all, kept, said) in [
-            (&[(6, 8, 0.1)][..], &[][..], "X2 is constrained to an atom that the model does not describe"),
-            (&[(8, 6, 0.1)], &[], "X2 is constrained to an atom that the model does not describe"),
+            (&[(6, 8, 0.1)][..], &[][..], "X2 is constrained to an atom outside the model"),
+            (&[(8, 6, 0.1)], &[], "X2 is constrained to an atom outside the model"),
             (&[(5, 7, 0.1)], &[], "X1 - X0 is constrained to 0.1 nm, but the model varies it"),
             (&[water], &[(0, 1, 0.1)], "X0 - X1 at 0.1 nm, but the engine does not"),
         ] {

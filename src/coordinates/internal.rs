@@ -49,15 +49,15 @@ impl InternalCoordinates {
         for &(i, j, length) in fixed {
             let bond = bond_index(&zmatrix, i, j).ok_or_else(|| {
                 Error::Unsupported(format!(
-                    "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly: constrain bonds to \
-                     hydrogen alone (HBonds, h-bonds), not angles nor all bonds of a ring",
+                    "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly: constrain only bonds \
+                     to hydrogen (HBonds, h-bonds), not angles or all bonds of a ring",
                     i.saturating_add(1),
                     j.saturating_add(1)
                 ))
             })?;
             if !(length > 0.0 && length.is_finite()) {
                 return Err(Error::invalid(format!(
-                    "constraint {}–{}: its length is {length} nm, a positive one is needed",
+                    "constraint between atoms {} and {}: the length is {length} nm, but must be positive",
                     i + 1,
                     j + 1
                 )));
@@ -91,11 +91,18 @@ impl InternalCoordinates {
     pub fn with_cartesian_rows(mut self, rows: &[usize]) -> Result<InternalCoordinates> {
         for &row in rows {
             if row >= self.cartesian.len() {
-                return Err(Error::invalid(format!("Cartesian row {row} of a z-matrix with {}", self.cartesian.len())));
+                return Err(Error::invalid(format!(
+                    "Cartesian row {row} is out of range: the z-matrix has {} rows",
+                    self.cartesian.len()
+                )));
             }
             if self.fixed[row + 2].is_some() {
                 let [i, j, ..] = self.zmatrix.rows[row];
-                let message = format!("the bond {}–{} is constrained, so its atom cannot be Cartesian", i + 1, j + 1);
+                let message = format!(
+                    "the bond {}–{} is constrained, so its atom cannot have Cartesian coordinates",
+                    i + 1,
+                    j + 1
+                );
                 return Err(Error::Unsupported(message));
             }
             self.cartesian[row] = true;

@@ -73,7 +73,9 @@ impl Coordinates {
                 let internal = internal.with_cartesian_rows(cartesian)?;
                 let named = |s: &Stereocentre| s.neighbours.iter().chain([&s.centre]).all(|&a| a < n_atoms);
                 if !stereocentres.iter().all(named) {
-                    return Err(crate::Error::invalid(format!("a stereocentre names an atom beyond the {n_atoms}")));
+                    return Err(crate::Error::invalid(format!(
+                        "an atom of a stereocentre is out of range: the molecule has {n_atoms} atoms"
+                    )));
                 }
                 Ok(Coordinates::Internal(internal, stereocentres.clone()))
             }

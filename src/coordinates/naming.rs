@@ -27,22 +27,22 @@ impl Topology {
     /// twice; each is named.
     pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
         if names.len() != self.n_atoms() || residues.len() != names.len() {
-            return Err(Error::invalid(format!("{} atoms given, the model has {}", names.len(), self.n_atoms())));
+            return Err(Error::invalid(format!("found {} atoms, but the model has {}", names.len(), self.n_atoms())));
         }
         let own: Vec<&str> = self.residues.iter().map(String::as_str).collect();
         let (own, theirs) = (residue_runs(&own), residue_runs(residues));
         if own.len() != theirs.len() {
-            return Err(Error::invalid(format!("{} residues given, the model has {}", theirs.len(), own.len())));
+            return Err(Error::invalid(format!("found {} residues, but the model has {}", theirs.len(), own.len())));
         }
         let mut order = Vec::with_capacity(names.len());
         for (here, there) in own.into_iter().zip(theirs) {
             let (a, b) = (&self.residues[here.start], residues[there.start]);
             if common_name(a) != common_name(b) {
-                return Err(Error::invalid(format!("residue {b} given where the model has {a}")));
+                return Err(Error::invalid(format!("found residue {b} where the model has {a}")));
             }
             if here.len() != there.len() {
                 return Err(Error::invalid(format!(
-                    "residue {b} has {} atoms, in the model {}",
+                    "residue {b} has {} atoms, but {} in the model",
                     there.len(),
                     here.len()
                 )));
@@ -52,7 +52,7 @@ impl Topology {
                 match_names(&self.names[here], &names[there.clone()]).map_err(|unmatched| match unmatched {
                     Unmatched::Twice(name) => Error::invalid(format!("residue {b} has more than one atom {name}")),
                     Unmatched::Missing(i) => Error::invalid(format!(
-                        "atom {} of the model is not in residue {b}, which has {}: give its atoms the model's names",
+                        "atom {} of the model is not in residue {b}, which has {}: use the atom names of the model",
                         self.label(first + i),
                         names[there.clone()].join(", ")
                     )),
@@ -77,7 +77,7 @@ impl Topology {
             let i = run.start + own.iter().zip(theirs).position(|(a, b)| a != b).unwrap_or(0);
             let (here, own) = (other.label(i), self.label(i));
             return Err(Error::invalid(format!(
-                "{here} stands where the {whose} has {own}: give its atoms, in its order and with its names"
+                "found {here} where the {whose} has {own}: the atoms must have the same order and names"
             )));
         }
         Ok(())
@@ -219,9 +219,9 @@ mod tests {
             ),
             ("ACE1: HH31 CH3 C\nNME3: N N", "more than one atom N"),
             ("ACE1: HH31 CH3 C\nALA3: N H", "ALA3"),
-            ("ACE1: HH31 CH3\nNME3: C N H", "2 atoms, in the model 3"),
+            ("ACE1: HH31 CH3\nNME3: C N H", "2 atoms, but 3 in the model"),
             ("ACE1: HH31 CH3 C N H", "1 residues"),
-            ("ACE7: HH31 CH3 C\nNME8: N", "4 atoms given"),
+            ("ACE7: HH31 CH3 C\nNME8: N", "found 4 atoms"),
         ] {
             let message = matched(CAPPED, theirs).unwrap_err().to_string();
             assert!(message.contains(reason), "{message}");
@@ -266,7 +266,7 @@ mod tests {
         own.require_order(&other, "model").unwrap();
         other.names.swap(2, 5);
         let message = own.require_order(&other, "model").unwrap_err().to_string();
-        assert!(message.contains("UNL7:H4 (atom 3) stands where the model has LIG1:H2 (atom 3)"), "{message}");
+        assert!(message.contains("found UNL7:H4 (atom 3) where the model has LIG1:H2 (atom 3)"), "{message}");
         // element symbols with numbers are also names
         let (hoh, ohh) = (topology("LIG1: H1 O2 H3"), topology("LIG1: O1 H2 H3"));
         assert!(hoh.require_order(&ohh, "model").unwrap_err().to_string().contains("O1"));

@@ -145,7 +145,8 @@ impl Peptide {
             encoding.n_residues += 1;
             for i in run {
                 let number = atom_type(AMINO_ACIDS[kind].name, &topology.names[i]);
-                let number = number.ok_or_else(|| Error::invalid(format!("{} has no type", topology.label(i))))?;
+                let number =
+                    number.ok_or_else(|| Error::invalid(format!("{} has no known atom type", topology.label(i))))?;
                 encoding.atom_types.push(number);
                 encoding.residue_types.push(kind as u32 + 1);
                 encoding.residue_positions.push(encoding.n_residues);
@@ -191,8 +192,8 @@ fn amino_acid_of(label: &str) -> Result<usize> {
     AMINO_ACIDS.iter().position(|a| a.name == name).ok_or_else(|| {
         let known: Vec<&str> = AMINO_ACIDS.iter().map(|a| a.name).collect();
         Error::invalid(format!(
-            "residue {label} cannot be expressed: transferable models know {} (HIS with its hydrogen at NE2, also as HIE), no caps, \
-             bridges or other states of protonation",
+            "residue {label} is not supported: transferable models support {} (HIS protonated at NE2, also named HIE), but no caps, \
+             bridges or other protonation states",
             known.join(", ")
         ))
     })
@@ -239,7 +240,7 @@ fn check(topology: &Topology, run: Range<usize>, residue: &Residue) -> Result<()
         let own = &topology.names[i];
         if !known.contains(&own.as_str()) {
             let message =
-                format!("{} cannot be expressed: of {name} known are {}", topology.label(i), known.join(", "));
+                format!("{} is not a known atom of {name}; known atoms: {}", topology.label(i), known.join(", "));
             return Err(Error::invalid(message));
         }
         if (run.start..i).any(|k| topology.names[k] == *own) {
@@ -250,7 +251,7 @@ fn check(topology: &Topology, run: Range<usize>, residue: &Residue) -> Result<()
     let mut needed = NEEDED[0].iter().chain(alpha).copied().chain(residue.side(false));
     match needed.find(|name| residue.find(name).is_none()) {
         Some(missing) => Err(Error::invalid(format!(
-            "residue {label} lacks {missing}; transferable models know {name} with all atoms"
+            "residue {label} lacks {missing}: transferable models require all atoms of {name}"
         ))),
         None => Ok(()),
     }
@@ -265,8 +266,8 @@ fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) ->
     let needed = [amide, if is_first { &["H2"] } else { &[] }, if is_last { ENDS[1] } else { &[] }].concat();
     if let Some(missing) = needed.iter().find(|name| !has(name)) {
         let message = format!(
-            "residue {label} lacks {missing}: transferable models know linear peptides, the first residue with H, H2 and perhaps H3 on N \
-             (PRO with H2), the last with OXT, and every other N with H (but that of PRO)"
+            "residue {label} lacks {missing}: transferable models require linear peptides with H, H2 and optionally H3 on N of the first residue \
+             (H2 for PRO), OXT in the last, and H on every other N (except that of PRO)"
         );
         return Err(Error::invalid(message));
     }
@@ -277,7 +278,7 @@ fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) ->
         Some(name) => {
             let place = if *name == "OXT" { "last" } else { "first" };
             let message = format!(
-                "residue {label} has {name}, which only the {place} residue of a peptide has: transferable models know one chain"
+                "residue {label} has {name}, which only the {place} residue of a peptide has: transferable models support a single chain"
             );
             Err(Error::invalid(message))
         }
@@ -292,7 +293,7 @@ fn check_bond(topology: &Topology, before: &Residue, after: &Residue) -> Result<
     match topology.bonds.is_empty() || topology.bonds.contains(&bond) {
         true => Ok(()),
         false => Err(Error::invalid(format!(
-            "no bond between {} and {}: transferable models know one chain, its residues in their order",
+            "no bond between {} and {}: transferable models support a single chain with its residues in order",
             topology.label(c as usize),
             topology.label(n as usize)
         ))),
@@ -361,8 +362,8 @@ impl std::str::FromStr for AtomOrder {
     fn from_str(text: &str) -> Result<AtomOrder> {
         AtomOrder::all().find(|order| order.to_string() == text).ok_or_else(|| {
             Error::invalid(format!(
-                "order of atoms `{text}`: n2c or c2n, backbone-first or residue-by-residue, standard or variant, and _flip or not are \
-                 known, as in {}",
+                "unknown atom order `{text}`: expected n2c or c2n, backbone-first or residue-by-residue, standard or variant, and \
+                 optionally _flip, as in {}",
                 AtomOrder { from_c: false, backbone_first: true, variant: false, flip: true }
             ))
         })
@@ -507,11 +508,14 @@ mod tests {
     fn what_cannot_be_expressed_is_named() {
         let alanine = "N H CA HA CB HB1 HB2 HB3 C O";
         for (residues, words) in [
-            (vec![("ACE", "CH3 C O"), ("ALA", alanine)], "residue ACE1 cannot be expressed"),
+            (vec![("ACE", "CH3 C O"), ("ALA", alanine)], "residue ACE1 is not supported"),
             (vec![("ALA", alanine), ("NME", "N H C")], "residue NME2"),
             (vec![("CYX", "N CA C O CB SG")], "CYX1"),
             (vec![("HID", "N CA C O")], "HID1"),
-            (vec![("ALA", "N H1 CA HA CB HB1 HB2 HB3 C O")], "ALA1:H1 (atom 2) cannot be expressed: of ALA known are"),
+            (
+                vec![("ALA", "N H1 CA HA CB HB1 HB2 HB3 C O")],
+                "ALA1:H1 (atom 2) is not a known atom of ALA; known atoms:",
+            ),
             (vec![("ALA", "N H CA HA CB HB1 HB2 C O")], "residue ALA1 lacks HB3"),
             (vec![("ALA", "N H CA HA CB HB1 HB2 HB3 C")], "residue ALA1 lacks O"),
             (vec![("GLY", "N H CA HA C O")], "residue GLY1 lacks HA2"),

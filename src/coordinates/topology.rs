@@ -122,7 +122,7 @@ impl Topology {
         let foreign = self.bonds.iter().find(|bond| !theirs.contains(*bond));
         match (missing, foreign) {
             (Some([a, b]), Some([c, d])) => Err(Error::invalid(format!(
-                "the System bonds {} to {}, and the topology {} to {} instead: give the atoms of both in one order (bonds of a topology come \
+                "the System bonds {} to {}, but the topology bonds {} to {}: both must have the atoms in the same order (bonds of a topology come \
                  from its residues, from CONECT records or from distances)",
                 self.label(*a),
                 self.label(*b),
@@ -142,7 +142,7 @@ impl Topology {
     pub(crate) fn require_masses(&self, masses: &[f64]) -> Result<()> {
         if masses.len() != self.n_atoms() {
             return Err(Error::invalid(format!(
-                "{} particles, the topology has {} atoms",
+                "found {} particles, but the topology has {} atoms",
                 masses.len(),
                 self.n_atoms()
             )));
@@ -164,8 +164,8 @@ impl Topology {
             let is_named_so = self.names[i].to_uppercase().starts_with(of_mass) && of_mass.len() == 2;
             if mass != 0.0 && !allowed.contains(&mass) && !is_united && !is_named_so {
                 return Err(Error::invalid(format!(
-                    "a mass of {mass} where the topology has {}, {element}: give the atoms of both in one order; beads of several \
-                     atoms have the element X (columns 77 and 78 of a PDB file)",
+                    "found a mass of {mass} where the topology has {}, {element}: both must have the atoms in the same order; use element X for \
+                     beads of several atoms (columns 77 and 78 of a PDB file)",
                     self.label(i)
                 )));
             }
@@ -213,7 +213,7 @@ impl Topology {
         let mut first_model = true;
         for (number, line) in text.lines().enumerate() {
             let bad =
-                |what: &str| Error::file(path, format!("line {}: cannot read the {what} of a PDB file", number + 1));
+                |what: &str| Error::file(path, format!("line {}: could not read the {what} of a PDB file", number + 1));
             if line.starts_with("ENDMDL") {
                 first_model = false;
             } else if first_model && (line.starts_with("ATOM") || line.starts_with("HETATM")) {
@@ -240,7 +240,7 @@ impl Topology {
             }
         }
         if topology.names.is_empty() {
-            return Err(Error::file(path, "no ATOM or HETATM record: a PDB file is needed"));
+            return Err(Error::file(path, "no ATOM or HETATM record: expected a PDB file"));
         }
         let mut places: HashMap<&str, usize> = HashMap::new();
         for (place, serial) in serials.iter().enumerate() {
@@ -420,7 +420,7 @@ mod tests {
         let other = |atom: usize| [0, 6, 2, 3, 4, 5, 1][atom];
         let swapped: Vec<(usize, usize)> = bonds.iter().map(|&(a, b)| (other(a), other(b))).collect();
         let message = topology.require_system(&masses, &swapped).unwrap_err().to_string();
-        assert!(message.contains("bonds LIG1:C (atom 1) to") && message.contains("in one order"), "{message}");
+        assert!(message.contains("bonds LIG1:C (atom 1) to") && message.contains("in the same order"), "{message}");
     }
 
     #[test]
@@ -446,7 +446,7 @@ mod tests {
             .require_masses(&[c, h])
             .unwrap_err()
             .to_string()
-            .contains("2 particles, the topology has 7 atoms"));
+            .contains("2 particles, but the topology has 7 atoms"));
         // without an element column, chlorine is taken for carbon by its first letter
         let mut chloride = methylamine();
         chloride.names[0] = "CL1".into();

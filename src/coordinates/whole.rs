@@ -25,7 +25,11 @@ impl WholeMolecule {
         let mut neighbours = vec![Vec::new(); n_atoms];
         for &[i, j] in bonds {
             if i >= n_atoms || j >= n_atoms {
-                return Err(Error::invalid(format!("bond {}-{} names an atom beyond {n_atoms}", i + 1, j + 1)));
+                return Err(Error::invalid(format!(
+                    "bond {}-{} is out of range: there are {n_atoms} atoms",
+                    i + 1,
+                    j + 1
+                )));
             }
             neighbours[i].push(j);
             neighbours[j].push(i);
@@ -64,7 +68,11 @@ impl WholeMolecule {
     /// Errors: a box without volume, a bond that long, another number of coordinates.
     pub fn apply(&self, box_vectors: &BoxVectors, x: &mut [f64]) -> Result<()> {
         if x.len() != 3 * self.n_atoms {
-            return Err(Error::invalid(format!("{} coordinates for {} atoms", x.len(), self.n_atoms)));
+            return Err(Error::invalid(format!(
+                "found {} coordinates, expected three for each of {} atoms",
+                x.len(),
+                self.n_atoms
+            )));
         }
         let [a, b, c] = *box_vectors;
         let volume = dot(a, cross(b, c));
@@ -81,7 +89,7 @@ impl WholeMolecule {
             let length = norm(bond);
             if reciprocal.iter().any(|r| length * norm(*r) >= 0.5) {
                 return Err(Error::invalid(format!(
-                    "the bond between atoms {} and {} is {length:.3} nm, half the box or more: which image is meant?",
+                    "the bond between atoms {} and {} is {length:.3} nm, half the box or more, so its periodic image is ambiguous",
                     i + 1,
                     j + 1
                 )));

@@ -28,7 +28,7 @@ impl ZMatrix {
         let all = frame.iter().chain(rows.iter().flatten());
         if let Some(atom) = all.clone().find(|&&a| a >= n_atoms) {
             return Err(Error::invalid(format!(
-                "the z-matrix names atom {}, the molecule has {n_atoms}",
+                "the z-matrix contains atom {}, but the molecule has {n_atoms} atoms",
                 atom.saturating_add(1)
             )));
         }
@@ -67,7 +67,9 @@ impl ZMatrix {
         let missing = |row: &[i64; 4]| row.iter().filter(|&&a| a < 0).count();
         let with = |n: usize| rows.iter().find(|r| missing(r) == n).map(|r| r[0] as usize);
         let (Some(a), Some(b), Some(c)) = (with(3), with(2), with(1)) else {
-            return Err(Error::invalid("the z-matrix needs one row each with three, two and one missing references"));
+            return Err(Error::invalid(
+                "the z-matrix must have one row each with three, two and one missing references",
+            ));
         };
         let whole = rows.iter().filter(|r| missing(r) == 0).map(|r| r.map(|a| a as usize)).collect();
         ZMatrix::new([a, b, c], whole, n_atoms, label)
@@ -84,7 +86,7 @@ impl ZMatrix {
         let n = topology.n_atoms();
         if n < 3 {
             return Err(Error::invalid(format!(
-                "internal coordinates need at least three atoms, the molecule has {n}"
+                "internal coordinates require at least three atoms, but the molecule has {n}"
             )));
         }
         let neighbours = topology.neighbours();
@@ -99,8 +101,8 @@ impl ZMatrix {
         if !unreachable.is_empty() {
             let (n, first) = (unreachable.len(), unreachable[..unreachable.len().min(3)].join(", "));
             return Err(Error::invalid(format!(
-                "the molecule is not connected: {n} of its atoms ({first}{}) cannot be reached from {} along bonds; add bonds that are missing, and \
-                 train a molecule of a solution alone, with a System of it alone",
+                "the molecule is not connected: {n} of its atoms ({first}{}) cannot be reached from {} along bonds; add missing bonds, and \
+                 train a model of a solute without the solvent, with a System of the solute alone",
                 if n > 3 { ", …" } else { "" },
                 topology.label(centre)
             )));
@@ -249,7 +251,7 @@ mod tests {
         let error = ZMatrix::automatic(&topology).unwrap_err().to_string();
         assert!(
             error.contains("4 of its atoms (NME3:CH3 (atom 19), NME3:HH31 (atom 20), NME3:HH32 (atom 21), …)")
-                && error.contains("bonds that are missing"),
+                && error.contains("add missing bonds"),
             "{error}"
         );
         let circular =

@@ -54,7 +54,7 @@ impl AheadOfTime {
     pub fn with(architecture: &str, multiprocessors: usize, keep: Keep) -> Result<AheadOfTime> {
         let Some((_, shared_memory)) = SHARED_MEMORY.iter().find(|(name, _)| *name == architecture) else {
             let names = SHARED_MEMORY.map(|(name, _)| name).join(", ");
-            return Err(Error::invalid(format!("architecture {architecture:?} is unknown; give one of {names}")));
+            return Err(Error::invalid(format!("unknown architecture {architecture:?}; known architectures: {names}")));
         };
         let (architecture, files) = (architecture.to_string(), Mutex::default());
         Ok(AheadOfTime { architecture, shared_memory: *shared_memory, multiprocessors, keep, files })

@@ -40,7 +40,7 @@ pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Re
 /// that cannot be written to; those of compilation.
 pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
     let Some(file) = file(&name(program, architecture))? else {
-        return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));
+        return Err(Error::invalid("could not find a cache folder for compiled kernels; set MODEJUMP_CACHE"));
     };
     if kept(&file).is_none() {
         keep(&file, &compile(program, architecture)?)?;
@@ -76,16 +76,16 @@ pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     guard_library()?;
     let failed = |what: &str, e: result::NvrtcError| Error::Engine(format!("{what} {}.cu: {e}", program.name));
     let source = CString::new(program.source.as_str()).map_err(|e| Error::invalid(e.to_string()))?;
-    let handle = result::create_program(&source, None).map_err(|e| failed("NVRTC cannot read", e))?;
+    let handle = result::create_program(&source, None).map_err(|e| failed("NVRTC could not read", e))?;
     let target = target(architecture, &supported());
     let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_string()];
     options.extend(program.definitions());
     // SAFETY: the handle was just made, and is destroyed once, below; `source` outlives it.
     let compiled = unsafe { result::compile_program(handle, &options) };
     let code = match compiled {
-        Ok(()) => read_cubin(handle).map_err(|e| failed("NVRTC gives no machine code of", e)),
+        Ok(()) => read_cubin(handle).map_err(|e| failed("NVRTC returned no machine code for", e)),
         Err(_) => Err(Error::Engine(format!(
-            "NVRTC cannot compile {}.cu for {architecture}: {}",
+            "NVRTC could not compile {}.cu for {architecture}: {}",
             program.name,
             log(handle).trim()
         ))),
@@ -142,7 +142,7 @@ pub(super) fn version() -> Result<(i32, i32)> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes to two numbers.
     let status = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
-    status.result().map_err(|e| Error::Engine(format!("NVRTC does not tell its version: {e}")))?;
+    status.result().map_err(|e| Error::Engine(format!("could not get the version of NVRTC: {e}")))?;
     Ok((major, minor))
 }
 
@@ -153,9 +153,9 @@ pub(super) fn guard_library() -> Result<()> {
         return Ok(());
     }
     Err(Error::Unsupported(
-        "libnvrtc, which compiles kernels for the GPU, is not found; install it (`pip install nvidia-cuda-nvrtc`, or the CUDA \
-         toolkit) and put the folder with libnvrtc.so into LD_LIBRARY_PATH, compile the model's kernels on a machine that has it \
-         (`modejump compile`), or use the device cpu"
+        "could not find libnvrtc, which compiles kernels for the GPU; install it (`pip install nvidia-cuda-nvrtc`, or \
+         the CUDA toolkit) and add the folder with libnvrtc.so to LD_LIBRARY_PATH, compile the model's kernels on a \
+         machine that has it (`modejump compile`), or use device cpu"
             .into(),
     ))
 }

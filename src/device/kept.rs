@@ -66,7 +66,12 @@ impl<T: Pod> Buffer<T> {
 
     /// Reads the first `values.len()` numbers. Panics if there are fewer.
     pub fn read(&self, values: &mut [T]) -> Result<()> {
-        assert!(values.len() <= self.capacity, "a buffer of {} numbers was asked for {}", self.capacity, values.len());
+        assert!(
+            values.len() <= self.capacity,
+            "cannot read from a buffer of {} numbers into {}",
+            self.capacity,
+            values.len()
+        );
         match values {
             [] => Ok(()),
             _ => self.driver.download(self.address, bytemuck::cast_slice_mut(values)),
@@ -123,13 +128,13 @@ impl<W> Deref for Workspace<'_, W> {
     type Target = W;
 
     fn deref(&self) -> &W {
-        self.work.as_ref().expect("it is there until the end")
+        self.work.as_ref().expect("the memory is held until drop")
     }
 }
 
 impl<W> DerefMut for Workspace<'_, W> {
     fn deref_mut(&mut self) -> &mut W {
-        self.work.as_mut().expect("it is there until the end")
+        self.work.as_mut().expect("the memory is held until drop")
     }
 }
 

@@ -117,7 +117,7 @@ mod nvidia {
     use super::*;
 
     pub fn open(_: usize) -> Result<Arc<dyn Driver>> {
-        Err(Error::Unsupported("this build is without the feature `cuda`; use the device cpu".into()))
+        Err(Error::Unsupported("this build does not include the feature `cuda`; use device cpu".into()))
     }
 
     pub fn open_for(process: usize) -> Result<Arc<dyn Driver>> {
@@ -179,7 +179,7 @@ impl Device {
 
     /// Parses `cpu`, `auto`, `cuda` or `cuda:N`. Errors: another name; those of the device.
     pub fn parse(name: &str) -> Result<Device> {
-        let unknown = || Error::invalid(format!("device {name:?} is unknown; give cpu, auto, cuda or cuda:N"));
+        let unknown = || Error::invalid(format!("unknown device {name:?}; known devices: cpu, auto, cuda, cuda:N"));
         match name.split_once(':') {
             None if name == "cpu" => Ok(Device::cpu()),
             None if name == "auto" => Ok(Device::auto()),

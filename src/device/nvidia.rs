@@ -29,9 +29,7 @@ pub fn open_for(process: usize) -> Result<Arc<dyn Driver>> {
 /// Turns cudarc's panic about a symbol that an old driver lacks into an error.
 fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
     std::panic::catch_unwind(body).unwrap_or_else(|_| {
-        Err(Error::Unsupported(
-            "the NVIDIA driver is too old for this program; update it, or use the device cpu".into(),
-        ))
+        Err(Error::Unsupported("the NVIDIA driver is too old for this program; update it, or use device cpu".into()))
     })
 }
 
@@ -92,33 +90,33 @@ fn count() -> Result<usize> {
     // SAFETY: opens the library, which has no side effects.
     if !unsafe { sys::is_culib_present() } {
         return Err(Error::Unsupported(
-            "libcuda, the library of the NVIDIA driver, is not found; install the driver, or use the device cpu".into(),
+            "could not find libcuda, the library of the NVIDIA driver; install the driver, or use device cpu".into(),
         ));
     }
-    result::init().map_err(|e| error("the NVIDIA driver does not start", e))?;
-    Ok(result::device::get_count().map_err(|e| error("GPUs cannot be counted", e))? as usize)
+    result::init().map_err(|e| error("could not initialise the NVIDIA driver", e))?;
+    Ok(result::device::get_count().map_err(|e| error("could not count the GPUs", e))? as usize)
 }
 
 impl Card {
     fn new(ordinal: usize) -> Result<Card> {
         let count = count()?;
         if ordinal >= count {
-            return Err(Error::invalid(format!("GPU {ordinal} was asked for, {count} are there")));
+            return Err(Error::invalid(format!("GPU {ordinal} is not available; number of GPUs: {count}")));
         }
-        let device = result::device::get(ordinal as i32).map_err(|e| error("the GPU cannot be opened", e))?;
+        let device = result::device::get(ordinal as i32).map_err(|e| error("could not open the GPU", e))?;
         let get = |attribute| {
             // SAFETY: the device was just found.
-            unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| error("the GPU cannot be asked", e))
+            unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| error("could not query the GPU", e))
         };
         use sys::CUdevice_attribute as Attribute;
         let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         if (major, minor) < (7, 5) {
             return Err(Error::Unsupported(format!(
-                "GPU {ordinal} is of compute capability {major}.{minor}; kernels need 7.5 (Turing) or later"
+                "GPU {ordinal} has compute capability {major}.{minor}; kernels require 7.5 (Turing) or later"
             )));
         }
-        let name = result::device::get_name(device).map_err(|e| error("the GPU has no name", e))?;
+        let name = result::device::get_name(device).map_err(|e| error("could not get the name of the GPU", e))?;
         Ok(Card {
             name: format!("{name} (cuda:{ordinal})"),
             device,
@@ -137,15 +135,16 @@ impl Card {
         let (mut context, mut device) = (std::ptr::null_mut(), 0);
         // SAFETY: writes to a handle.
         let found = unsafe { sys::cuCtxGetCurrent(&mut context) }.result();
-        found.map_err(|e| error("the CUDA context of this thread cannot be asked for", e))?;
+        found.map_err(|e| error("could not get the CUDA context of this thread", e))?;
         if context.is_null() {
             return Err(Error::invalid(
-                "no CUDA context is current on this thread; make the program's one current before the model is loaded",
+                "no CUDA context is current on this thread; make the program's context current before loading the \
+                 model",
             ));
         }
         // SAFETY: writes to a number; the context is current.
         let found = unsafe { sys::cuCtxGetDevice(&mut device) }.result();
-        found.map_err(|e| error("the CUDA context of this thread does not name its card", e))?;
+        found.map_err(|e| error("could not get the device of this thread's CUDA context", e))?;
         if only.is_some_and(|only| only != device) {
             return Ok(None);
         }
@@ -163,9 +162,9 @@ impl Card {
         });
         match context {
             Ok(Context::Primary(context) | Context::OfProgram(context)) => {
-                Current::of(*context).map_err(|e| error("the GPU's context is gone", e))
+                Current::of(*context).map_err(|e| error("could not make the GPU's context current", e))
             }
-            Err(e) => Err(error("the GPU gives no context", *e)),
+            Err(e) => Err(error("could not get a context on the GPU", *e)),
         }
     }
 
@@ -193,7 +192,7 @@ impl Card {
                     let allowed = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     result::function::set_function_attribute(function, allowed, most)
                 })
-                .map_err(|e| error(&format!("{}: shared memory of {name}", self.name), e))?;
+                .map_err(|e| error(&format!("{}: could not set the shared memory of {name}", self.name), e))?;
         }
         Ok(function)
     }
@@ -219,13 +218,14 @@ impl Queue {
     fn enter(&self) -> Result<(Current, sys::CUstream)> {
         let current = self.card.enter()?;
         let stream = self.stream.get_or_init(|| result::stream::create(result::stream::StreamKind::NonBlocking));
-        Ok((current, (*stream).map_err(|e| error("the GPU gives no stream", e))?))
+        Ok((current, (*stream).map_err(|e| error("could not create a stream on the GPU", e))?))
     }
 
     fn failed(&self, what: &str, e: result::DriverError) -> Error {
         let advice = match e.0 {
             sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
-                "; its driver ends kernels that take seconds, as on cards with a display: use f32 networks, another card or the device cpu"
+                "; its driver stops kernels that run for seconds, as on cards with a display: use f32 networks, \
+                 another card or device cpu"
             }
             _ => "",
         };
@@ -268,7 +268,8 @@ impl Driver for Queue {
     fn finish(&self) -> Result<()> {
         let (_current, stream) = self.enter()?;
         // SAFETY: the stream is this queue's.
-        unsafe { result::stream::synchronize(stream) }.map_err(|e| self.failed("a kernel, or copying to the GPU", e))
+        unsafe { result::stream::synchronize(stream) }
+            .map_err(|e| self.failed("a kernel or a copy to the GPU failed", e))
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
@@ -299,7 +300,7 @@ impl Driver for Queue {
         // SAFETY: the context is current.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let mib = bytes.div_ceil(1 << 20);
-            self.failed(&format!("{mib} MiB of memory are not to be had; use smaller batches"), e)
+            self.failed(&format!("could not allocate {mib} MiB of memory; use smaller batches"), e)
         })
     }
 
@@ -315,7 +316,8 @@ impl Driver for Queue {
         let (_current, stream) = self.enter()?;
         // SAFETY: the buffer has room, as `Buffer::write` sees to; the caller keeps `bytes` until the stream is waited
         // for.
-        unsafe { result::memcpy_htod_async(address, bytes, stream) }.map_err(|e| self.failed("copying to the GPU", e))
+        unsafe { result::memcpy_htod_async(address, bytes, stream) }
+            .map_err(|e| self.failed("a copy to the GPU failed", e))
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
@@ -324,7 +326,7 @@ impl Driver for Queue {
         let copied = unsafe {
             result::memcpy_dtoh_async(bytes, address, stream).and_then(|()| result::stream::synchronize(stream))
         };
-        copied.map_err(|e| self.failed("a kernel, or copying from the GPU", e))
+        copied.map_err(|e| self.failed("a kernel or a copy from the GPU failed", e))
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
@@ -334,7 +336,7 @@ impl Driver for Queue {
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
         unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
-            .map_err(|e| self.failed("a kernel does not start", e))
+            .map_err(|e| self.failed("could not start a kernel", e))
     }
 
     fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize> {
@@ -342,7 +344,7 @@ impl Driver for Queue {
         let function = self.card.function(kernel);
         // SAFETY: the function is loaded.
         let each = unsafe { result::occupancy::max_active_block_per_multiprocessor(function, block as i32, shared) }
-            .map_err(|e| self.failed("blocks that run at once cannot be counted", e))?;
+            .map_err(|e| self.failed("could not count the blocks that run at once", e))?;
         Ok(each as usize * self.card.multiprocessors)
     }
 
@@ -360,7 +362,7 @@ impl Driver for Queue {
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: as for `launch`.
         unsafe { result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
-            .map_err(|e| self.failed("a kernel does not start", e))
+            .map_err(|e| self.failed("could not start a kernel", e))
     }
 }
 
@@ -395,7 +397,7 @@ impl Drop for Card {
 
 /// Adds advice if the compiler is newer than the driver: one of the same major version makes code that it can load.
 fn not_loaded(program: &Program, e: result::DriverError) -> Error {
-    let failed = format!("the driver cannot load {}.cu", program.name);
+    let failed = format!("the driver could not load {}.cu", program.name);
     let mut driver = 0;
     // SAFETY: writes to a number.
     let asked = unsafe { sys::cuDriverGetVersion(&mut driver) }.result();
@@ -403,8 +405,8 @@ fn not_loaded(program: &Program, e: result::DriverError) -> Error {
     match (asked, compile::version()) {
         (Ok(()), Ok(compiler)) if compiler.0 > major => error(
             &format!(
-                "{failed}, which NVRTC {}.{} has compiled: the driver knows CUDA up to {major}.{minor}; update it, or put the NVRTC of \
-                 CUDA {major} into LD_LIBRARY_PATH in the other's place (`pip install nvidia-cuda-nvrtc-cu{major}`)",
+                "{failed}, compiled by NVRTC {}.{}: the driver supports CUDA up to {major}.{minor}; update it, or put \
+                 the NVRTC of CUDA {major} in LD_LIBRARY_PATH instead (`pip install nvidia-cuda-nvrtc-cu{major}`)",
                 compiler.0, compiler.1
             ),
             e,

@@ -43,11 +43,11 @@ impl Langevin {
     pub fn new(target: &mut dyn Target, masses: &[f64], x: &[f64], options: LangevinOptions) -> Result<Langevin> {
         let dimension = target.dimension();
         if let Some(atom) = masses.iter().position(|&mass| !(mass.is_finite() && mass > 0.0)) {
-            return Err(Error::invalid(format!("atom {atom} has mass {}: only massive atoms can move", masses[atom])));
+            return Err(Error::invalid(format!("atom {atom} has mass {}: must be positive and finite", masses[atom])));
         }
         if dimension != 3 * masses.len() || x.is_empty() || !x.len().is_multiple_of(dimension) {
             return Err(Error::invalid(format!(
-                "{} coordinates and {} masses given; the target has {dimension} coordinates a walker",
+                "{} coordinates and {} masses do not match the target, which has {dimension} coordinates per walker",
                 x.len(),
                 masses.len()
             )));
@@ -117,7 +117,8 @@ impl Langevin {
     fn check(&self) -> Result<()> {
         match self.u.iter().position(|u| !u.is_finite()) {
             Some(walker) => Err(Error::Engine(format!(
-                "walker {walker} has reduced potential {} at step {}: minimise the start or shorten the timestep",
+                "walker {walker} has reduced potential {} at step {}: minimise the initial configuration or reduce the \
+                 timestep",
                 self.u[walker], self.step
             ))),
             None => Ok(()),

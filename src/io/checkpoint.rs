@@ -42,7 +42,7 @@ pub fn is_other_file(path: &Path) -> bool {
 /// old checkpoint or the new one. Errors: those of writing.
 pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
     let payload = bincode::serde::encode_to_vec(state, configuration())
-        .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
+        .map_err(|e| Error::file(path, format!("could not serialise the checkpoint: {e}")))?;
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
     bytes.extend(kind.magic);
     bytes.extend(kind.version.to_le_bytes());
@@ -99,7 +99,7 @@ impl Identity {
         }
     }
 
-    /// Adds content by its hash; `name` follows "another", such as `file for --system`.
+    /// Adds content by its hash; `name` follows "a different", such as `file for --system`.
     pub fn with_content(self, name: &str, hash: impl Display) -> Identity {
         self.and(name, hash.to_string(), Says::Another)
     }
@@ -112,7 +112,8 @@ impl Identity {
     /// Adds all settings of a file for `--config`, or of a section of it, as `section.setting`. Errors: settings that
     /// JSON cannot hold.
     pub fn with_settings<T: Serialize>(mut self, section: &str, settings: &T) -> Result<Identity> {
-        let settings = serde_json::to_value(settings).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        let settings = serde_json::to_value(settings)
+            .map_err(|e| Error::invalid(format!("could not serialise the settings: {e}")))?;
         self.add_settings(section, &settings);
         Ok(self)
     }
@@ -156,7 +157,7 @@ impl Identity {
                 (Says::Values, None, there) => format!("no {name} instead of {}", there.unwrap_or_default()),
                 (_, None, _) => format!("no {name}"),
                 (_, Some(_), None) => format!("a {name}"),
-                (_, Some(_), Some(_)) => format!("another {name}"),
+                (_, Some(_), Some(_)) => format!("a different {name}"),
             }
         };
         let more = all.len().saturating_sub(MOST_NAMED);
@@ -172,7 +173,7 @@ impl Identity {
         match self.difference(run) {
             None => Ok(()),
             Some(difference) => Err(format!(
-                "belongs to another run (here it is {difference}): give what it began with, or remove it to begin anew"
+                "belongs to another run (this run has {difference}): use the options and files of that run, or remove the checkpoint to start again"
             )),
         }
     }
@@ -205,19 +206,25 @@ fn payload(bytes: &[u8], kind: Kind) -> std::result::Result<&[u8], String> {
         return Err("not a modejump checkpoint of this kind".into());
     }
     let header: &[u8; HEADER] =
-        bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
+        bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("truncated checkpoint: the header is incomplete")?;
     let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
     let known = kind.version;
     if version != known {
-        return Err(format!("checkpoint of format version {version}; this program reads version {known}: finish it with the program that began it, or begin anew"));
+        return Err(format!(
+            "checkpoint format version {version} is not supported (expected version {known}): finish the run with the modejump that started \
+             it, or start again"
+        ));
     }
     let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
     let payload = &bytes[HEADER..];
     if payload.len() as u64 != length {
-        return Err(format!("{length} bytes of data expected, {} found: cut off or mixed up", payload.len()));
+        return Err(format!(
+            "expected {length} bytes of data, found {}: the checkpoint is truncated or corrupt",
+            payload.len()
+        ));
     }
     if hash(payload).as_bytes() != &header[20..] {
-        return Err("the data do not match their checksum: the file is damaged".into());
+        return Err("the data do not match their checksum: the checkpoint is corrupt".into());
     }
     Ok(payload)
 }
@@ -225,14 +232,14 @@ fn payload(bytes: &[u8], kind: Kind) -> std::result::Result<&[u8], String> {
 /// Decodes the next value; returns it with the remaining bytes.
 fn part<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<(T, &[u8]), String> {
     let (state, used) = bincode::serde::decode_from_slice(bytes, configuration())
-        .map_err(|e| format!("the data cannot be decoded: {e}"))?;
+        .map_err(|e| format!("could not decode the data: {e}"))?;
     Ok((state, &bytes[used..]))
 }
 
 fn whole<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, String> {
     match part(bytes)? {
         (state, []) => Ok(state),
-        (_, rest) => Err(format!("{} bytes too many", rest.len())),
+        (_, rest) => Err(format!("{} unexpected bytes at the end", rest.len())),
     }
 }
 
@@ -309,7 +316,10 @@ mod tests {
         let run = of(1, "a", &[10]);
         assert_eq!(run.difference(&run), None);
         let said = of(2, "b", &[20]).difference(&run).unwrap();
-        assert_eq!(said, "another file for --system, --seed 2 instead of 1, `train.phases[0].steps` 20 instead of 10");
+        assert_eq!(
+            said,
+            "a different file for --system, --seed 2 instead of 1, `train.phases[0].steps` 20 instead of 10"
+        );
         let said = run.clone().with("--anneal", 3).difference(&of(1, "a", &[10, 7])).unwrap();
         assert_eq!(
             said,
@@ -319,7 +329,7 @@ mod tests {
         assert_eq!(said, "a file for --screen");
         assert!(of(1, "a", &[2; 9]).difference(&run).unwrap().ends_with("instead of none, 12 more"));
         let parameters = |hash: &str| Identity::default().with_consequence("set of first parameters", hash);
-        assert_eq!(parameters("a").difference(&parameters("b")).unwrap(), "another set of first parameters");
+        assert_eq!(parameters("a").difference(&parameters("b")).unwrap(), "a different set of first parameters");
     }
 
     #[test]

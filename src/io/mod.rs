@@ -39,7 +39,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Creates a folder and its parents. Errors: the path exists and is not a folder; those of the system.
 pub fn make_folder(path: &Path) -> Result<()> {
     match path.exists() && !path.is_dir() {
-        true => Err(Error::file(path, "is a file; give the name of a folder")),
+        true => Err(Error::file(path, "expected a folder, found a file")),
         false => std::fs::create_dir_all(path).map_err(|e| Error::io(path, e)),
     }
 }
@@ -48,7 +48,7 @@ pub fn make_folder(path: &Path) -> Result<()> {
 /// cannot be written to, or a folder in place of the file.
 pub fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {
-        return Err(Error::file(path, "is a folder; give the name of a file"));
+        return Err(Error::file(path, "expected a file, found a folder"));
     }
     if is_special(path) {
         return Ok(());
@@ -56,7 +56,7 @@ pub fn check_writable(path: &Path) -> Result<()> {
     let temporary = beside(path)?;
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            return Err(Error::file(path, format!("there is no folder {}: make it first", folder.display())));
+            return Err(Error::file(path, format!("folder {} does not exist; create it first", folder.display())));
         }
         _ => (),
     }
@@ -94,7 +94,7 @@ pub fn without_mark(text: &str) -> &str {
 /// Text of a file, through [`without_mark`]. Errors: those of reading, and content that is not text.
 pub fn read_text(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidData => Error::file(path, "text is expected here, and this is none"),
+        std::io::ErrorKind::InvalidData => Error::file(path, "expected text, found data that is not valid UTF-8"),
         _ => Error::io(path, e),
     })?;
     Ok(without_mark(&text).into())
@@ -108,8 +108,7 @@ pub fn check_apart<'a>(output: &Path, others: impl IntoIterator<Item = &'a PathB
     }
     match others.into_iter().find(|other| place(other) == place(output)) {
         Some(other) => {
-            let reason =
-                format!("would be written over {}, another file of this command; give another name", other.display());
+            let reason = format!("would overwrite {}, another file of this command; use another name", other.display());
             Err(Error::file(output, reason))
         }
         None => Ok(()),
@@ -198,7 +197,7 @@ mod tests {
         for other in [&link, &file, &roundabout] {
             let message = check_apart(&link, [&null, other]).unwrap_err().to_string();
             assert!(
-                message.contains(&other.display().to_string()) && message.contains("give another name"),
+                message.contains(&other.display().to_string()) && message.contains("use another name"),
                 "{message}"
             );
         }

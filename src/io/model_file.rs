@@ -39,10 +39,10 @@ impl ModelFile {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&[f64]> {
         let tensor = self.tensors.get(name).ok_or_else(|| self.error(format!("tensor {name} is missing")))?;
         if tensor.shape != shape {
-            return Err(self.error(format!("tensor {name} has shape {:?}, the model needs {shape:?}", tensor.shape)));
+            return Err(self.error(format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape)));
         }
         if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
-            return Err(self.error(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
+            return Err(self.error(format!("tensor {name} contains {} at position {i}", tensor.data[i])));
         }
         Ok(&tensor.data)
     }
@@ -58,7 +58,8 @@ impl ModelFile {
     /// Configuration of a model that must be of this kind. Errors: another kind.
     pub fn config<C: ModelKind>(&self) -> Result<&C> {
         let found = self.card.model.kind();
-        C::of(&self.card.model).ok_or_else(|| self.error(format!("a model of the kind {found}, not {}", C::NAME)))
+        C::of(&self.card.model)
+            .ok_or_else(|| self.error(format!("expected a model of kind {}, found {found}", C::NAME)))
     }
 
     /// An error that names the file.
@@ -100,15 +101,15 @@ fn metadata_of(header: &Metadata) -> HashMap<String, String> {
 /// All tensors of a safetensors file as f64, and its header.
 fn read_with_header(name: &str, bytes: &[u8]) -> Result<(Tensors, Metadata)> {
     const ADVICE: &str =
-        ": models of modejump are such files, and `modejump convert` makes them of checkpoints of PyTorch (.pt, .pth, \
-                          .ckpt), or of tensors in safetensors";
+        "; use `modejump convert` to create a model file from a PyTorch checkpoint (.pt, .pth, .ckpt) or from \
+                          tensors in safetensors";
     parse(bytes, ADVICE).map_err(|reason| Error::model(name, reason))
 }
 
 fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, Metadata), String> {
     let unreadable = |e: SafeTensorError| match e {
         SafeTensorError::MetadataIncompleteBuffer => {
-            "it does not end where its header says that it does: the file is cut off, so copy it again".into()
+            "the length does not match the header: the file is truncated or corrupt, so copy it again".into()
         }
         e => format!("not a readable safetensors file ({e}){advice}"),
     };
@@ -116,7 +117,7 @@ fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, Metadata),
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let mut tensors = BTreeMap::new();
     for (key, view) in file.tensors() {
-        let data = widen(&view).ok_or_else(|| format!("tensor {key} has the type {:?}", view.dtype()))?;
+        let data = widen(&view).ok_or_else(|| format!("tensor {key} has the unsupported type {:?}", view.dtype()))?;
         tensors.insert(key, Tensor { shape: view.shape().to_vec(), data });
     }
     Ok((tensors, header))
@@ -169,10 +170,9 @@ pub(super) fn bfloat16(bits: u16) -> f64 {
 fn require_floating(name: &str, header: &Metadata) -> Result<()> {
     let is_floating = |dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
     match header.tensors().iter().find(|(_, info)| !is_floating(info.dtype)) {
-        Some((key, info)) => Err(Error::model(
-            name,
-            format!("tensor {key} has the type {:?}; a floating-point type is needed", info.dtype),
-        )),
+        Some((key, info)) => {
+            Err(Error::model(name, format!("tensor {key} has type {:?}, expected a floating-point type", info.dtype)))
+        }
         None => Ok(()),
     }
 }
@@ -194,12 +194,15 @@ pub fn read_card(name: &str, bytes: &[u8]) -> Result<ModelCard> {
 
 fn card_in(name: &str, metadata: &HashMap<String, String>) -> Result<ModelCard> {
     let json = metadata.get(KEY).ok_or_else(|| {
-        Error::model(name, "no `modejump` entry in the metadata; convert a foreign checkpoint with `modejump convert`")
+        Error::model(
+            name,
+            "no `modejump` entry in the metadata; use `modejump convert` for a checkpoint of another program",
+        )
     })?;
     let version = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["format"].as_u64());
     if version != Some(u64::from(FORMAT)) {
         let found = version.map_or("none".to_string(), |v| v.to_string());
-        return Err(Error::model(name, format!("format version {found}; this program reads version {FORMAT}")));
+        return Err(Error::model(name, format!("format version {found} is not supported (expected version {FORMAT})")));
     }
     let card: ModelCard =
         serde_json::from_str(json).map_err(|e| Error::model(name, format!("the description is malformed: {e}")))?;
@@ -232,7 +235,8 @@ pub fn write_tensors(
             TensorView::new(*dtype, shape.clone(), data).map_err(|e| Error::invalid(format!("tensor {name}: {e}")))?;
         views.push((name.as_str(), view));
     }
-    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
+    safetensors::serialize(views, Some(metadata))
+        .map_err(|e| Error::invalid(format!("could not serialise the tensors: {e}")))
 }
 
 /// Tensor data to be written.
@@ -248,14 +252,17 @@ pub fn with_card(name: &str, bytes: &[u8], card: &ModelCard) -> Result<Vec<u8>> 
     let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(malformed)?;
     let file = safetensors::SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut metadata = header.metadata().clone().unwrap_or_default();
-    let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    let json = serde_json::to_string(card)
+        .map_err(|e| Error::invalid(format!("could not serialise the model description: {e}")))?;
     metadata.insert(KEY.to_string(), json);
-    safetensors::serialize(file.iter(), Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
+    safetensors::serialize(file.iter(), Some(metadata))
+        .map_err(|e| Error::invalid(format!("could not serialise the tensors: {e}")))
 }
 
 /// Bytes of a model file.
 pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
-    let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    let json = serde_json::to_string(card)
+        .map_err(|e| Error::invalid(format!("could not serialise the model description: {e}")))?;
     write_tensors(tensors, HashMap::from([(KEY.to_string(), json)]))
 }
 
@@ -278,6 +285,6 @@ mod tests {
         assert_eq!(tensors["bf16"].data, [1.0, -3.140625]);
         assert_eq!(tensors["bool"].data, [1.0, 0.0, 1.0]);
         let message = read_tensors("memory", &bytes[..bytes.len() - 1]).unwrap_err().to_string();
-        assert!(message.contains("the file is cut off, so copy it again"), "{message}");
+        assert!(message.contains("the file is truncated or corrupt, so copy it again"), "{message}");
     }
 }

@@ -165,14 +165,16 @@ impl ModelCard {
     /// Checks the parts that do not depend on the kind of model. Errors: what is wrong, in words.
     pub fn check(&self) -> std::result::Result<(), String> {
         if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
-            return Err(format!("the temperature is {t} K: a positive number is needed"));
+            return Err(format!("the temperature must be positive and finite, not {t} K"));
         }
         let Some(topology) = &self.topology else { return Ok(()) };
         let n = topology.n_atoms();
         let lists = [topology.names.len(), topology.elements.len(), topology.residues.len()];
         match lists.iter().all(|&length| length == n) && topology.bonds.iter().flatten().all(|&atom| atom < n) {
             true => Ok(()),
-            false => Err("the topology's lists disagree on the number of atoms".into()),
+            false => {
+                Err("the names, elements, residues and bonds of the topology do not match its number of atoms".into())
+            }
         }
     }
 
@@ -245,7 +247,9 @@ impl ModelCard {
         };
         match names.len().checked_mul(3) == Some(dimension) {
             true => Ok((0..names.len()).collect()),
-            false => Err(Error::invalid(format!("{} atoms given, the model has {dimension} coordinates", names.len()))),
+            false => {
+                Err(Error::invalid(format!("found {} atoms, but the model has {dimension} coordinates", names.len())))
+            }
         }
     }
 
@@ -253,9 +257,9 @@ impl ModelCard {
     /// of x.
     pub(crate) fn require_dimension(&self, dimension: usize) -> Result<()> {
         match self.topology.as_ref().map(Topology::n_atoms).filter(|atoms| 3 * atoms != dimension) {
-            Some(atoms) => {
-                Err(Error::invalid(format!("the topology has {atoms} atoms for {dimension} coordinates of the model")))
-            }
+            Some(atoms) => Err(Error::invalid(format!(
+                "the topology has {atoms} atoms, but the model has {dimension} coordinates"
+            ))),
             None => Ok(()),
         }
     }
@@ -283,7 +287,7 @@ mod tests {
         assert_eq!(matched(&steerable, 3).unwrap(), [0, 1, 2]);
         for (card, n) in [(of(2), 3), (of(2), 0), (of(9), 2), (of(11), 3), (steerable, 4)] {
             let message = matched(&card, n).unwrap_err().to_string();
-            assert!(message.contains(&format!("{n} atoms given, the model has")), "{message}");
+            assert!(message.contains(&format!("found {n} atoms, but the model has")), "{message}");
         }
     }
 }

@@ -38,7 +38,10 @@ impl EnergyConfig {
     pub fn check(&self) -> Result<()> {
         match self.units_per_nm > 0.0 && self.units_per_nm.is_finite() && self.data_time.is_finite() {
             true => self.trust.check(),
-            false => Err(Error::invalid(format!("{} units per nm, data at t = {}", self.units_per_nm, self.data_time))),
+            false => Err(Error::invalid(format!(
+                "units_per_nm ({}) must be positive and finite, and data_time ({}) must be finite",
+                self.units_per_nm, self.data_time
+            ))),
         }
     }
 }
@@ -91,7 +94,8 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
         let coordinates = CoordinatesConfig::Cartesian { dimension: network.dimension() };
         if file.card.exactness != Exactness::Surrogate || file.card.coordinates != coordinates {
             return Err(file.error(format!(
-                "an energy-based model of {} Cartesian coordinates is a surrogate; the description says otherwise",
+                "an energy-based model of {} coordinates must be described as a surrogate, with the same number of \
+                 Cartesian coordinates",
                 network.dimension()
             )));
         }
@@ -134,7 +138,7 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
 
     fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {
         Err(Error::Unsupported(
-            "an energy-based model draws no samples: sample from the flow that it was trained with".into(),
+            "an energy-based model cannot draw samples: sample from the flow it was trained with".into(),
         ))
     }
 

@@ -72,24 +72,25 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
         let name = |exchange: &Exchange| {
             let [a, b] = exchange[0];
-            let bound = if exchange.len() > 1 { " with what is bound to them" } else { "" };
+            let bound = if exchange.len() > 1 { " with the atoms bound to them" } else { "" };
             format!("{} and {}{bound}", label(a), label(b))
         };
         let and_then = match after < LOWEST {
-            true => ", and even then the shape is like none of these frames: begin with one that is",
+            true => "; even then the configuration does not resemble these frames: start from one that does",
             false => "",
         };
         return Err(Error::invalid(format!(
-            "numbered the other way round than in the frames of the model: {}. With these exchanged log q is {after:.1}, not {before:.1}; \
-             as they are, no jump is accepted: exchange them, or train a model of atoms in this order{and_then}",
+            "numbered differently from the model's frames: {}. With these exchanged, log q is {after:.1} instead of \
+             {before:.1}; as they are, no jump is accepted: exchange them, or train a model with atoms in this \
+             order{and_then}",
             exchanges.iter().map(name).collect::<Vec<_>>().join(", ")
         )));
     }
     match model.card().stereocentres().iter().find(|centre| x.len() == model.dimension() && !centre.holds(x)) {
         None => Ok(()),
         Some(centre) => Err(Error::invalid(format!(
-            "{} is of the other hand than in the frames of the model, from where no jump is accepted: begin with a molecule of that hand, or \
-             train a model of this one",
+            "{} has the opposite handedness to that in the model's frames, so no jump is accepted: start from a \
+             molecule with that handedness, or train a model with this one",
             label(centre.centre)
         ))),
     }
@@ -199,7 +200,7 @@ mod tests {
         }
         let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
         let message = require_labels(model.as_ref(), &mirror).unwrap_err().to_string();
-        assert!(message.contains("ALA2:CA (atom 9) is of the other hand"), "{message}");
+        assert!(message.contains("ALA2:CA (atom 9) has the opposite handedness"), "{message}");
         // an energy that does not distinguish equal atoms
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);

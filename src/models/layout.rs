@@ -16,7 +16,9 @@ pub const MOST_LAYERS: usize = 256;
 /// Checks (name, value, limit) of each size. Errors name a size that is zero or beyond its limit.
 pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
-        Some((name, size, most)) => Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read"))),
+        Some((name, size, most)) => {
+            Err(Error::invalid(format!("{name} = {size} is out of range: must be 1 to {most}")))
+        }
         None => Ok(()),
     }
 }
@@ -25,7 +27,10 @@ pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
 pub fn check_features(features: &[Vec<usize>], n_features: usize) -> Result<()> {
     for (atom, set) in features.iter().enumerate() {
         if let Some(i) = set.iter().find(|&&i| i >= n_features) {
-            return Err(Error::invalid(format!("atom {}: feature {i} of {n_features}", atom + 1)));
+            return Err(Error::invalid(format!(
+                "atom {}: feature {i} is out of range for {n_features} features",
+                atom + 1
+            )));
         }
         if let Some(i) = (1..set.len()).find(|&i| set[..i].contains(&set[i])) {
             return Err(Error::invalid(format!("atom {}: feature {} is set twice", atom + 1, set[i])));
@@ -122,10 +127,10 @@ impl Layout {
             let tensor = tensors.get(name).ok_or_else(|| Error::invalid(format!("tensor {name} is missing")))?;
             if tensor.shape != *shape {
                 let found = &tensor.shape;
-                return Err(Error::invalid(format!("tensor {name} has shape {found:?}, the model needs {shape:?}")));
+                return Err(Error::invalid(format!("tensor {name} has shape {found:?}, expected {shape:?}")));
             }
             if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
-                return Err(Error::invalid(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
+                return Err(Error::invalid(format!("tensor {name} contains {} at position {i}", tensor.data[i])));
             }
             pairs.push((place, &tensor.data));
         }

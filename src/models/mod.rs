@@ -95,7 +95,8 @@ pub trait Model: Density {
     /// The error that says why the model has a single temperature.
     fn does_not_follow(&self) -> Error {
         Error::Unsupported(format!(
-            "this model of kind {} does not follow the temperature: train a coupling flow with `steerable`, or a model at each temperature",
+            "this model of kind {} cannot be used at another temperature: train a coupling flow with `steerable`, or a \
+             model for each temperature",
             self.card().model.kind()
         ))
     }
@@ -122,7 +123,9 @@ pub trait Flow: Send + Sync {
     /// `g_log_det[n]` with respect to ln|∂x/∂z| to `gz[n][latent]` with respect to z; zero in rows outside the support.
     /// Errors: a flow that cannot do this (also with n = 0).
     fn pull_back(&self, _z: &[f64], _gx: &[f64], _g_log_det: &[f64], _gz: &mut [f64]) -> Result<()> {
-        Err(Error::Unsupported("this flow has no gradients by its latent coordinates: use a coupling flow".into()))
+        Err(Error::Unsupported(
+            "this flow provides no gradients with respect to its latent coordinates: use a coupling flow".into(),
+        ))
     }
 }
 
@@ -183,7 +186,7 @@ fn build(file: &ModelFile, precision: Precision, device: &Device) -> Result<Arc<
                 Ok(Arc::new(tarflow::TarFlow::<f32>::from_file(file)?.with_bfloat16_weights()?))
             }
             (other, _) => Err(Error::Unsupported(format!(
-                "bf16 weights are for TarFlows on the CPU, and this is a model of kind {}: use f32",
+                "bf16 weights are supported only for TarFlows on the CPU; use f32 for this model of kind {}",
                 other.kind()
             ))),
         },
@@ -194,7 +197,7 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
     if file.card.steering.is_some() && !matches!(file.card.model, ModelConfig::Coupling(_)) {
         let kind = file.card.model.kind();
         return Err(Error::invalid(format!(
-            "`steering` in a model of kind {kind}: coupling flows alone can be steered"
+            "`steering` is not supported for a model of kind {kind}, only for coupling flows"
         )));
     }
     if let Some(driver) = device.driver() {

@@ -96,13 +96,14 @@ pub fn temperature(model: &dyn Model) -> Option<f64> {
 pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     let trained_for = trained_for.ok_or_else(|| {
         Error::invalid(
-            "the model file does not say for which temperature it was trained, so it cannot be taken to another",
+            "the model file does not give the temperature it was trained at, so the model cannot be used at another \
+             temperature",
         )
     })?;
     let variance = kelvin / trained_for;
     if !(kelvin > 0.0 && variance.is_normal() && variance > 0.0) {
         return Err(Error::invalid(format!(
-            "{kelvin} K, for a model trained for {trained_for} K: use a positive temperature"
+            "invalid temperature {kelvin} K for a model trained at {trained_for} K: their ratio must be positive and finite"
         )));
     }
     Ok(variance)

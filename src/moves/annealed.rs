@@ -30,16 +30,19 @@ impl Path {
     /// Metropolis test, more random numbers than a path has.
     fn check(&self, dimension: usize) -> Result<()> {
         if self.stages.is_empty() {
-            return Err(Error::invalid("a path of 0 stages leads nowhere: use one or more"));
+            return Err(Error::invalid("an annealed path has 0 stages: must be one or more"));
         }
         check_stages(&self.stages, self.kernel)?;
         if let Kernel::Unadjusted { .. } = self.kernel {
-            return Err(Error::invalid("a path needs steps with a Metropolis test: adjusted or hamiltonian"));
+            return Err(Error::invalid(
+                "an annealed path requires a kernel with a Metropolis test: adjusted or hamiltonian",
+            ));
         }
         let numbers = self.stages.len().saturating_mul(self.moves).saturating_mul(dimension + 2);
         if self.moves == 0 || numbers > 2 * COUNTERS_PER_PATH as usize {
             return Err(Error::invalid(format!(
-                "{} stages of {} moves in {dimension} coordinates: from 1 move up to {} random numbers can be had",
+                "{} stages of {} moves in {dimension} coordinates are out of range: use at least 1 move and at most {} \
+                 random numbers",
                 self.stages.len(),
                 self.moves,
                 2 * COUNTERS_PER_PATH
@@ -135,8 +138,8 @@ impl Annealed {
     /// Error that refuses constraints.
     pub(crate) fn keeps_no_bond() -> Error {
         Error::Unsupported(
-            "annealed paths move every atom and keep no constrained bond: use a system without constraints and a model that keeps \
-             no bond, or jump without a path"
+            "annealed paths move every atom and do not preserve constrained bonds: use a system without constraints \
+             and a model without constant bonds, or jump without a path"
                 .into(),
         )
     }

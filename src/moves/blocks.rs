@@ -80,7 +80,8 @@ impl Ahead {
         let recipe = recipe.clone();
         let draw = move || recipe.draw(block, &mut into).map(|()| into);
         let thread = std::thread::Builder::new().name("modejump-proposals".into()).spawn(draw);
-        let thread = thread.map_err(|e| Error::invalid(format!("no thread for the proposals to come: {e}")))?;
+        let thread =
+            thread.map_err(|e| Error::invalid(format!("could not start a thread for upcoming proposals: {e}")))?;
         Ok(Ahead { block, thread: Some(thread) })
     }
 

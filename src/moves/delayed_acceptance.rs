@@ -71,7 +71,7 @@ pub fn screen_of(model: &Arc<dyn Model>, screen: &Arc<dyn Model>) -> Result<Arc<
     if let (Some(a), Some(b)) = (&model.card().topology, &screen.card().topology) {
         if !a.has_atoms_of(b) {
             return Err(Error::invalid(
-                "the screen is a model of other atoms than the generator, or of atoms in another order",
+                "the screening model must have the same atoms as the generator, in the same order",
             ));
         }
     }

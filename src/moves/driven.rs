@@ -41,11 +41,13 @@ impl Driven {
     /// Errors: K out of range, a generator with several proposals per attempt.
     pub fn new(generator: Generator, steps: usize) -> Result<Driven> {
         if !(1..=MOST_STEPS).contains(&steps) {
-            return Err(Error::invalid(format!("a way of {steps} steps: use 1 to {MOST_STEPS}")));
+            return Err(Error::invalid(format!(
+                "a driven move of {steps} steps is out of range: use 1 to {MOST_STEPS}"
+            )));
         }
         if generator.n_proposals() != 1 {
             return Err(Error::invalid(format!(
-                "{} proposals: a driven move makes one way in an attempt, so use one proposal",
+                "{} proposals: a driven move requires one proposal",
                 generator.n_proposals()
             )));
         }
@@ -116,7 +118,7 @@ impl Target for Pulled<'_> {
     }
 
     fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
-        Err(Error::Unsupported("the work of a way has no gradient".into()))
+        Err(Error::Unsupported("the work of a driven move has no gradient".into()))
     }
 }
 

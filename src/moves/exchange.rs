@@ -184,14 +184,14 @@ impl Exchange {
         for (name, target, state) in [("a", &targets[0], states[0]), ("b", &targets[1], states[1])] {
             if target.dimension() != d || state.x.len() != d {
                 return Err(Error::invalid(format!(
-                    "the map has {d} coordinates, the target of replica {name} {} and its state {}",
+                    "the map has {d} coordinates, but the target of replica {name} has {} and its state {}",
                     target.dimension(),
                     state.x.len()
                 )));
             }
             if !state.reduced_potential.is_finite() {
                 return Err(Error::invalid(format!(
-                    "the reduced potential of replica {name} is {} at step {}: the simulation has failed before the \
+                    "the reduced potential of replica {name} is {} at step {}: the simulation failed before the \
                      exchange",
                     state.reduced_potential, state.step
                 )));
@@ -200,7 +200,8 @@ impl Exchange {
         let [a, b] = states;
         if a.step != b.step || a.replica == b.replica {
             return Err(Error::invalid(format!(
-                "an exchange of replica {} at step {} with replica {} at step {}: two replicas at one step are needed",
+                "cannot exchange replica {} at step {} with replica {} at step {}: must be two different replicas at \
+                 the same step",
                 a.replica, a.step, b.replica, b.step
             )));
         }

@@ -34,12 +34,12 @@ impl LatentWalkOptions {
     /// Errors: no widths, widths that are not positive, trajectories that are too long.
     pub(crate) fn check(&self) -> Result<()> {
         if self.widths.is_empty() || self.widths.iter().any(|s| !(*s > 0.0 && s.is_finite())) {
-            let message = format!("a latent walk of widths {:?}: give one positive width or more", self.widths);
+            let message = format!("invalid widths {:?} of a latent walk: use one or more positive widths", self.widths);
             return Err(Error::invalid(message));
         }
         if self.leapfrog > MOST_LEAPFROG_STEPS {
             return Err(Error::invalid(format!(
-                "{} leapfrog steps: up to {MOST_LEAPFROG_STEPS} can be made, 0 is a random walk",
+                "{} leapfrog steps are too many: use at most {MOST_LEAPFROG_STEPS}, or 0 for a random walk",
                 self.leapfrog
             )));
         }
@@ -106,8 +106,8 @@ impl LatentWalk {
         let flow = flow_of(model.as_ref())?;
         if !matches!(model.scope(), Scope::Full | Scope::Shape { .. }) || model.exactness() != Exactness::Exact {
             return Err(Error::Unsupported(
-                "latent walks need a flow with an exact density of all coordinates or of the shape, such as a coupling \
-                 flow"
+                "latent walks require a flow with an exact density of all coordinates or of the shape, such as a \
+                 coupling flow"
                     .into(),
             ));
         }
@@ -432,7 +432,7 @@ mod tests {
         let refusal = |widths: Vec<f64>, leapfrog: usize| {
             LatentWalk::new(&model, LatentWalkOptions { widths, leapfrog, seed: 0 }).err().unwrap().to_string()
         };
-        assert!(refusal(vec![], 0).contains("one positive width"));
+        assert!(refusal(vec![], 0).contains("one or more positive widths"));
         assert!(refusal(vec![0.1, 0.0], 0).contains("[0.1, 0.0]"));
         assert!(refusal(vec![0.1], 10_001).contains("10001 leapfrog"));
     }

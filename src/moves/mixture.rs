@@ -27,12 +27,14 @@ impl Mixture {
     pub fn new(moves: Vec<(f64, Box<dyn Move>)>, seed: u64) -> Result<Mixture> {
         let total: f64 = moves.iter().map(|(p, _)| p).sum();
         if moves.iter().any(|(p, _)| p.is_nan() || *p < 0.0) || !(total > 0.0 && total.is_finite()) {
-            return Err(Error::invalid("a mixture needs moves with weights of zero or more, one of them positive"));
+            return Err(Error::invalid(
+                "a mixture requires moves with non-negative weights, at least one of them positive",
+            ));
         }
         let dimension = moves[0].1.dimension();
         if let Some((_, other)) = moves.iter().find(|(_, m)| m.dimension() != dimension) {
             return Err(Error::invalid(format!(
-                "a mixture of moves on {dimension} and on {} coordinates",
+                "all moves of a mixture must have the same number of coordinates, found {dimension} and {}",
                 other.dimension()
             )));
         }

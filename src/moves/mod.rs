@@ -65,15 +65,15 @@ impl State<'_> {
     fn check(&self, dimension: usize, target: &dyn Target) -> Result<()> {
         if target.dimension() != dimension || self.x.len() != dimension {
             return Err(Error::invalid(format!(
-                "the model has {dimension} coordinates, the target {} and the state {}",
+                "the model has {dimension} coordinates, but the target has {} and the state {}",
                 target.dimension(),
                 self.x.len()
             )));
         }
         if !self.reduced_potential.is_finite() {
             return Err(Error::invalid(format!(
-                "the reduced potential of the current configuration is {} at step {}: the simulation has failed before \
-                 the move",
+                "the reduced potential of the current configuration is {} at step {}: the simulation failed before the \
+                 move",
                 self.reduced_potential, self.step
             )));
         }

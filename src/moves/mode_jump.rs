@@ -124,18 +124,25 @@ impl ModeJump {
     /// Errors: no edge, an edge from a mode to itself or to one that does not exist, weights that are not positive,
     /// maps of different dimension.
     pub fn new(modes: Modes, edges: Vec<Edge>, seed: u64) -> Result<ModeJump> {
-        let Some(first) = edges.first() else { return Err(Error::invalid("jumps between modes need an edge")) };
+        let Some(first) = edges.first() else {
+            return Err(Error::invalid("jumps between modes require at least one edge"));
+        };
         let dimension = first.map.dimension();
         for Edge { modes: [i, j], map, weights } in &edges {
             if i == j || *i.max(j) >= modes.names().len() {
                 let n = modes.names().len();
-                return Err(Error::invalid(format!("an edge joins modes {i} and {j} of {n}: name two different ones")));
+                return Err(Error::invalid(format!(
+                    "an edge joins modes {i} and {j} of {n}: must be two different modes, counted from 0"
+                )));
             }
             if weights.iter().any(|w| !(*w > 0.0 && w.is_finite())) {
-                return Err(Error::invalid(format!("weights {weights:?} of an edge: use positive numbers")));
+                return Err(Error::invalid(format!("weights {weights:?} of an edge must be positive and finite")));
             }
             if map.dimension() != dimension {
-                let message = format!("maps of {dimension} and of {} coordinates", map.dimension());
+                let message = format!(
+                    "all maps must have the same number of coordinates, found {dimension} and {}",
+                    map.dimension()
+                );
                 return Err(Error::invalid(message));
             }
         }
@@ -152,11 +159,15 @@ impl ModeJump {
     /// Errors: a model of another kind, edges of modes that do not exist, more than one proposal per attempt.
     pub fn of_model(model: &Arc<dyn Model>, modes: Option<Modes>, options: Options) -> Result<ModeJump> {
         if options.n_proposals != 1 {
-            return Err(Error::invalid(format!("{} proposals: a jump between modes has one", options.n_proposals)));
+            return Err(Error::invalid(format!(
+                "{} proposals: a jump between modes requires one",
+                options.n_proposals
+            )));
         }
         let Some(generators) = model.modes() else {
             return Err(Error::Unsupported(format!(
-                "a model of kind {} has no modes to jump between: make one of the generators of the modes with `modejump modes`",
+                "a model of kind {} has no modes to jump between: combine the generators of the modes with `modejump \
+                 modes`",
                 model.card().model.kind()
             )));
         };
@@ -190,7 +201,7 @@ impl ModeJump {
     /// Sets the standard deviation of a normal step in latent space, added in every jump. Errors: a negative one.
     pub fn set_noise(&mut self, noise: f64) -> Result<()> {
         if !(noise >= 0.0 && noise.is_finite()) {
-            return Err(Error::invalid(format!("noise of {noise} in latent space: use 0 or more")));
+            return Err(Error::invalid(format!("noise of {noise} in latent space: must be non-negative and finite")));
         }
         self.noise = noise;
         Ok(())
@@ -203,21 +214,23 @@ impl ModeJump {
         let (d, k) = (self.dimension(), identical.dimension);
         if self.edges.iter().any(|edge| edge.map.changes_shape_only()) {
             return Err(Error::Unsupported(
-                "identical particles are sorted by their places, which models in internal coordinates do not know"
+                "identical particles are sorted by position, which models in internal coordinates do not describe"
                     .into(),
             ));
         }
         if k == 0 || identical.particles.iter().any(|&p| p >= d / k) {
             return Err(Error::invalid(format!(
-                "identical particles of {k} coordinates beyond the {d} of a configuration"
+                "identical particles of {k} coordinates are out of range for a configuration of {d} coordinates"
             )));
         }
         let particles = &identical.particles;
         if let Some(p) = particles.iter().enumerate().find_map(|(i, p)| particles[..i].contains(p).then_some(p)) {
-            return Err(Error::invalid(format!("identical particles: {p} is there twice")));
+            return Err(Error::invalid(format!("identical particles: particle {p} appears twice")));
         }
         if identical.references.len() != self.modes.names().len() || identical.references.iter().any(|r| r.len() != d) {
-            return Err(Error::invalid(format!("identical particles need a `reference` of {d} numbers in every mode")));
+            return Err(Error::invalid(format!(
+                "identical particles require a `reference` of {d} numbers in every mode"
+            )));
         }
         self.identical = Some(identical);
         Ok(())

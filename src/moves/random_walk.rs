@@ -23,7 +23,7 @@ impl RandomWalk {
     /// Errors: a width that is not positive.
     pub fn new(dimension: usize, width: f64, seed: u64) -> Result<RandomWalk> {
         if !(width > 0.0 && width.is_finite()) {
-            return Err(Error::invalid(format!("a random walk of width {width}: use a positive width")));
+            return Err(Error::invalid(format!("the width of a random walk must be positive and finite, not {width}")));
         }
         Ok(RandomWalk { width, seed, proposed: vec![0.0; dimension], statistics: Statistics::default() })
     }

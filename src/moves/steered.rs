@@ -64,11 +64,11 @@ pub fn steered(
 
 impl Steered {
     fn present(&self) -> &AtTemperature {
-        self.kernels.last().expect("one from the beginning on")
+        self.kernels.last().expect("there is always at least one kernel")
     }
 
     fn present_mut(&mut self) -> &mut AtTemperature {
-        self.kernels.last_mut().expect("one from the beginning on")
+        self.kernels.last_mut().expect("there is always at least one kernel")
     }
 }
 
@@ -84,7 +84,7 @@ impl Move for Steered {
         }
         state.check(self.dimension(), target)?;
         let Steered { kernels, joint, seed, .. } = self;
-        let kernel = &mut kernels.last_mut().expect("one from the beginning on").kernel;
+        let kernel = &mut kernels.last_mut().expect("there is always at least one kernel").kernel;
         let State { step, replica, box_vectors, reduced_potential, .. } = &*state;
         let (x, v) = joint.split_at_mut(state.x.len());
         x.copy_from_slice(state.x);

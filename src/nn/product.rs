@@ -67,7 +67,7 @@ impl<R: Real> Packed<R> {
 
     /// `y[rows][n_out]` = start + `x[rows][n_in]` W, for contiguous rows and outputs that fill whole lanes.
     pub fn product(&self, x: &[R], start: Start<R>, y: &mut [R]) {
-        assert_eq!(self.n_out, self.width, "outputs in whole lanes");
+        assert_eq!(self.n_out, self.width, "outputs must fill whole lanes");
         self.apply(y.len() / self.width, x, self.n_in, start, y);
     }
 

@@ -97,7 +97,7 @@ macro_rules! gemm_of {
             if m == 0 || n == 0 {
                 return;
             }
-            assert!(k > 0, "a product over zero features");
+            assert!(k > 0, "a product must be over at least one feature");
             assert!(dst.0.len() >= dst.1.end(m, n) && lhs.0.len() >= lhs.1.end(m, k) && rhs.0.len() >= rhs.1.end(k, n));
             let c = (dst.0.as_mut_ptr(), dst.1);
             let (a, b) = ((lhs.0.as_ptr(), lhs.1), (rhs.0.as_ptr(), rhs.1));

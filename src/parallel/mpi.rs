@@ -19,7 +19,7 @@ impl Mpi {
     /// Starts MPI. Errors: MPI was started in this process before.
     pub fn start() -> Result<Mpi> {
         let started = ::mpi::initialize_with_threading(Threading::Funneled);
-        let (universe, _) = started.ok_or_else(|| Error::invalid("MPI has been started in this process before"))?;
+        let (universe, _) = started.ok_or_else(|| Error::invalid("MPI has already been started in this process"))?;
         Ok(Mpi { world: universe.world(), _universe: universe })
     }
 }
@@ -39,7 +39,7 @@ impl Ranks for Mpi {
         let total: u64 = lengths.iter().sum();
         if total > Count::MAX as u64 {
             return Err(Error::invalid(format!(
-                "{total} numbers in one message, MPI takes {}: fewer rows",
+                "{total} numbers are too many for one MPI message, which holds at most {}: use fewer rows",
                 Count::MAX
             )));
         }

@@ -87,7 +87,11 @@ pub fn design(
 ) -> Result<CouplingFlow<f32>> {
     let dimension = 3 * topology.n_atoms();
     if frames.len() < dimension || !frames.len().is_multiple_of(dimension) {
-        return Err(Error::invalid(format!("{} numbers are no frames of {} atoms", frames.len(), topology.n_atoms())));
+        return Err(Error::invalid(format!(
+            "found {} numbers, expected whole frames of {} atoms",
+            frames.len(),
+            topology.n_atoms()
+        )));
     }
     let (config, coordinates) = coordinates_of(topology, &frames[..dimension], constraints, options)?;
     let u = encode(&coordinates, frames, dimension);
@@ -127,7 +131,7 @@ fn coordinates_of(
     let DesignOptions { torsion_rounds, affine_rounds, spline_rounds, .. } = *options;
     let rounds = [("torsion", torsion_rounds), ("affine", affine_rounds), ("spline", spline_rounds)];
     if let Some((name, n)) = rounds.iter().find(|(_, n)| *n > MOST_ROUNDS) {
-        return Err(Error::invalid(format!("`{name}_rounds` = {n}: give {MOST_ROUNDS} at most")));
+        return Err(Error::invalid(format!("`{name}_rounds` = {n}: must be at most {MOST_ROUNDS}")));
     }
     let zmatrix = ZMatrix::automatic(topology)?;
     let config = CoordinatesConfig::Internal {
@@ -144,7 +148,7 @@ fn coordinates_of(
     match options.turning.iter().find(|i| !torsions.contains(i)) {
         None => Ok((config, coordinates)),
         Some(i) => Err(Error::invalid(format!(
-            "`turning`: coordinate {i} of the generator is no torsion; those of this molecule are {} to {}",
+            "`turning`: coordinate {i} of the generator is not a torsion; the torsions of this molecule are {} to {}",
             torsions.start,
             d - 1
         ))),
@@ -191,9 +195,9 @@ fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize,
         let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONFIGURATION_TOLERANCE;
         if let Some(length) = lengths.clone().find(is_broken) {
             return format!(
-                ": the System constrains {} - {} to {kept} nm, and {} of {} frames have it at other lengths, such as {length:.5} nm; \
-                 constraints and frames have to be of one force field, and frames written with more digits than the three decimals of gro and most \
-                 xtc files (trr, dcd, or xtc with a higher precision)",
+                ": the System constrains {} - {} to {kept} nm, but in {} of {} frames it has another length, such as {length:.5} nm; \
+                 constraints and frames must be of the same force field, and frames must have more than the three decimals of gro and most xtc \
+                 files (use trr, dcd, or xtc with a higher precision)",
                 topology.label(i),
                 topology.label(j),
                 lengths.filter(is_broken).count(),
@@ -388,7 +392,7 @@ fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> 
         let varies = covariance[i * m + i] > 1e-9; // false for NaN too
         if !varies {
             return Err(Error::invalid(format!(
-                "generator coordinate {} does not vary in the frames; is it constrained, or are there too few frames?",
+                "generator coordinate {} does not vary in the frames; it may be constrained, or there are too few frames",
                 chosen[i]
             )));
         }
@@ -487,7 +491,7 @@ mod tests {
         check_design(&topology, &x0, &[], &DesignOptions::default()).unwrap();
         assert!(complaint(&[(1, 2, 0.17)], DesignOptions::default()).contains("not a bond of the z-matrix"));
         let of = |turning: Vec<usize>| DesignOptions { turning, ..DesignOptions::default() };
-        assert!(complaint(&[], of(vec![3])).contains("coordinate 3 of the generator is no torsion"));
+        assert!(complaint(&[], of(vec![3])).contains("coordinate 3 of the generator is not a torsion"));
         assert!(complaint(&[], DesignOptions { cartesian: vec![99], ..of(vec![]) }).contains("99"));
         assert!(!complaint(&[], DesignOptions { bins: 1, ..of(vec![]) }).is_empty());
     }
@@ -501,6 +505,6 @@ mod tests {
             message.contains("frames are usable, too few to fit 59 coordinates: the System constrains"),
             "{message}"
         );
-        assert!(message.contains("to 0.109 nm, and 1") && message.contains("of 16000 frames"), "{message}");
+        assert!(message.contains("to 0.109 nm, but in 1") && message.contains("of 16000 frames"), "{message}");
     }
 }

@@ -71,20 +71,22 @@ impl ContrastiveOptions {
     pub fn check(&self) -> Result<()> {
         let weights = [("score_weight", self.score_weight), ("nce_weight", self.nce_weight)];
         if let Some((name, value)) = weights.iter().find(|(_, w)| !(*w >= 0.0 && w.is_finite())) {
-            return Err(Error::invalid(format!("{name} = {value}; a number from 0 is needed")));
+            return Err(Error::invalid(format!("{name} = {value}: must be 0 or positive")));
         }
         if self.score_weight + self.nce_weight == 0.0 {
-            return Err(Error::invalid("score_weight and nce_weight are both 0: nothing is to be learned"));
+            return Err(Error::invalid("score_weight and nce_weight are both 0: at least one must be positive"));
         }
         if self.nce_weight > 0.0 && self.negatives == 0 {
-            return Err(Error::invalid("negatives = 0; the contrastive loss needs at least 1, or nce_weight = 0"));
+            return Err(Error::invalid(
+                "negatives = 0: must be at least 1 for the contrastive loss; without it, set nce_weight = 0",
+            ));
         }
         if !(self.least_noise >= 0.0 && self.least_noise.is_finite()) {
-            return Err(Error::invalid(format!("least_noise = {}; a number from 0 is needed", self.least_noise)));
+            return Err(Error::invalid(format!("least_noise = {}: must be 0 or positive", self.least_noise)));
         }
         let positive = [("window", self.window), ("time_power", self.time_power)];
         match positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-            Some((name, value)) => Err(Error::invalid(format!("{name} = {value}; a positive number is needed"))),
+            Some((name, value)) => Err(Error::invalid(format!("{name} = {value}: must be a positive number"))),
             None => Ok(()),
         }
     }

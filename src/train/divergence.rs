@@ -39,14 +39,14 @@ pub fn check<'a>(step: usize, losses: impl IntoIterator<Item = (&'a str, f64)>, 
 pub fn check_weights(step: usize, log_w: &[f64]) -> Result<()> {
     match log_w.iter().any(|w| w.is_finite()) {
         true => Ok(()),
-        false => Err(diverged(step, "no sample of the model lies where the target is positive")),
+        false => Err(diverged(step, "no sample of the model is in the support of the target")),
     }
 }
 
 fn diverged(step: usize, what: &str) -> Error {
     Error::invalid(format!(
-        "the training has diverged at step {step}: {what}. The model is left as it was at the last report; lower `rate` or `clip`, and look \
-         at the frames"
+        "training diverged at step {step}: {what}. The model is kept as of the last report; reduce `rate` or `clip`, and check \
+         the frames"
     ))
 }
 

@@ -111,7 +111,7 @@ impl Exploration {
                 *segment = s;
                 Ok(())
             }
-            _ => Err(Error::invalid("the state of a System with constraints for one without, or the other way round")),
+            _ => Err(Error::invalid("the saved state does not match the System: only one of them has constraints")),
         }
     }
 }

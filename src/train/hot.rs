@@ -62,7 +62,7 @@ impl ExploreOptions {
     pub fn check(&self) -> Result<()> {
         let numbers = [("frames_per_segment", self.frames_per_segment), ("stride", self.stride)];
         match numbers.iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(Error::invalid(format!("explore.{name} = 0: at least 1 is needed"))),
+            Some((name, _)) => Err(Error::invalid(format!("explore.{name} = 0: must be at least 1"))),
             None => Ok(()),
         }
     }

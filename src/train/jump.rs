@@ -51,7 +51,7 @@ impl Jump {
         let kept = (usable.len() as f64 * held_out) as usize;
         if kept < 2 || usable.len() - kept < 2 {
             return Err(Error::invalid(format!(
-                "{} usable frames of mode `{}`, too few to train on with a share of {held_out} held out",
+                "{} usable frames of mode `{}`, too few to train on with a fraction of {held_out} held out",
                 usable.len(),
                 modes.names()[ends[1]]
             )));

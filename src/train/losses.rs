@@ -204,8 +204,8 @@ pub fn force_matching<R: Real>(
 ) -> Result<f64> {
     if !flow.card().kept_bonds().is_empty() {
         return Err(Error::Unsupported(
-            "force matching: the model keeps bonds at fixed lengths, along which it has no force; set `force_matching` \
-             to 0"
+            "force matching is not supported for models with bonds of fixed length, along which they have no force; set \
+             `force_matching` to 0"
                 .into(),
         ));
     }

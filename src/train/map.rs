@@ -76,9 +76,7 @@ impl Map {
     pub fn new(from: &dyn Model, x: &[f64], u: &[f64], held_out: f64) -> Result<Map> {
         let flow = flow_of(from)?;
         if from.steering().is_some_and(|s| s.auxiliary > 0) {
-            return Err(Error::Unsupported(
-                "a map from a model with auxiliary coordinates, which a map does not carry".into(),
-            ));
+            return Err(Error::Unsupported("maps from models with auxiliary coordinates are not supported".into()));
         }
         let dimension = flow.latent_dimension();
         let mut z = vec![0.0; u.len() * dimension];
@@ -96,7 +94,7 @@ impl Map {
         if map.held_out < 2 || map.offset.len() - map.held_out < 2 {
             return Err(Error::invalid(format!(
                 "{} of {} frames lie in the support of the model that the map comes from, too few to train on \
-                 with a share of {held_out} held out",
+                 with a fraction of {held_out} held out",
                 map.offset.len(),
                 u.len()
             )));
@@ -125,7 +123,7 @@ impl Map {
     fn pass(&self, flow: &CouplingFlow<f32>, rows: &[usize]) -> Result<Pass> {
         if flow.latent_dimension() != self.dimension {
             return Err(Error::invalid(format!(
-                "a map from {} latent coordinates to {}: begin with the model that it comes from",
+                "the map is from {} latent coordinates to {}: start training with the model that it comes from",
                 self.dimension,
                 flow.latent_dimension()
             )));

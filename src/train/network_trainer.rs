@@ -38,10 +38,13 @@ impl Emphasis {
     /// Errors: a fraction outside [0, 1], an atom that the frames do not have, no frame inside or none outside.
     fn split(&self, frames: &[f64], dimension: usize, first: usize) -> Result<[Vec<usize>; 2]> {
         if !(0.0..=1.0).contains(&self.share) {
-            return Err(Error::invalid(format!("emphasis.share = {}; a number from 0 to 1 is needed", self.share)));
+            return Err(Error::invalid(format!("emphasis.share = {}: must be between 0 and 1", self.share)));
         }
         if let Some(a) = self.atoms.iter().find(|&&a| a >= dimension / 3) {
-            return Err(Error::invalid(format!("emphasis.atoms: {a} is beyond the {} atoms", dimension / 3)));
+            return Err(Error::invalid(format!(
+                "emphasis.atoms: {a} is out of range for {} atoms (indices start at 0)",
+                dimension / 3
+            )));
         }
         let inside = |frame: &usize| {
             let x = &frames[frame * dimension..][..dimension];
@@ -51,7 +54,7 @@ impl Emphasis {
         let (within, without): (Vec<usize>, Vec<usize>) = (first..frames.len() / dimension).partition(inside);
         match within.is_empty() || without.is_empty() {
             true => Err(Error::invalid(format!(
-                "emphasis: {} frames have the torsion in {:?} rad and {} have not; both are needed",
+                "emphasis: {} frames have the torsion in {:?} rad and {} do not; both kinds are required",
                 within.len(),
                 self.range,
                 without.len()
@@ -115,23 +118,20 @@ impl NetworkOptions {
     pub fn check(&self) -> Result<()> {
         check_rows("batch", self.batch)?;
         if self.batch == 0 || self.steps == 0 {
-            return Err(Error::invalid("training needs steps and a batch of 1 or more"));
+            return Err(Error::invalid("`steps` and `batch` must be at least 1"));
         }
         if !(0.0..1.0).contains(&self.held_out) {
-            return Err(Error::invalid(format!(
-                "`held_out` is {}; a number from 0 to less than 1 is needed",
-                self.held_out
-            )));
+            return Err(Error::invalid(format!("`held_out` = {}: must be at least 0 and less than 1", self.held_out)));
         }
         if !(self.largest_weight >= flow_matching::LEAST_WEIGHT && self.largest_weight.is_finite()) {
             let least = flow_matching::LEAST_WEIGHT;
             return Err(Error::invalid(format!(
-                "`largest_weight` is {}; {least} or more is needed",
+                "`largest_weight` = {}: must be at least {least}",
                 self.largest_weight
             )));
         }
         if !(0.0..1.0).contains(&self.beta2) {
-            return Err(Error::invalid(format!("`beta2` is {}; a number from 0 to less than 1 is needed", self.beta2)));
+            return Err(Error::invalid(format!("`beta2` = {}: must be at least 0 and less than 1", self.beta2)));
         }
         self.schedule.check()?;
         check_settings([self.rate], self.clip, self.weight_decay, self.average)
@@ -309,13 +309,16 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             return Err(Error::invalid("the saved training state belongs to another model"));
         }
         if !frames.len().is_multiple_of(d) {
-            return Err(Error::invalid(format!("{} numbers are no frames of {d} coordinates", frames.len())));
+            return Err(Error::invalid(format!(
+                "found {} numbers, expected whole frames of {d} coordinates",
+                frames.len()
+            )));
         }
         state.options.check()?;
         let n = frames.len() / d;
         let n_held_out = (n as f64 * state.options.held_out) as usize;
         if n <= n_held_out {
-            return Err(Error::invalid(format!("{n} frames leave none to train on")));
+            return Err(Error::invalid(format!("{n} frames are too few: none is left to train on")));
         }
         let split = |emphasis: &Emphasis| emphasis.split(&frames, d, n_held_out).map(|pools| (emphasis.share, pools));
         let pools = state.options.emphasis.as_ref().map(split).transpose()?;
@@ -394,7 +397,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let mut progress = self.held_out(progress);
         let losses = [
             (since > 0.0).then_some(("the loss", progress.loss)),
-            (self.n_held_out > 0).then_some(("the loss of held-out frames", progress.held_out_loss)),
+            (self.n_held_out > 0).then_some(("the held-out loss", progress.held_out_loss)),
         ];
         divergence::check(progress.step, losses.into_iter().flatten(), &self.state.optimiser.average)?;
         (self.state.loss, self.state.norm, self.state.since) = (Loss::default(), 0.0, 0);

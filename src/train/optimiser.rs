@@ -44,7 +44,7 @@ impl Schedule {
         match self {
             Schedule::Cycle { rise, lowest } if !((0.0..1.0).contains(&rise) && (0.0..=1.0).contains(&lowest)) => {
                 Err(Error::invalid(format!(
-                    "`schedule` has `rise` {rise} and `lowest` {lowest}; numbers from 0 to 1 are needed"
+                    "`schedule` has `rise` = {rise} and `lowest` = {lowest}: must be between 0 and 1, and `rise` less than 1"
                 )))
             }
             _ => Ok(()),
@@ -75,17 +75,15 @@ const BLOCK: usize = 32_768;
 /// Checks settings (name, value). Errors: a rate or clipping norm that is not positive, a negative weight decay, or an
 /// averaging decay outside [0, 1).
 pub fn check_settings(rates: impl IntoIterator<Item = f64>, clip: f64, weight_decay: f64, average: f64) -> Result<()> {
-    let refuse = |name: &str, value: f64, what: &str| Err(Error::invalid(format!("`{name}` is {value}; {what}")));
+    let refuse = |name: &str, value: f64, what: &str| Err(Error::invalid(format!("`{name}` = {value}: {what}")));
     if let Some(rate) = rates.into_iter().find(|rate| !(*rate > 0.0 && rate.is_finite())) {
-        return refuse("rate", rate, "a positive number is needed");
+        return refuse("rate", rate, "must be a positive number");
     }
     match (clip, weight_decay, average) {
-        (clip, ..) if clip.is_nan() || clip <= 0.0 => refuse("clip", clip, "a positive number is needed"),
-        (_, decay, _) if !(decay >= 0.0 && decay.is_finite()) => {
-            refuse("weight_decay", decay, "0 or a positive number is needed")
-        }
+        (clip, ..) if clip.is_nan() || clip <= 0.0 => refuse("clip", clip, "must be a positive number"),
+        (_, decay, _) if !(decay >= 0.0 && decay.is_finite()) => refuse("weight_decay", decay, "must be 0 or positive"),
         (.., average) if !(0.0..1.0).contains(&average) => {
-            refuse("average", average, "a number from 0 to less than 1 is needed")
+            refuse("average", average, "must be at least 0 and less than 1")
         }
         _ => Ok(()),
     }
@@ -190,7 +188,7 @@ mod tests {
     fn settings_that_are_no_numbers_to_step_by_are_named() {
         let message =
             |rate, clip, decay, average| check_settings([rate], clip, decay, average).unwrap_err().to_string();
-        assert!(message(-0.01, 1.0, 0.0, 0.9).contains("`rate` is -0.01"));
+        assert!(message(-0.01, 1.0, 0.0, 0.9).contains("`rate` = -0.01"));
         assert!(message(1e-3, -1.0, 0.0, 0.9).contains("`clip`"));
         assert!(message(1e-3, 1.0, f64::NAN, 0.9).contains("`weight_decay`"));
         assert!(message(1e-3, 1.0, 0.0, 1.0).contains("`average`"));

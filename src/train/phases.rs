@@ -66,7 +66,7 @@ impl Default for Phase {
 pub(super) fn check_rows(name: &str, rows: usize) -> Result<()> {
     const MOST: usize = 1 << 24;
     match rows > MOST {
-        true => Err(Error::invalid(format!("`{name}` = {rows}: at most {MOST} fit into memory"))),
+        true => Err(Error::invalid(format!("`{name}` = {rows}: must be at most {MOST} to fit into memory"))),
         false => Ok(()),
     }
 }
@@ -84,25 +84,23 @@ impl Phase {
             ("refinement", self.refinement),
         ];
         if let Some((name, weight)) = weights.iter().find(|(_, weight)| !(*weight >= 0.0 && weight.is_finite())) {
-            return Err(Error::invalid(format!(
-                "a phase gives `{name}` the weight {weight}; use 0 or a positive number"
-            )));
+            return Err(Error::invalid(format!("a phase has the weight `{name}` = {weight}: must be 0 or positive")));
         }
         if weights.iter().all(|(_, weight)| *weight == 0.0) {
             return Err(Error::invalid(
-                "a phase gives every loss the weight 0 and trains nothing: give one a weight, such as `likelihood`",
+                "a phase has only losses of weight 0 and trains nothing: set a positive weight, such as `likelihood`",
             ));
         }
         if !(0.0..1.0).contains(&self.effective) {
             let share = self.effective;
             return Err(Error::invalid(format!(
-                "a phase has `effective` = {share}: give a share from 0 to less than 1"
+                "a phase has `effective` = {share}: must be at least 0 and less than 1"
             )));
         }
         if !self.latent_temperatures.is_empty() && self.reverse_kl == 0.0 {
             return Err(Error::invalid(
-                "a phase has `latent_temperatures`, at which reverse KL is taken, and `reverse_kl` = 0: give it a weight, or leave \
-                 `latent_temperatures` out",
+                "a phase has `latent_temperatures`, which are those of reverse KL, but `reverse_kl` = 0: set a positive weight, or remove \
+                 `latent_temperatures`",
             ));
         }
         let refines = self.refinement > 0.0;
@@ -115,7 +113,7 @@ impl Phase {
             ("keep", self.keep, refines),
         ];
         if let Some((name, ..)) = needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
-            return Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed")));
+            return Err(Error::invalid(format!("a phase has `{name}` = 0: must be at least 1")));
         }
         let mut rows = needed.iter().filter(|(name, ..)| *name != "steps");
         rows.try_for_each(|(name, number, _)| check_rows(name, *number))
@@ -182,14 +180,14 @@ impl TrainOptions {
     pub fn check_for_map(&self) -> Result<()> {
         if self.phases.iter().any(|p| !p.latent_temperatures.is_empty()) {
             return Err(Error::invalid(
-                "a map takes its latent points from the other end: leave `latent_temperatures` out",
+                "a map takes its latent points from the other end: remove `latent_temperatures`",
             ));
         }
         let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
         match self.phases.iter().all(|p| others(p) == 0.0 && p.reverse_kl > 0.0) {
             true => Ok(()),
             false => Err(Error::invalid(
-                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` \
+                "a map is trained by reverse KL alone: set a positive `reverse_kl` in every phase, and `likelihood` \
                  and all other losses to 0",
             )),
         }
@@ -200,11 +198,11 @@ impl TrainOptions {
         let given: Vec<f64> = self.phases.iter().flat_map(|p| p.latent_temperatures.iter().copied()).collect();
         if !given.is_empty() && !steerable {
             return Err(Error::invalid(
-                "`latent_temperatures` are for a steerable flow: set `steerable` in its design",
+                "`latent_temperatures` require a steerable flow: set `steerable` in its design",
             ));
         }
         match given.iter().find(|t| !(**t > 0.0 && t.is_normal())) {
-            Some(t) => Err(Error::invalid(format!("`latent_temperatures`: {t}, use positive numbers"))),
+            Some(t) => Err(Error::invalid(format!("`latent_temperatures` contains {t}: must be positive numbers"))),
             None => Ok(()),
         }
     }
@@ -222,21 +220,21 @@ impl TrainOptions {
         self.phases.iter().try_for_each(Phase::check)?;
         check_rows("evaluation_samples", self.evaluation_samples)?;
         if has_target && self.evaluation_samples == 0 {
-            return refuse("`evaluation_samples` = 0: with energies, at least 1 is needed");
+            return refuse("`evaluation_samples` = 0: must be at least 1 with energies");
         }
         if (needs(|p| p.likelihood) || needs(|p| p.force_matching)) && !has_frames {
             return refuse(
-                "maximum likelihood and force matching need frames; give a trajectory or set `likelihood` and \
+                "maximum likelihood and force matching require frames; pass a trajectory, or set `likelihood` and \
                  `force_matching` to 0",
             );
         }
         let needs_energies = needs(|p| p.reverse_kl) || needs(|p| p.refinement) || needs(|p| p.force_matching);
         if needs_energies && !has_target {
-            return refuse("reverse KL, refinement and force matching need energies; give a System");
+            return refuse("reverse KL, refinement and force matching require energies; pass a System");
         }
         if !(0.0..1.0).contains(&self.held_out) {
             return refuse(
-                "`held_out` is the share of the frames that is not trained on: give a number from 0 to less than 1",
+                "`held_out`, the fraction of the frames that is not trained on, must be at least 0 and less than 1",
             );
         }
         check_settings(self.phases.iter().map(|p| p.rate), self.clip, self.weight_decay, self.average)?;
@@ -244,16 +242,16 @@ impl TrainOptions {
             coordinate.check(dimension)?;
             if !needs(|p| p.reaction_coordinate) {
                 return refuse(
-                    "`reaction_coordinate` has no effect without a weight: give `reaction_coordinate` one in a phase with \
-                     `reverse_kl`, or leave it out",
+                    "`reaction_coordinate` has no effect without a weight: set its weight `reaction_coordinate` in a phase \
+                     with `reverse_kl`, or remove it",
                 );
             }
         } else if needs(|p| p.reaction_coordinate) {
-            return refuse("a phase gives `reaction_coordinate` a weight; say beside `phases` what the coordinate is");
+            return refuse("a phase has a weight for `reaction_coordinate`; define the coordinate next to `phases`");
         }
         if self.phases.iter().any(|p| p.reaction_coordinate > 0.0 && p.reverse_kl <= 0.0) {
             return refuse(
-                "`reaction_coordinate` spreads the samples of reverse KL; give `reverse_kl` a weight in the same phase",
+                "`reaction_coordinate` spreads the samples of reverse KL; set a positive `reverse_kl` in the same phase",
             );
         }
         Ok(())

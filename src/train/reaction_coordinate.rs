@@ -30,13 +30,13 @@ impl ReactionCoordinate {
         let [min, max] = self.range;
         if min.partial_cmp(&max) != Some(std::cmp::Ordering::Less) {
             return Err(Error::invalid(format!(
-                "reaction_coordinate.range = [{min}, {max}]: give [min, max], min < max"
+                "reaction_coordinate.range = [{min}, {max}]: must be [min, max] with min < max"
             )));
         }
         let widest = if self.along.is_periodic() { WIDEST } else { f64::INFINITY };
         if !(self.bandwidth > 0.0 && self.bandwidth.is_finite() && self.bandwidth <= widest) {
-            let limit = if self.along.is_periodic() { format!(" of at most {WIDEST} rad") } else { String::new() };
-            let message = format!("reaction_coordinate.bandwidth = {}: use a positive width{limit}", self.bandwidth);
+            let limit = if self.along.is_periodic() { format!(" and at most {WIDEST} rad") } else { String::new() };
+            let message = format!("reaction_coordinate.bandwidth = {}: must be positive{limit}", self.bandwidth);
             return Err(Error::invalid(message));
         }
         Ok(())

@@ -84,14 +84,14 @@ impl RoundsOptions {
             ("pool", self.pool as u64),
         ];
         if let Some((name, _)) = numbers.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::invalid(format!("rounds.{name} = 0: at least 1 is needed")));
+            return Err(Error::invalid(format!("rounds.{name} = 0: must be at least 1")));
         }
         let shares = [("acceptance", self.acceptance), ("ess", self.ess)];
         if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
-            return Err(Error::invalid(format!("rounds.{name} = {value}: a number from 0 to 1 is needed")));
+            return Err(Error::invalid(format!("rounds.{name} = {value}: must be between 0 and 1")));
         }
         if self.walkers >= 1 << 24 {
-            return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
+            return Err(Error::invalid(format!("rounds.walkers = {}: must be less than 2^24", self.walkers)));
         }
         self.latent_walk.as_ref().map_or(Ok(()), LatentWalkOptions::check)?;
         self.region.as_ref().map_or(Ok(()), |region| region.check(dimension))
@@ -231,10 +231,13 @@ impl<'a> Rounds<'a> {
         // rather than after hours of walking
         train.check(dimension, true, true)?;
         if train.phases.is_empty() {
-            return Err(Error::invalid("`phases` is empty: rounds need at least one to train by"));
+            return Err(Error::invalid("`phases` is empty: rounds require at least one training phase"));
         }
         if x.is_empty() || !x.len().is_multiple_of(dimension) {
-            return Err(Error::invalid(format!("{} numbers are no starts of {dimension} coordinates", x.len())));
+            return Err(Error::invalid(format!(
+                "found {} numbers, expected whole starting configurations of {dimension} coordinates",
+                x.len()
+            )));
         }
         let ExploreOptions { friction, timestep, seed, .. } = explore;
         let dynamics = LangevinOptions { temperature: explore.kelvin(), friction, timestep, seed };
@@ -284,8 +287,9 @@ impl<'a> Rounds<'a> {
     pub fn set_production_steps(&mut self, steps: u64) -> Result<()> {
         let made = if matches!(self.state.stage, Stage::Production) || self.is_finished() { self.walked() } else { 0 };
         if made > steps {
-            let message =
-                format!("production is {made} steps on, and `production_steps` is {steps}: give {made} or more");
+            let message = format!(
+                "production has already made {made} steps, but `production_steps` = {steps}: must be at least {made}"
+            );
             return Err(Error::invalid(message));
         }
         self.state.options.production_steps = steps;

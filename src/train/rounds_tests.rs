@@ -242,7 +242,7 @@ fn options_out_of_range_are_refused_by_name() {
     };
     assert!(refusal(&|o| o.walkers = 0).contains("rounds.walkers"));
     assert!(refusal(&|o| o.frequency = 0).contains("rounds.frequency"));
-    assert!(refusal(&|o| o.acceptance = 30.0).contains("rounds.acceptance = 30: a number from 0 to 1"));
+    assert!(refusal(&|o| o.acceptance = 30.0).contains("rounds.acceptance = 30: must be between 0 and 1"));
     assert!(
         refusal(&|o| o.ess = -1.0).contains("rounds.ess = -1") && refusal(&|o| o.ess = f64::NAN).contains("rounds.ess")
     );
@@ -255,6 +255,6 @@ fn options_out_of_range_are_refused_by_name() {
     assert!(refusal_of_hot(&|o| o.frames_per_segment = 0).contains("explore.frames_per_segment = 0"));
     let beyond = Region { along: Along::Component(3), range: [0.0, 1.0] };
     let no_width = LatentWalkOptions { widths: vec![], ..LatentWalkOptions::default() };
-    assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one positive width"));
+    assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one or more positive widths"));
     assert!(refusal(&|o| o.region = Some(beyond.clone())).contains("component 3 of 3"));
 }

@@ -59,8 +59,8 @@ fn require_density(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<()> {
     match log_q.iter().any(Evaluation::is_inside) || n == 0 {
         true => Ok(()),
         false => Err(Error::invalid(format!(
-            "none of the first {n} frames has a density under the model ({}): are they in nm, of these atoms in this order, with the bonds that the \
-             model keeps?",
+            "none of the first {n} frames has a density under the model ({}): they must be in nm, with the model's atoms in its order and the \
+             bond lengths that it keeps",
             log_q[0].status.words()
         ))),
     }
@@ -121,7 +121,10 @@ impl<'a> Trainer<'a> {
         state.options.check(dx, !frames.is_empty(), target.is_some())?;
         state.options.check_temperatures(flow.steering().is_some())?;
         if !frames.len().is_multiple_of(dx) {
-            return Err(Error::invalid(format!("{} numbers are no frames of {dx} coordinates", frames.len())));
+            return Err(Error::invalid(format!(
+                "found {} numbers, expected whole frames of {dx} coordinates",
+                frames.len()
+            )));
         }
         if state.parameters.len() != flow.parameters().len() {
             return Err(Error::invalid("the saved training state belongs to another model"));
@@ -321,7 +324,7 @@ impl<'a> Trainer<'a> {
         let model = self.averaged()?;
         let sums = self.state.sums;
         let norm = sums.gradient_norm / sums.steps;
-        let measured = (sums.steps > 0.0).then_some(("the gradient's norm", norm));
+        let measured = (sums.steps > 0.0).then_some(("the gradient norm", norm));
         divergence::check(self.state.step, measured, &self.state.optimiser.average)?;
         let mean = |sum: f64, weight: f64| if weight > 0.0 { sum / sums.steps } else { f64::NAN };
         let mut progress = Progress {

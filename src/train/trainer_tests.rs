@@ -219,7 +219,7 @@ fn a_training_that_diverges_ends_with_an_error() {
     let options = TrainOptions { phases: vec![phase], evaluate: 20, ..TrainOptions::default() };
     let mut trainer = Trainer::new(flow(), &frames, None, options).unwrap();
     let message = (0..1000).find_map(|_| trainer.step().err()).expect("it has diverged").to_string();
-    assert!(message.contains("the training has diverged at step"), "{message}");
+    assert!(message.contains("training diverged at step"), "{message}");
 }
 
 #[test]
@@ -230,15 +230,15 @@ fn losses_without_what_they_need_are_refused() {
     };
     let along = |i| Some(ReactionCoordinate { along: Along::Component(i), range: [0.0, 1.0], bandwidth: 0.1 });
     let phase = Phase { reaction_coordinate: 1.0, ..Phase::default() };
-    assert!(refusal(phase.clone(), None).contains("say beside `phases`"));
-    assert!(refusal(phase.clone(), along(0)).contains("give `reverse_kl` a weight"));
+    assert!(refusal(phase.clone(), None).contains("define the coordinate next to `phases`"));
+    assert!(refusal(phase.clone(), along(0)).contains("set a positive `reverse_kl`"));
     assert!(refusal(Phase::default(), along(0)).contains("has no effect without a weight"));
     assert!(refusal(Phase { reverse_kl: 1.0, ..phase }, along(DIMENSION)).contains("component 6"));
     let options = |phase| TrainOptions { phases: vec![phase], ..TrainOptions::default() };
     let forces = Phase { likelihood: 0.0, force_matching: 1.0, ..Phase::default() };
     assert!(Trainer::new(flow(), &[], Some(&mut Gaussian), options(forces.clone())).is_err());
     let message = Trainer::new(flow(), &frames(), None, options(forces)).err().unwrap().to_string();
-    assert!(message.contains("give a System"), "{message}");
+    assert!(message.contains("pass a System"), "{message}");
 }
 
 /// A flow with random weights in every layer.
@@ -448,8 +448,8 @@ fn phases_that_train_nothing_are_refused() {
         refused(of(Phase { refinement: 0.5, ..phase }), &format!("`{name}` = 0"));
     }
     refused(of(Phase { likelihood: 0.0, ..plain() }), "trains nothing");
-    refused(of(Phase { reverse_kl: -0.5, ..plain() }), "`reverse_kl` the weight -0.5");
-    refused(of(Phase { likelihood: f64::NAN, ..plain() }), "`likelihood` the weight NaN");
+    refused(of(Phase { reverse_kl: -0.5, ..plain() }), "weight `reverse_kl` = -0.5");
+    refused(of(Phase { likelihood: f64::NAN, ..plain() }), "weight `likelihood` = NaN");
     refused(of(Phase { latent_temperatures: vec![0.5], ..plain() }), "`reverse_kl` = 0");
     refused(of(Phase { effective: 1.0, ..plain() }), "`effective` = 1");
     refused(TrainOptions { evaluation_samples: 0, ..TrainOptions::default() }, "`evaluation_samples` = 0");
@@ -457,7 +457,7 @@ fn phases_that_train_nothing_are_refused() {
     of_map(Phase::of_map()).unwrap();
     assert!(of_map(plain()).unwrap_err().contains("by reverse KL alone"));
     let at_other = Phase { latent_temperatures: vec![0.5], ..Phase::of_map() };
-    assert!(of_map(at_other).unwrap_err().contains("leave `latent_temperatures` out"));
+    assert!(of_map(at_other).unwrap_err().contains("remove `latent_temperatures`"));
     // without phases the design is written as it is, and unused settings may have any value
     Trainer::new(flow(), &x, None, TrainOptions { phases: vec![], ..TrainOptions::default() }).unwrap();
     let unused = Phase { energy_batch: 0, refinement_batch: 0, draw: 0, keep: 0, ..plain() };

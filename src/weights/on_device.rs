@@ -86,7 +86,7 @@ impl WeightsOnDevice {
     pub fn new(driver: &Arc<dyn Driver>, log_weights: &[f64]) -> Result<WeightsOnDevice> {
         let n = log_weights.len();
         if n == 0 || n > MOST {
-            return Err(Error::invalid(format!("{n} log-weights: give at least one, and no more than {MOST}")));
+            return Err(Error::invalid(format!("the number of log-weights must be 1 to {MOST}, not {n}")));
         }
         let [program] = &programs()[..] else { unreachable!("one program") };
         let mut kernels = [KernelId(0); 5];
@@ -103,7 +103,7 @@ impl WeightsOnDevice {
         for (what, energies) in [("target", target), ("source", source)] {
             if energies.len() != self.n {
                 return Err(Error::invalid(format!(
-                    "{} energies of the {what} for {} weights",
+                    "{} energies of the {what} do not match {} weights",
                     energies.len(),
                     self.n
                 )));
@@ -144,9 +144,10 @@ impl WeightsOnDevice {
 
     /// As [`super::resample`], with a stream from which nothing has been drawn.
     pub fn resample(&self, n: usize, method: Resampling, stream: &Stream) -> Result<Vec<usize>> {
-        let start = stream.start().ok_or_else(|| Error::invalid("a stream for resampling was drawn from before"))?;
+        let start =
+            stream.start().ok_or_else(|| Error::invalid("the random stream for resampling has already been used"))?;
         if n > MOST {
-            return Err(Error::invalid(format!("{n} rows to draw: give no more than {MOST}")));
+            return Err(Error::invalid(format!("{n} rows to draw are too many: use at most {MOST}")));
         }
         let Sums { log_sum, last, .. } = self.sums()?;
         let shares = Buffer::<f64>::new(&self.driver, self.n)?;
@@ -205,7 +206,10 @@ impl WeightsOnDevice {
         let (Some(last), None) = (last, bad) else {
             // in the words of the CPU
             super::check(&self.read()?)?;
-            return Err(Error::Engine(format!("{}: the sums of weights are wrong", self.driver.describe())));
+            return Err(Error::Engine(format!(
+                "{}: the device returned invalid sums of weights",
+                self.driver.describe()
+            )));
         };
         let largest = pieces.iter().map(|piece| piece.largest).fold(f64::NEG_INFINITY, f64::max);
         let (mut sum, mut sum_of_squares) = (0.0, 0.0);

@@ -236,10 +236,10 @@ fn what_is_no_path_is_refused() {
     let stage = |t, step| Stage { t, step };
     for (path, reason) in [
         (path(mala, vec![], 1), "0 stages"),
-        (path(mala, vec![stage(0.5, 0.1)], 1), "rising t"),
-        (path(mala, vec![stage(0.6, 0.1), stage(0.4, 0.1), stage(1.0, 0.1)], 1), "rising t"),
-        (path(mala, vec![stage(f64::NAN, 0.1), stage(1.0, 0.1)], 1), "rising t"),
-        (path(mala, vec![stage(-0.5, 0.1), stage(1.0, 0.1)], 1), "rising t"),
+        (path(mala, vec![stage(0.5, 0.1)], 1), "non-decreasing t"),
+        (path(mala, vec![stage(0.6, 0.1), stage(0.4, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
+        (path(mala, vec![stage(f64::NAN, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
+        (path(mala, vec![stage(-0.5, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
         (path(mala, vec![stage(1.0, 0.0)], 1), "positive steps"),
         (path(mala, good.clone(), 0), "moves"),
         (path(mala, good.clone(), 1 << 20), "random numbers"),

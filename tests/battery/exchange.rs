@@ -490,9 +490,11 @@ fn what_cannot_be_exchanged_is_refused_or_counted() {
     let outcome = run(&collinear, 0.0, 1).unwrap();
     assert_eq!((outcome.fate, outcome.log_acceptance), (Fate::Singular, f64::NEG_INFINITY));
     assert_eq!(outcome.log_weights[0], f64::NEG_INFINITY);
-    for (x, u, replica, message) in
-        [(&x[..], f64::NAN, 1, "replica a is NaN"), (&x[..], 0.0, 0, "two replicas"), (&x[..6], 0.0, 1, "its state 6")]
-    {
+    for (x, u, replica, message) in [
+        (&x[..], f64::NAN, 1, "replica a is NaN"),
+        (&x[..], 0.0, 0, "two different replicas"),
+        (&x[..6], 0.0, 1, "its state 6"),
+    ] {
         let error = run(x, u, replica).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }

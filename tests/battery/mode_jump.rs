@@ -404,7 +404,7 @@ fn a_state_in_no_mode_stays_and_is_counted() {
 #[test]
 fn edges_that_make_no_sense_are_refused() {
     let refusal = |edges: Vec<Edge>| ModeJump::new(halves(2), edges, 1).err().unwrap().to_string();
-    assert!(refusal(vec![]).contains("need an edge"));
+    assert!(refusal(vec![]).contains("require at least one edge"));
     assert!(refusal(vec![edge([1, 1], wells(), [1.0; 2])]).contains("joins modes 1 and 1 of 2"));
     assert!(refusal(vec![edge([0, 2], wells(), [1.0; 2])]).contains("joins modes 0 and 2 of 2"));
     assert!(refusal(vec![edge([0, 1], wells(), [1.0, 0.0])]).contains("positive"));
@@ -413,7 +413,7 @@ fn edges_that_make_no_sense_are_refused() {
     let short = Identical { dimension: 1, particles: vec![0, 1], references: vec![vec![0.0; 2]] };
     assert!(jump.set_identical(short).unwrap_err().to_string().contains("reference"));
     // a jump that omits a particle cannot be reversed
-    for (particles, reason) in [(vec![1, 0, 1], "1 is there twice"), (vec![usize::MAX, 1], "beyond the")] {
+    for (particles, reason) in [(vec![1, 0, 1], "particle 1 appears twice"), (vec![usize::MAX, 1], "out of range")] {
         let identical = Identical { dimension: 1, particles, references: Vec::new() };
         assert!(jump.set_identical(identical).unwrap_err().to_string().contains(reason), "{reason}");
     }

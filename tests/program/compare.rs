@@ -44,7 +44,7 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     assert!(same["between"]["energy_w1"].is_null(), "no energies were given");
     let eigenvalue = format!("eigenvalues {:.3}, ", number(&same, "tica_eigenvalues/0"));
     let [text, told] = compare(&a, &b, &["--lag", "5"]).texts();
-    assert!(told.contains("no energies of") && told.contains("a.npy and ") && told.contains("give --system"), "{told}");
+    assert!(told.contains("no energies in") && told.contains("a.npy and ") && told.contains("use --system"), "{told}");
     assert!(text.contains(&eigenvalue) && text.contains("at a lag of 5 frames"), "{text}");
     let generated = folder.join("generated.safetensors");
     samples(&generated, 600, 1);
@@ -136,7 +136,7 @@ fn the_figure_of_weights_says_what_the_report_does() {
     let (ess, k) = (number(&found, "b/ess"), number(&found, "b/pareto_k"));
     assert!(number(&found, "b/ess_of_weights") > 1.2 * ess, "{found}");
     let figure = std::fs::read_to_string(output.join("log_weights.svg")).unwrap();
-    let expected = format!("ESS {:.1} %, k = {k:.2}, 100 rejected, used quantile_clipped", 100.0 * ess);
+    let expected = format!("ESS {:.1} %, k = {k:.2}, 100 rejected, weights used: quantile_clipped", 100.0 * ess);
     assert!(figure.contains(&expected), "{expected}");
     // a comparison without weights leaves none of an earlier one there
     compare(&a, &a, &["--lag", "0", "-o", output.to_str().unwrap()]).json();
@@ -154,9 +154,9 @@ fn sides_without_a_density_are_not_reweighted_in_silence() {
     let numbers = [("reduced_potential", &[1.0; 100][..]), ("log_density", &[2.0; 100][..])];
     trajectory::write(&b, &frames, None, &numbers).unwrap();
     let [report, told] = compare(&a, &b, &["--reweight", "--lag", "10"]).texts();
-    assert!(told.contains("run.dcd has no `log_density`") && told.contains("count the same"), "{told}");
+    assert!(told.contains("run.dcd has no `log_density`") && told.contains("count equally"), "{told}");
     assert!(!told.contains("b.safetensors"), "{told}");
-    assert!(report.contains("Pareto k none: the largest weights are alike"), "{report}");
+    assert!(report.contains("Pareto k none: the largest weights are nearly equal"), "{report}");
     // too few frames for that many features
     assert!(told.contains("no slow components") && told.contains("90 pairs of frames"), "{told}");
     assert!(!report.contains("eigenvalues"), "{report}");
@@ -184,12 +184,12 @@ fn energies_of_two_temperatures_and_walkers_by_turns_are_not_compared() {
     let mixed: Vec<f64> = (0..100).map(|i| if i < 50 { 300.0 } else { 400.0 }).collect();
     trajectory::write(&b, &frames, None, &[("reduced_potential", &u), ("temperature", &mixed)]).unwrap();
     let told = compare(&a, &b, &["--lag", "0"]).texts()[1].clone();
-    assert!(told.contains("b.safetensors: frames of 300 to 400 K are compared as one sample"), "{told}");
+    assert!(told.contains("b.safetensors: frames at 300 to 400 K are compared as one sample"), "{told}");
     let frames = samples(&walkers, 3000, 3);
     let turns: Vec<f64> = (0..3000).map(|i| f64::from(i % 16)).collect();
     trajectory::write(&walkers, &frames, None, &[("walker", &turns)]).unwrap();
     let told = compare(&walkers, &a, &["--lag", "10"]).texts()[1].clone();
-    assert!(told.contains("no slow components") && told.contains("several walkers by turns"), "{told}");
+    assert!(told.contains("no slow components") && told.contains("alternating frames of several walkers"), "{told}");
 }
 
 #[test]
@@ -217,17 +217,14 @@ fn what_cannot_be_compared_is_named() {
     refused(write("nan.npy", 66, x, &[]), &["frame 5", "atom 8"]);
     let mut x = frames.x.clone();
     x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(k, 63 + k)));
-    refused(write("order.xtc", 66, x, &[]), &["ACE1:CH3 (atom 1)", "another order"]);
+    refused(write("order.xtc", 66, x, &[]), &["ACE1:CH3 (atom 1)", "the right order"]);
     let enlarged: Vec<f64> = frames.x.iter().map(|v| 10.0 * v).collect();
     refused(write("angstrom.npy", 66, enlarged.clone(), &[]), &["nm, not Angstrom"]);
     // of a poor model
     let samples = write("poor.safetensors", 66, enlarged, &[("log_density", &[0.0; 20])]);
     compare(&a, &samples, &["--lag", "0"]).succeeds();
     let lengths = [("log_weight", &[0.0; 40][..])];
-    refused(
-        write("length.safetensors", 66, frames.x.clone(), &lengths),
-        &["`log_weight` has 40 numbers for 20 frames"],
-    );
+    refused(write("length.safetensors", 66, frames.x.clone(), &lengths), &["`log_weight` has 40 values for 20 frames"]);
     let mut log_w = [0.0; 20];
     log_w[3] = f64::NAN;
     refused(write("weight.safetensors", 66, frames.x.clone(), &[("log_weight", &log_w)]), &["log-weight 3 is NaN"]);
@@ -238,7 +235,7 @@ fn what_cannot_be_compared_is_named() {
     let (mut topology, _) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
     topology.names.swap(11, 12);
     trajectory::write(&path("names.pdb"), &frames, Some(&topology), &[]).unwrap();
-    refused(path("names.pdb"), &["ALA2:HB2 (atom 12) stands where the topology has ALA2:HB1 (atom 12)"]);
+    refused(path("names.pdb"), &["found ALA2:HB2 (atom 12) where the topology has ALA2:HB1 (atom 12)"]);
 
     let message = modejump(&["compare"]).arg(&a).arg(&a).fails();
     assert!(message.contains("--topology"), "{message}");
@@ -313,7 +310,7 @@ fn a_side_without_a_finite_energy_is_compared_by_what_else_there_is() {
     trajectory::write(&b, &frames, None, &[("reduced_potential", &u)]).unwrap();
     let [printed, told] = compare(&a, &b, &["--lag", "0", "--json"]).arg("--output").arg(&output).texts();
     assert!(told.lines().count() == 1, "{told}");
-    assert!(told.contains("no frame of ") && told.contains("b.safetensors has a finite energy"), "{told}");
+    assert!(told.contains("no frame in ") && told.contains("b.safetensors has a finite energy"), "{told}");
     let found: Value = serde_json::from_str(&printed).unwrap();
     assert!(found["between"]["energy_w1"].is_null() && found["halves_of_a"]["energy_w1"].is_null(), "{found}");
     assert!(number(&found, "between/torsion_w2") < 1e-9, "{found}");
@@ -337,10 +334,10 @@ fn molecules_that_are_broken_in_some_frames_are_told() {
     log_density.arg(&torn).arg("-o").arg(&density);
     for mut command in [compare(&run, &torn, &["--lag", "0"]), log_density] {
         let [_, told] = command.texts();
-        let of_energies = told.lines().filter(|line| line.contains("no energies of")).count();
+        let of_energies = told.lines().filter(|line| line.contains("no energies in")).count();
         assert!(told.lines().count() == 1 + of_energies, "{told}");
         assert!(
-            told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"),
+            told.contains("torn.npy: in 7 of 20 frames") && told.contains("check that the molecule is whole"),
             "{told}"
         );
         assert!(told.contains("ALA2:CB (atom 11) and ALA2:HB"), "{told}");
@@ -360,7 +357,7 @@ fn the_box_of_a_periodic_system_is_told() {
         told
     };
     let note = told(periodic.to_str().unwrap());
-    assert_eq!(note.matches("periodic.xml is periodic: energies are those of its default box").count(), 1, "{note}");
+    assert_eq!(note.matches("periodic.xml is periodic: energies are computed in its default box").count(), 1, "{note}");
     assert_eq!(told("models/ala2/system-vacuum.xml"), "");
 }
 
@@ -380,7 +377,7 @@ fn a_molecule_without_a_backbone_is_told() {
     let mut command = modejump(&["compare", "--lag", "0"]);
     let [report, told] = command.arg(&a).arg(&b).texts();
     assert!(report.contains("–"), "{report}");
-    assert!(told.contains("no backbone φ, ψ in this molecule") && told.contains("no energies of"), "{told}");
+    assert!(told.contains("no backbone φ, ψ in this molecule") && told.contains("no energies in"), "{told}");
     let mut command = modejump(&["compare", "--lag", "0", "--torsion", "0,1,2,3"]);
     assert_eq!(number(&command.arg(&a).arg(&b).json(), "between/torsion_w2"), 0.0);
 }
@@ -391,9 +388,9 @@ fn a_folder_that_cannot_be_made_is_refused_at_once() {
     let file = folder.join("file");
     std::fs::write(&file, "kept").unwrap();
     let nothing = folder.join("nothing.npy");
-    assert!(compare(&nothing, &nothing, &["--points", "0"]).fails().contains("--points 0: give 1"));
+    assert!(compare(&nothing, &nothing, &["--points", "0"]).fails().contains("--points 0: must be at least 1"));
     let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).fails();
-    assert!(message.contains("file: is a file; give the name of a folder"), "{message}");
+    assert!(message.contains("file: expected a folder, found a file"), "{message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
 }
 

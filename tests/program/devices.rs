@@ -6,12 +6,12 @@ use serde_json::{json, Value};
 #[test]
 fn a_device_that_is_not_there_is_refused_by_name() {
     let said = modejump(&["sample", MODEL, "-o", "nowhere.dcd", "--device", "toaster"]).fails();
-    assert!(said.contains("\"toaster\" is unknown; give cpu, auto, cuda or cuda:N"), "{said}");
+    assert!(said.contains("unknown device \"toaster\"; known devices: cpu, auto, cuda, cuda:N"), "{said}");
     // no machine has a hundred GPUs; most have no driver either
     let said = modejump(&["log-density", MODEL, "nothing.dcd", "-o", "nowhere.safetensors"])
         .env("MODEJUMP_DEVICE", "cuda:99")
         .fails();
-    let reason = ["libcuda", "GPU 99 was asked for", "feature `cuda`", "the NVIDIA driver"];
+    let reason = ["libcuda", "GPU 99 is not available", "feature `cuda`", "the NVIDIA driver"];
     assert!(said.contains("MODEJUMP_DEVICE") && reason.iter().any(|r| said.contains(r)), "{said}");
     let seen = modejump(&["--device", "cuda:99", "inspect", MODEL]).env("MODEJUMP_DEVICE", "cuda:99").succeeds();
     assert!(seen.contains("coupling"), "{seen}");
@@ -23,7 +23,7 @@ fn a_device_that_is_not_there_is_refused_by_name() {
 #[cfg(feature = "cuda")]
 fn help_names_every_architecture_that_is_accepted() {
     let message = modejump(&["compile", MODEL, "--architecture", "sm_12"]).fails();
-    let names = message.split("give one of ").nth(1).unwrap().trim().split(", ");
+    let names = message.split("known architectures: ").nth(1).unwrap().trim().split(", ");
     let help = modejump(&["compile", "--help"]).succeeds();
     // as words, since sm_10 is the beginning of sm_100
     let words: Vec<&str> = help.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
@@ -47,5 +47,5 @@ fn a_benchmark_is_an_object_a_line() {
 fn benchmarks_of_shipped_models_are_left_out_where_these_are_not() {
     let mut command = modejump(&["bench", "--threads", "1", "gvp_flow/sample"]);
     let [_, told] = command.current_dir(folder("devices-bench")).texts();
-    assert!(told.contains("gvp_flow/sample is left out"), "{told}");
+    assert!(told.contains("gvp_flow/sample is skipped"), "{told}");
 }

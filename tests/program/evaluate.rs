@@ -53,16 +53,16 @@ fn unusable_input_of_evaluate_is_named() {
         message
     };
     let x = [0.5; 54];
-    assert!(complain(&model, &[("x", &[2, 9, 3], &x)]).contains("no tensor `t`"));
-    assert!(complain(&model, &[("t", &[1], &[0.0])]).contains("no tensor `x`"));
+    assert!(complain(&model, &[("x", &[2, 9, 3], &x)]).contains("tensor `t` is missing"));
+    assert!(complain(&model, &[("t", &[1], &[0.0])]).contains("tensor `x` is missing"));
     let atoms = complain(&model, &[("x", &[3, 6, 3], &x), ("t", &[3], &[0.0; 3])]);
-    assert!(atoms.contains("`x` has shape [3, 6, 3], the model needs [n, 9, 3]"), "{atoms}");
+    assert!(atoms.contains("`x` has shape [3, 6, 3], expected [n, 9, 3]"), "{atoms}");
     let times = complain(&model, &[("x", &[2, 9, 3], &x), ("t", &[3], &[0.0; 3])]);
-    assert!(times.contains("`t` has 3 times for 2 configurations"), "{times}");
+    assert!(times.contains("`t` has 3 values for 2 configurations"), "{times}");
     let mut broken = x;
     broken[40] = f64::NAN;
     let nan = complain(&model, &[("x", &[2, 9, 3], &broken), ("t", &[2], &[0.0; 2])]);
-    assert!(nan.contains("`x` holds NaN at position 40"), "{nan}");
+    assert!(nan.contains("`x` contains NaN at position 40"), "{nan}");
     let neither = complain(MODEL, &[("x", &[1, 22, 3], &[0.1; 66]), ("t", &[1], &[0.0])]);
     assert!(neither.contains("neither a vector field nor an energy"), "{neither}");
 }

@@ -36,24 +36,24 @@ fn temperatures_exchange_through_models() {
     part("60").succeeds();
     assert_eq!(part("150").succeeds(), text);
     assert!([a, b] == both.each_ref().map(|path| std::fs::read(path).unwrap()));
-    assert!(part("149").fails().contains("is 150 exchanges on, and --exchanges is 149"));
+    assert!(part("149").fails().contains("has already done 150 exchanges, but --exchanges is 149"));
     let other = [&asked[..], &["--seed", "2", "--checkpoint", &checkpoint]].concat();
     let message = run(&other).fails();
     assert!(
-        message.contains("run.ckpt") && message.contains("another run (here it is --seed 2 instead of 1)"),
+        message.contains("run.ckpt") && message.contains("another run (this run has --seed 2 instead of 1)"),
         "{message}"
     );
     for (more, text) in [
         (&["--models", MODEL][..], "2 values required"),
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),
-        (&[&twice[..], &["-n", "0"]].concat()[..], "--exchanges 0: give 1"),
-        (&[&twice[..], &["--interval", "0"]].concat()[..], "--interval 0: give 1"),
+        (&[&twice[..], &["-n", "0"]].concat()[..], "--exchanges 0: must be at least 1"),
+        (&[&twice[..], &["--interval", "0"]].concat()[..], "--interval 0: must be at least 1"),
         (&["--models", MODEL, "models/ala2/modes.safetensors"][..], "modes"),
-        (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories of 2 temperatures"),
-        (&[&twice[..], &["-o", "a.npy", "./a.npy"]].concat()[..], "would be written over"),
+        (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories for 2 temperatures"),
+        (&[&twice[..], &["-o", "a.npy", "./a.npy"]].concat()[..], "would overwrite"),
         (
             &[&twice[..], &["-n", "1000000000", "-o", "a.npy", "nowhere/b.npy"]].concat()[..],
-            "there is no folder nowhere",
+            "folder nowhere does not exist",
         ),
     ] {
         let error = run(more).fails();

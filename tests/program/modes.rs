@@ -28,7 +28,7 @@ fn a_description_becomes_one_model_file() {
     };
     assert_eq!(modes(&output).succeeds(), "left <-> right\n");
     let message = modes(&path).fails();
-    assert!(message.contains("would be written over"), "{message}");
+    assert!(message.contains("would overwrite"), "{message}");
     let model = modejump::models::load(&output).unwrap();
     let modes = model.modes().unwrap();
     assert_eq!((modes.modes().names(), modes.generators().len()), (&["left".to_string(), "right".into()][..], 2));
@@ -49,7 +49,7 @@ fn descriptions_that_cannot_be_used_are_refused_and_nothing_is_written() {
         assert!(!output.exists(), "{message}");
         message
     };
-    assert!(refusal(&|text| text.replace("\"right\"", "\"left\"")).contains("names of their own"));
+    assert!(refusal(&|text| text.replace("\"right\"", "\"left\"")).contains("unique names"));
     assert!(refusal(&|text| text.replace("\"component\": 0", "\"component\": 2")).contains("component 2 of 2"));
     assert!(
         refusal(&|text| text.replace("generator.safetensors", "nothing.safetensors")).contains("nothing.safetensors")

@@ -20,7 +20,7 @@ fn every_figure_is_drawn() {
     std::fs::write(path("log.jsonl"), [line(1), line(2), line(3)].join("\n")).unwrap();
     modejump(&["plot", &path("series.json"), "--log", &path("log.jsonl"), "-o", &path("")]).succeeds();
     let message = modejump(&["plot", &path("log.jsonl"), "-o", &path("")]).fails();
-    assert!(message.contains("log.jsonl: the log of a training: give it with --log"), "{message}");
+    assert!(message.contains("log.jsonl: a training log: pass it to --log"), "{message}");
     for name in ["ramachandran", "free_energy", "energy", "log_weights", "training"] {
         let figure = std::fs::read_to_string(path(&format!("{name}.svg"))).unwrap();
         assert!(figure.starts_with("<svg") && figure.len() > 2000, "{name}");
@@ -66,7 +66,7 @@ fn figures_show_what_there_is_where_weights_collapse_and_atoms_clash() {
     // the line ends where F leaves the axis
     assert_eq!(curves(&figure("free_energy.svg")).concat().len(), 30);
     let energy = figure("energy.svg");
-    assert!(energy.contains("generator, 2.0 % beyond") && !energy.contains("MD,"), "clashes are told");
+    assert!(energy.contains("generator, 2.0 % outside") && !energy.contains("MD,"), "clashes are told");
     let there: Vec<[f64; 2]> = curves(&energy)[0].iter().copied().filter(|point| point[1] < 380.0).collect();
     assert!(spread(&there, 0) > 300.0, "and leave the reference its room");
     let weights = figure("log_weights.svg");
@@ -123,7 +123,7 @@ fn the_figure_of_a_training_shows_every_point() {
     assert_eq!(points.len(), 72);
     // one of training frames alone, and the first of held-out frames, the highest, below the upper edge of the frame
     let highest = points.iter().copied().fold(f64::MAX, f64::min);
-    assert!(highest > 50.0 && !svg.contains("beyond"), "{highest}");
+    assert!(highest > 50.0 && !svg.contains("outside"), "{highest}");
     // a map's training has energies alone, and a log without a step nothing to show
     let line = json!({ "step": 5, "rate": 1e-3, "likelihood": null, "reverse_kl": 3.0, "refinement": null, "gradient_norm": 1.0,
         "held_out": null, "ess": null, "pareto_k": null, "acceptance": null });
@@ -145,7 +145,7 @@ fn the_figure_of_a_training_shows_every_point() {
     let text = std::fs::read_to_string("models/ala2/training.jsonl").unwrap();
     std::fs::write(path("wild.jsonl"), text.replacen("-215.0336", "914.0336", 1)).unwrap();
     let svg = figure(&path("wild.jsonl"));
-    assert!(svg.contains("−log q of training frames, 1 of 1 points beyond"), "{svg}");
+    assert!(svg.contains("−log q of training frames, 1 of 1 points outside"), "{svg}");
     assert!(svg.contains("\n−log q of held-out frames\n") && heights(&svg).len() == 71, "{svg}");
 }
 
@@ -153,16 +153,16 @@ fn the_figure_of_a_training_shows_every_point() {
 fn what_is_no_json_is_named() {
     let output = folder("plot-json").display().to_string();
     let message = modejump(&["plot", "README.md", "-o", &output]).fails();
-    assert!(message.contains("README.md: JSON is expected"), "{message}");
+    assert!(message.contains("README.md: expected JSON"), "{message}");
     let message = modejump(&["plot", "--log", "README.md", "-o", &output]).fails();
-    assert!(message.contains("README.md: line 1: ") && message.contains("a JSON object a line"), "{message}");
+    assert!(message.contains("README.md: line 1: ") && message.contains("one JSON object per line"), "{message}");
     let message = modejump(&["plot", MODEL, "-o", &output]).fails();
     assert!(
-        message.contains("not text") && message.contains("`modejump compare` makes figures of trajectories"),
+        message.contains("not a text file") && message.contains("`modejump compare` to draw figures of trajectories"),
         "{message}"
     );
     let message = modejump(&["plot", MODEL, "-o", "README.md"]).fails();
-    assert!(message.contains("README.md: is a file; give the name of a folder"), "{message}");
+    assert!(message.contains("README.md: expected a folder, found a file"), "{message}");
 }
 
 #[test]
@@ -171,11 +171,11 @@ fn series_that_cannot_be_meant_are_refused() {
     for (series, text) in [
         (
             json!([{ "name": "a", "phi": [1, 2, 3], "psi": [1, 2, 3], "log_weight": [0, 0] }]),
-            "series `a` has 3 numbers in `phi` and 2 in `log_weight`",
+            "series `a` has 3 values in `phi` but 2 in `log_weight`",
         ),
-        (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 numbers in `phi` and 3 in `psi`"),
+        (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 values in `phi` but 3 in `psi`"),
         (json!([{ "name": "c", "reduced_potential": [1, 2, 3], "log_weight": [0, 0, 0, 50] }]), "series `c` has 3"),
-        (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` of 4000000000000"),
+        (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` = 4000000000000"),
         (json!([{ "name": "e", "psi": [1, 2] }]), "nothing to draw"),
         (json!([]), "nothing to draw"),
     ] {
@@ -201,7 +201,7 @@ fn axes_have_the_names_of_the_torsions() {
     assert!(map.contains("torsion 1,2,3,4 / °") && map.contains("ψ / °"), "{map}");
     assert!(profile.contains("Free energy along torsion 1,2,3,4"), "{profile}");
     let message = plot(&[&path("usual.json"), &path("own.json")]).fails();
-    assert!(message.contains("own.json: is of torsion 1,2,3,4") && message.contains("of φ"), "{message}");
+    assert!(message.contains("own.json: is along torsion 1,2,3,4") && message.contains("along φ"), "{message}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn rounds_that_were_killed_go_on_to_the_same_files() {
     let mut adapt = setting.command("adapt", "system-vacuum.xml", "cut");
     let cut = interrupted(&mut adapt, "TERM", || wait_until(|| lines() >= 2));
     let text = String::from_utf8(cut.stderr).unwrap();
-    assert!(text.contains("interrupted; the same command goes on"), "{text}");
+    assert!(text.contains("interrupted; run the same command again"), "{text}");
     let again = setting.run("adapt", "cut");
     assert_eq!(again["production"], summary["production"]);
     for name in ["training.safetensors", "production.safetensors", "model.safetensors"] {
@@ -98,12 +98,12 @@ fn production_goes_on(setting: &Setting) {
     assert_eq!(log("whole"), log("longer"));
     configure(100);
     let message = setting.command("adapt", "system-vacuum.xml", "whole").fails();
-    assert!(message.contains("production is 200 steps on, and `production_steps` is 100"), "{message}");
+    assert!(message.contains("production has already made 200 steps, but `production_steps` = 100"), "{message}");
     // nothing is written over where the state is gone
     configure(200);
     std::fs::remove_file(setting.path("longer", "state.ckpt")).unwrap();
     let message = setting.command("adapt", "system-vacuum.xml", "longer").fails();
-    assert!(message.contains("is there, but no state.ckpt"), "{message}");
+    assert!(message.contains("but no state.ckpt"), "{message}");
 }
 
 /// Frames know their epoch and whether they may be averaged, the model its epoch.
@@ -127,7 +127,7 @@ fn refusals(setting: &Setting) {
     let message = setting.command("adapt", "system-hbonds.xml", "other").fails();
     assert!(message.contains("is constrained") && message.contains("constraints=None"), "{message}");
     let message = setting.command("explore", "system-vacuum.xml", "whole").fails();
-    assert!(message.contains("belongs to another run (here it is `explore.frames` 0 instead of 320, "), "{message}");
+    assert!(message.contains("belongs to another run (this run has `explore.frames` 0 instead of 320, "), "{message}");
     assert!(message.contains("`rounds.latent_walk."), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");
     let message = command.args(["--structures", "models/double-well/generator.safetensors"]).fails();
@@ -169,7 +169,7 @@ fn what_has_no_jump_is_plain_dynamics(setting: &Setting, summary: &Value) {
 fn the_log_of_rounds_is_drawn(setting: &Setting) {
     let [log, folder] =
         [setting.path("explored", "log.jsonl"), setting.path("", "")].map(|path| path.display().to_string());
-    assert!(modejump(&["plot", &log, "-o", &folder]).fails().contains("log of rounds: give it with --log"));
+    assert!(modejump(&["plot", &log, "-o", &folder]).fails().contains("log of rounds: pass it to --log"));
     modejump(&["plot", "--log", &log, "-o", &folder]).succeeds();
     let [ours, again] = ["explored", ""].map(|name| std::fs::read_to_string(setting.path(name, "rounds.svg")).unwrap());
     assert!(ours == again && ours.contains("accepted jumps") && ours.contains("frames in the region"), "{ours}");
@@ -181,8 +181,8 @@ fn structures_that_would_be_written_over_are_refused() {
     let setting = Setting::new("apart");
     let mut command = setting.command("explore", "system-vacuum.xml", "here");
     command.arg("--structures").arg(setting.path("here", "production.safetensors"));
-    assert!(command.fails().contains("would be written over"));
+    assert!(command.fails().contains("would overwrite"));
     std::fs::write(setting.path("", "settings.json"), "steps: 3").unwrap();
     let message = setting.command("adapt", "system-vacuum.xml", "here").fails();
-    assert!(message.contains("settings.json: JSON is expected"), "{message}");
+    assert!(message.contains("settings.json: expected JSON"), "{message}");
 }

@@ -16,17 +16,17 @@ fn samples_of_a_tarflow_by_iteration_are_those_in_turn() {
     let in_turn = tensors(&output);
     for (decoding, more) in [("jacobi", &[][..]), ("gauss-seidel", &["--segment", "5"])] {
         let [_, report] = sample(&model, &[&["--decoding", decoding], more].concat()).texts();
-        assert!(report.starts_with("9 samples by iteration") && report.contains(" 0 of them"), "{report}");
+        assert!(report.starts_with("9 samples decoded iteratively") && report.contains(" 0 of them"), "{report}");
         let found = tensors(&output);
         assert!(largest_difference(&found["x"].data, &in_turn["x"].data) < 1e-5);
         assert!(largest_difference(&found["log_density"].data, &in_turn["log_density"].data) < 1e-3);
     }
     let [_, report] = sample(&model, &["--decoding", "jacobi", "--decoding-passes", "1"]).texts();
-    assert!(report.contains(" 9 of them sequentially"), "{report}");
+    assert!(report.contains(" 9 of them fell back to sequential decoding"), "{report}");
     let found = tensors(&output);
     assert_eq!((&found["x"].data, &found["log_density"].data), (&in_turn["x"].data, &in_turn["log_density"].data));
     let refused = sample(MODEL, &["--decoding", "jacobi"]).fails();
-    assert!(refused.contains("for TarFlows, and this is a model of kind coupling"), "{refused}");
+    assert!(refused.contains("only for TarFlows, not for a model of kind coupling"), "{refused}");
 }
 
 /// Samples have the noise of the centroid; configurations that are elsewhere get it, wherever they are.
@@ -149,7 +149,7 @@ fn a_steerable_model_is_sampled_at_a_temperature() {
         assert!(tensors(&densities)["log_density"].data.iter().all(|q| q.is_finite()));
     }
     let message = modejump(&["sample", MODEL, "-n", "1", "--temperature", "400", "-o", &samples]).fails();
-    assert!(message.contains("does not follow the temperature"), "{message}");
+    assert!(message.contains("cannot be used at another temperature"), "{message}");
 }
 
 #[test]
@@ -162,9 +162,9 @@ fn latent_points_of_another_shape_or_not_finite_are_refused() {
     let mut not_finite = z.data.clone();
     not_finite[latent + 3] = f64::NAN;
     for (shape, data, text) in [
-        (vec![latent, n], z.data.clone(), format!("`z` has shape [{latent}, {n}], the model needs [n, {latent}]")),
+        (vec![latent, n], z.data.clone(), format!("`z` has shape [{latent}, {n}], expected [n, {latent}]")),
         (vec![n * latent], z.data.clone(), format!("[{}]", n * latent)),
-        (vec![n, latent], not_finite, "`z` holds NaN in point 2".into()),
+        (vec![n, latent], not_finite, "`z` contains NaN in point 2".into()),
     ] {
         write(path("z.safetensors"), [("z", Tensor { shape, data })]);
         for command in ["sample", "log-density"] {
@@ -187,23 +187,23 @@ fn no_configurations_have_no_mean() {
 #[test]
 fn samples_that_cannot_be_written_are_refused_at_once() {
     for (model, output, text) in [
-        (MODEL, "nowhere/x.npy", "there is no folder nowhere"),
+        (MODEL, "nowhere/x.npy", "folder nowhere does not exist"),
         (MODEL, "x.mdcrd", "`mdcrd`"),
-        ("models/double-well/generator.safetensors", "x.trr", "2 coordinates are none; write npy or safetensors"),
+        ("models/double-well/generator.safetensors", "x.trr", "found 2 coordinates; use npy or safetensors"),
     ] {
         let message = modejump(&["sample", model, "-n", "1000000", "-o", output]).fails();
         assert!(message.contains(text), "{message}");
     }
     for (option, value) in [("-n", "-5"), ("--temperature", "-300")] {
         let message = modejump(&["sample", MODEL, option, value, "-o", "x.npy"]).fails();
-        assert!(message.contains("'-5' for") || message.contains("does not follow the temperature"), "{message}");
+        assert!(message.contains("'-5' for") || message.contains("cannot be used at another temperature"), "{message}");
     }
 }
 
 #[test]
 fn log_densities_that_cannot_be_written_are_refused_at_once() {
     for (output, text) in [
-        ("nowhere/q.safetensors", "there is no folder nowhere"),
+        ("nowhere/q.safetensors", "folder nowhere does not exist"),
         ("q.npy", "written as safetensors"),
         ("q.json", "written as safetensors"),
         ("q.dcd", "written as safetensors"),
@@ -234,7 +234,7 @@ fn an_output_that_is_an_input_is_refused() {
         &["plot", "--log", &figure, "-o", &path("")],
     ] {
         let message = modejump(arguments).fails();
-        assert!(message.contains("would be written over") && message.contains("give another name"), "{message}");
+        assert!(message.contains("would overwrite") && message.contains("use another name"), "{message}");
     }
     assert!(before == bytes());
 }

@@ -71,7 +71,7 @@ fn a_killed_run_goes_on_to_the_same_particles() {
         assert_eq!(smc(&arguments).json(), expected);
         assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
         let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).fails();
-        assert!(other.contains("belongs to another run (here it is --seed 2 instead of 1)"), "{other}");
+        assert!(other.contains("belongs to another run (this run has --seed 2 instead of 1)"), "{other}");
         std::fs::remove_file(&state).unwrap();
     }
 }
@@ -95,9 +95,9 @@ fn a_pilot_run_finds_the_steps_and_the_log_tells_all() {
     modejump(&["plot", "--log", &log, "-o", &path("figures")]).succeeds();
     assert!(std::fs::read_to_string(path("figures/annealing.svg")).unwrap().contains("ln Z of the path"));
     let report = modejump(&["compare", &output, &output, "--topology", TOPOLOGY]).succeeds();
-    assert!(report.contains(&format!("worth {families:.1} independent samples")), "{report}");
+    assert!(report.contains(&format!("equivalent to {families:.1} independent samples")), "{report}");
     let still = smc(&["-n", "20", "--stages", "3", "--step", "1e-12"]).succeeds();
-    assert!(still.contains("moves do next to nothing: their step is too short"), "{still}");
+    assert!(still.contains("the moves have little effect: their step is too short"), "{still}");
 }
 
 /// A System is known by what it says, not by the name of its file.
@@ -117,7 +117,7 @@ fn another_system_of_the_same_name_is_refused() {
     assert_eq!(run(&there).json(), first);
     std::fs::copy("models/ala2/system-vacuum.xml", &here).unwrap();
     let refused = run(&here).fails();
-    assert!(refused.contains("belongs to another run (here it is another file for --system)"), "{refused}");
+    assert!(refused.contains("belongs to another run (this run has a different file for --system)"), "{refused}");
 }
 
 #[test]
@@ -125,13 +125,13 @@ fn what_cannot_be_annealed_is_said() {
     let failed = |model: &str| modejump(&["smc", model, "--system", SYSTEM, "-n", "2", "--stages", "2"]).fails();
     assert!(failed("models/ala2/gvp-flow.safetensors").contains("no gradient"));
     assert!(failed("models/double-well/generator.safetensors").contains("temperature"));
-    assert!(failed("models/ala2/model-hbonds.safetensors").contains("keep no bond at its length"));
+    assert!(failed("models/ala2/model-hbonds.safetensors").contains("do not keep bond lengths"));
     let message = smc(&["-n", "1000000000", "-o", "nowhere/x.safetensors"]).fails();
-    assert!(message.contains("there is no folder nowhere"), "{message}");
+    assert!(message.contains("folder nowhere does not exist"), "{message}");
     let message = smc(&["-n", "1000000000", "--checkpoint", "nowhere/x.ckpt"]).fails();
-    assert!(message.contains("there is no folder nowhere"), "{message}");
+    assert!(message.contains("folder nowhere does not exist"), "{message}");
     let message = smc(&["-n", "1000000000", "-o", SYSTEM]).fails();
-    assert!(message.contains("would be written over"), "{message}");
+    assert!(message.contains("would overwrite"), "{message}");
     // before the work: particles without their weights stand for nothing
     for name in ["x.dcd", "x.npy", "x.xtc", "x.pdb"] {
         let message = smc(&["-n", "1000000000", "-o", name]).fails();
@@ -142,17 +142,17 @@ fn what_cannot_be_annealed_is_said() {
     }
     assert!(smc(&["--energy-cutoff", "-1e9", "-n", "10", "--stages", "2"]).fails().contains("below the cut-off"));
     for (more, text) in [
-        (&["-n", "0"][..], "-n 0: give the number"),
-        (&["--stages", "0"], "--stages 0: give 1"),
-        (&["--stages", "10000000000000000"], "give 10000000 temperatures at most"),
-        (&["--pilots", "0"], "--pilots 0: give 10"),
+        (&["-n", "0"][..], "-n 0: must be at least 1"),
+        (&["--stages", "0"], "--stages 0: must be at least 1"),
+        (&["--stages", "10000000000000000"], "must be at most 10000000"),
+        (&["--pilots", "0"], "--pilots 0: the pilot run requires at least 10"),
         (&["--pilots", "1"], "--stages"),
         (&["--pilots", "100", "--stages", "5", "--step", "1e-6"], "no pilot run"),
-        (&["--step", "0"], "--step 0: give a positive"),
+        (&["--step", "0"], "--step 0: must be a positive"),
         (&["--repeat", "0"], "--repeat 0"),
-        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0: give from 1"),
-        (&["--moves", "hamiltonian", "--leapfrog", "100000000"], "to 10000 steps"),
-        (&["--energy-cutoff", "nan"], "--energy-cutoff: give a number"),
+        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0: must be from 1"),
+        (&["--moves", "hamiltonian", "--leapfrog", "100000000"], "must be from 1 to 10000"),
+        (&["--energy-cutoff", "nan"], "--energy-cutoff: must be a number"),
         (&["--leapfrog", "3"], "`--moves hamiltonian`"),
     ] {
         let message = smc(more).fails();
@@ -172,7 +172,7 @@ fn a_checkpoint_that_cannot_be_written_does_not_cost_the_run() {
     command.args(["--step", "1e-6", "--json", "--checkpoint"]).arg(folder.join("run.ckpt"));
     let run = command.output().unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
-    assert!(!run.status.success() && said.contains("run.ckpt") && said.contains("the run goes on"), "{said}");
+    assert!(!run.status.success() && said.contains("run.ckpt") && said.contains("the run continues"), "{said}");
     let summary: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
     assert!(number(&summary, "log_z").is_finite());
 }

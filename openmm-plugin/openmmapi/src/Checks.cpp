@@ -105,9 +105,9 @@ vector<int> checkedParticles(const System& system, const vector<int>& given, con
     for (size_t i = 0; i < particles.size(); i++) {
         const int particle = particles[i];
         if (particle < 0 || particle >= n)
-            refuse("particle " + to_string(particle) + " is not in the System, which has " + to_string(n));
+            refuse("particle " + to_string(particle) + " is out of range: the number of particles in the System is " + to_string(n));
         if (!seen.insert(particle).second)
-            refuse("particle " + to_string(particle) + " was given twice");
+            refuse("particle " + to_string(particle) + " is listed twice");
         const int atom = static_cast<int>(i);
         const string who = describe(particles, model, atom);
         if (system.isVirtualSite(particle))
@@ -152,10 +152,10 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
     for (const Bond& bond : missing == wanted.end() ? there.covalent : there.harmonic)
         if (wanted.count(bond) == 0 && !shareNeighbour(wanted, bond.first, bond.second))
             refuse("the System has a bond between " + both(bond) +
-                   " that the model has not: is the order of the atoms the model's?");
+                   " that the model does not have: the atoms must be in the order of the model");
     if (missing != wanted.end())
         refuse("the model has a bond between " + both(*missing) +
-               " that the System has not: is the order of the atoms the model's?");
+               " that the System does not have: the atoms must be in the order of the model");
 }
 
 Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {
@@ -167,8 +167,8 @@ Constraints movedConstraints(const System& system, const vector<int>& particles,
         system.getConstraintParameters(i, p1, p2, length);
         const int a = atoms[p1], b = atoms[p2];
         if ((a < 0) != (b < 0))
-            refuse("a constraint ties " + describe(particles, model, max(a, b)) + ", which is moved, to particle " +
-                   to_string(a < 0 ? p1 : p2) + ", which stays; a move would break it");
+            refuse("a constraint connects " + describe(particles, model, max(a, b)) + ", which is moved, to particle " +
+                   to_string(a < 0 ? p1 : p2) + ", which is not; a move would break it");
         if (a >= 0) {
             result.atoms.insert(result.atoms.end(), {static_cast<uint64_t>(a), static_cast<uint64_t>(b)});
             result.lengths.push_back(length);

@@ -211,8 +211,9 @@ void checkScales(const CustomIntegrator& integrator) {
     for (const auto& [variable, kicks] : sums->of) {
         const optional<int> group = unlike(kicks);
         if (group && (variable == "x" || unlike(sums->left)))
-            throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + variable + ", f" +
-                                  to_string(*group) + "), so they follow another potential than the System's, by which jumps are tested: scale the energy, by "
+            throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale the forces of one group but not those of another (" +
+                                  variable + ", f" +
+                                  to_string(*group) + "), so they follow a different potential from that of the System, which jumps use: scale the energy with "
                                   "a parameter of the Context");
     }
 }
@@ -228,8 +229,8 @@ void checkStrength(const CustomIntegrator& integrator) {
     const double strength = times->kicks.begin()->second / times->drift; // of the first group, or of all forces if they are not used by group
     if (strength > 1.001 || strength < 0.999 * min(1.0, times->friction)) {
         ostringstream message;
-        message << "MonteCarloModeJump: the steps of the CustomIntegrator scale forces by " << strength << ", so they follow another potential than the "
-                << "System's, by which jumps are tested: scale the energy, by a parameter of the Context";
+        message << "MonteCarloModeJump: the steps of the CustomIntegrator scale forces by " << strength << ", so they follow a different potential "
+                << "from that of the System, which jumps use: scale the energy with a parameter of the Context";
         throw OpenMMException(message.str());
     }
 }

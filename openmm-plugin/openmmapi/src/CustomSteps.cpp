@@ -69,7 +69,7 @@ size_t placeOfMoves(const vector<Step>& steps) {
     const auto updates = count_if(steps.begin(), steps.end(), calls);
     if (updates != 1)
         throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " + to_string(updates) +
-                              " times; moves need exactly one call in each step");
+                              " times; moves require exactly one call per step");
     Holding state{[](const string& name) { return ofPositions(name) || name == "v" || name == "uniform" || name == "gaussian"; }, {}, {}};
     vector<optional<string>> conditions;
     twiceFrom(steps, 0, [&](const Step& step) {
@@ -79,8 +79,8 @@ size_t placeOfMoves(const vector<Step>& steps) {
             conditions.pop_back();
         for (const optional<string>& name : conditions)
             if (name && calls(step))
-                throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() in a block of which " + *name + " decides, so "
-                                      "moves would be made in some states and not in others, and populations would be wrong; call it outside of the block");
+                throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() in a block that depends on " + *name + ", so "
+                                      "moves would be made in some states and not in others, and populations would be wrong; call it outside the block");
         state.follow(step);
     });
     return static_cast<size_t>(find_if(steps.begin(), steps.end(), calls) - steps.begin());
@@ -98,7 +98,7 @@ void checkKept(const vector<Step>& steps, size_t place) {
         const optional<string> kept = before.taken(step);
         if (kept && (step.begins() || step.variable == "x" || step.variable == "v"))
             throw OpenMMException("MonteCarloModeJump: the CustomIntegrator's " + (step.begins() ? "block" : "step " + step.variable) + " '" + step.expression +
-                                  "' takes " + *kept + " from before, of the configuration that a jump replaces; compute it anew after "
+                                  "' uses " + *kept + " of the configuration before a jump; compute it again after "
                                   "addUpdateContextState(), at the beginning of the step");
         before.follow(step);
     });
@@ -122,9 +122,9 @@ void checkPotential(const vector<Step>& steps) {
             const bool ofEnergies = holds(used, energies, "energy"), ofForces = holds(used, forces, "f");
             if (step.variable == "x" || step.variable == "v") {
                 if (ofEnergies && ofForces)
-                    throw OpenMMException("MonteCarloModeJump: in the step " + step.variable + " = " + step.expression + " of the CustomIntegrator energies "
-                                          "scale forces, so it follows another potential than the System's, by which jumps are tested, as accelerated "
-                                          "molecular dynamics (AMDIntegrator) does; choose another integrator");
+                    throw OpenMMException("MonteCarloModeJump: in the step " + step.variable + " = " + step.expression + " of the CustomIntegrator, energies "
+                                          "scale forces, so it follows a different potential from that of the System, which jumps use, as accelerated "
+                                          "molecular dynamics (AMDIntegrator) does; use another integrator");
                 continue;
             }
             if (ofEnergies && used.count("uniform") == 0)
@@ -166,8 +166,8 @@ void checkGroups(const vector<Step>& steps, const CustomIntegrator& integrator, 
         for (int group : groupsOf(system.getForce(i)))
             if (used.count(group) == 0 && (integrator.getIntegrationForceGroups() >> group & 1) != 0)
                 throw OpenMMException("MonteCarloModeJump: force group " + to_string(group) + " (" + className(system.getForce(i)) +
-                                      ") is not in the steps of the CustomIntegrator, but would decide about jumps: call "
-                                      "integrator.setIntegrationForceGroups({" + list + "}) before the Context is made");
+                                      ") is not in the steps of the CustomIntegrator, but jumps would use it: call "
+                                      "integrator.setIntegrationForceGroups({" + list + "}) before creating the Context");
 }
 
 } // namespace

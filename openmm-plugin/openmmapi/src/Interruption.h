@@ -12,8 +12,8 @@ namespace ModeJumpPlugin {
 inline void endIfInterrupted(const OpenMM::OpenMMException& error) {
     const std::string text = error.what();
     if (text.empty() || text == "<NULL>")
-        throw OpenMM::OpenMMException("MonteCarloModeJump: a PythonForce raised an exception without a text, which may be Ctrl-C; one with a text, such as of "
-                                      "`assert condition, text`, rejects a proposal, and the run goes on");
+        throw OpenMM::OpenMMException("MonteCarloModeJump: a PythonForce raised an exception without a message, which may be Ctrl-C; one with a message, such "
+                                      "as that of `assert condition, message`, rejects a proposal, and the run continues");
 }
 
 } // namespace ModeJumpPlugin

@@ -17,7 +17,7 @@ public:
         Json result = element(0);
         space();
         if (at != text.size())
-            fail("something follows the end");
+            fail("unexpected text after the end");
         return result;
     }
 

@@ -27,7 +27,7 @@ string readFile(const string& path) {
     ifstream file(path, ios::binary);
     ostringstream bytes;
     if (!file || !(bytes << file.rdbuf()))
-        throw OpenMMException("modejump: the model file " + path + " cannot be read; give the path of a file written by " +
+        throw OpenMMException("modejump: the model file " + path + " could not be read; pass the path of a file written by " +
                               "`modejump train` or `modejump convert`");
     return bytes.str();
 }
@@ -84,7 +84,7 @@ Model::Model(const string& bytes, const string& name, const modejump_model_optio
         dimension -= auxiliary;
         if (dimension % 3 != 0)
             throw OpenMMException("modejump: model " + name + " has " + to_string(dimension) +
-                                  " coordinates, which is not three for each atom");
+                                  " coordinates, which is not a multiple of three");
         atoms = static_cast<int>(dimension / 3);
         readDescription(json);
     } catch (...) {

@@ -58,8 +58,8 @@ shared_ptr<const Model> MonteCarloModeJump::Source::load(uint32_t flags) const {
     options.decoding_tolerance = loading.decodingTolerance;
     auto loaded = data.empty() ? Model::fromFile(file, options) : Model::fromBytes(data, file, options);
     require(hash.empty() || hash == loaded->hash,
-            "the model file " + file + " has the hash " + loaded->hash + ", not " + hash +
-                " as when this was set up; restore that file, or set up the move anew");
+            "the model file " + file + " has the hash " + loaded->hash + ", but " + hash +
+                " when this was set up; restore that file, or set up the move again");
     hash = loaded->hash;
     return loaded;
 }
@@ -105,19 +105,19 @@ void MonteCarloModeJump::setDecoding(Decoding value) {
 }
 
 void MonteCarloModeJump::setSegment(int tokens) {
-    require(tokens >= 1, "a segment has 1 token or more");
+    require(tokens >= 1, "a segment must have at least 1 token");
     generator.loading.segment = tokens;
     generator.model.reset();
 }
 
 void MonteCarloModeJump::setDecodingTolerance(double value) {
-    require(value > 0 && isfinite(value), "the tolerance of decoding is a positive number");
+    require(value > 0 && isfinite(value), "the decoding tolerance must be a positive number");
     generator.loading.decodingTolerance = value;
     generator.model.reset();
 }
 
 void MonteCarloModeJump::setDecodingPasses(int count) {
-    require(count >= 1, "decoding by iteration takes 1 pass or more");
+    require(count >= 1, "iterative decoding requires at least 1 pass");
     generator.loading.decodingPasses = count;
     generator.model.reset();
 }
@@ -136,27 +136,27 @@ void MonteCarloModeJump::embedModel() {
 }
 
 void MonteCarloModeJump::setFrequency(int steps) {
-    require(steps >= 0, "the frequency cannot be negative; 0 switches the moves off");
+    require(steps >= 0, "the frequency must not be negative; 0 switches the moves off");
     frequency = steps;
 }
 
 void MonteCarloModeJump::setNumProposals(int count) {
-    require(count >= 1, "at least one proposal is needed for an attempt");
+    require(count >= 1, "the number of proposals must be at least 1");
     numProposals = count;
 }
 
 void MonteCarloModeJump::setDrivenPath(int steps, int relaxation, double stepSize) {
-    require(steps >= 0, "a driven path has 1 step or more; 0 switches it off");
+    require(steps >= 0, "the number of driven steps must not be negative; 0 switches the driven path off");
     require(relaxation >= 1 && stepSize > 0 && isfinite(stepSize),
-            "the other particles give way by trajectories of at least 1 step of positive size");
+            "the relaxations of a driven path must have at least 1 step of positive size");
     drivenSteps = steps;
     relaxationSteps = relaxation;
     relaxationStepSize = stepSize;
 }
 
 void MonteCarloModeJump::setAnnealing(int stages, int moves, double step) {
-    require(stages >= 0, "annealing has 1 stage or more; 0 switches it off");
-    require(moves >= 1 && step > 0 && isfinite(step), "annealing makes at least 1 move a stage, with a step of positive size (nm^2)");
+    require(stages >= 0, "the number of annealing stages must not be negative; 0 switches annealing off");
+    require(moves >= 1 && step > 0 && isfinite(step), "annealing must make at least 1 move per stage, with a step of positive size (nm^2)");
     annealingStages = stages;
     annealingMoves = moves;
     annealingStep = step;
@@ -164,27 +164,27 @@ void MonteCarloModeJump::setAnnealing(int stages, int moves, double step) {
 
 void MonteCarloModeJump::setLatentWalk(const vector<double>& widths) {
     for (double width : widths)
-        require(width > 0 && isfinite(width), "the widths of a latent walk are positive numbers; without any there is no walk");
+        require(width > 0 && isfinite(width), "the widths of a latent walk must be positive numbers; none switch it off");
     latentWalk = widths;
 }
 
 void MonteCarloModeJump::setRotations(int count) {
-    require(count >= 0, "the density is averaged over 1 orientation or more; 0 stands for no average");
+    require(count >= 0, "the number of orientations must not be negative; 0 switches averaging off");
     rotations = count;
 }
 
 void MonteCarloModeJump::setLeapfrogSteps(int steps) {
-    require(steps >= 0, "a trajectory has 1 leapfrog step or more; 0 stands for single steps without one");
+    require(steps >= 0, "the number of leapfrog steps must not be negative; 0 means single steps");
     leapfrogSteps = steps;
 }
 
 void MonteCarloModeJump::setTemperature(double kelvin) {
-    require(kelvin >= 0 && isfinite(kelvin), "the temperature is a number and not negative; 0 takes it from the integrator");
+    require(kelvin >= 0 && isfinite(kelvin), "the temperature must be finite and not negative; 0 means that of the integrator");
     temperature = kelvin;
 }
 
 void MonteCarloModeJump::setDefaultReplica(int value) {
-    require(value >= 0 && value < 4096, "a replica is a number from 0 to 4095");
+    require(value >= 0 && value < 4096, "the replica must be a number from 0 to 4095");
     defaultReplica = value;
 }
 
@@ -193,7 +193,7 @@ shared_ptr<const Model> MonteCarloModeJump::getModel() const { return generator.
 bool MonteCarloModeJump::isScreened() const {
     const bool screened = !screen.file.empty() || !screen.data.empty();
     require(screened || acceptance == Acceptance::Exact,
-            "acceptance by a surrogate needs one: set it as the screening model");
+            "acceptance by a surrogate requires one: set it as the screening model");
     return screened;
 }
 

@@ -190,8 +190,9 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     checkEnsemble(context.getIntegrator(), system);
     checkCalls(context.getIntegrator());
     if (removesMomentum(system) && isHeldInSpace(system))
-        cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and particles without mass or a Force that depends on where particles are in space: the dynamics keeps the centre of mass where it is, and "
-                "jumps do not, so averages depend on how often they come; leave the CMMotionRemover out (createSystem with removeCMMotion=False)" << endl;
+        cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and particles without mass or a Force that depends on absolute positions: the "
+                "dynamics keeps the centre of mass fixed, but jumps do not, so averages depend on the frequency of jumps; remove the "
+                "CMMotionRemover (createSystem with removeCMMotion=False)" << endl;
     massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
         if (system.getParticleMass(i) > 0)
@@ -207,18 +208,18 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
 void MonteCarloModeJumpImpl::checkMethod() const {
     const bool driven = owner.getDrivenSteps() > 0, annealed = owner.getAnnealingStages() > 0, walk = !owner.getLatentWalk().empty();
     if (driven + annealed + walk + (screen != nullptr) > 1)
-        throw OpenMMException("MonteCarloModeJump: a driven path, annealing, a latent walk and a screening model exclude each other; "
+        throw OpenMMException("MonteCarloModeJump: a driven path, annealing, a latent walk and a screening model are mutually exclusive; "
                               "set one of them");
     if ((driven || walk) && owner.getNumProposals() > 1)
-        throw OpenMMException("MonteCarloModeJump: a driven path and a latent walk go with one proposal, not " +
+        throw OpenMMException("MonteCarloModeJump: a driven path and a latent walk require one proposal, not " +
                               to_string(owner.getNumProposals()));
     if (owner.getRotations() > 0 && (driven || annealed || walk || screen))
-        throw OpenMMException("MonteCarloModeJump: averages over orientations go with the model's own proposals, not with a driven path, "
+        throw OpenMMException("MonteCarloModeJump: averages over orientations require the model's own proposals, not a driven path, "
                               "annealing, a latent walk or a screening model");
     if (owner.getLeapfrogSteps() > 0 && !annealed && !walk)
-        throw OpenMMException("MonteCarloModeJump: leapfrog steps belong to annealing or to a latent walk; set one of these");
+        throw OpenMMException("MonteCarloModeJump: leapfrog steps require annealing or a latent walk; set one of these");
     if (model->hasModes && owner.getNumProposals() > 1 && !screen && !annealed)
-        throw OpenMMException("MonteCarloModeJump: " + to_string(owner.getNumProposals()) + " proposals: a jump between modes has one");
+        throw OpenMMException("MonteCarloModeJump: " + to_string(owner.getNumProposals()) + " proposals: a jump between modes requires one");
 }
 
 /** Makes the move according to the current options; the previous move is kept if they are refused. */
@@ -281,7 +282,7 @@ unique_ptr<System> withoutJumps(const System& outer) {
         system.reset(XmlSerializer::clone<System>(outer));
     } catch (const exception& error) {
         throw OpenMMException(string("MonteCarloModeJump: a driven path computes energies in a copy of the System, and one of its Forces cannot be copied (a "
-                                     "PythonForce needs a function of a module): ") +
+                                     "PythonForce requires a function of a module): ") +
                               error.what());
     }
     for (int i = system->getNumForces() - 1; i >= 0; i--)
@@ -310,12 +311,12 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
     if (steps == 0)
         return nullptr;
     if (allMoved)
-        throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to give way; leave the driven "
-                              "path out");
+        throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to relax; remove the driven "
+                              "path");
     const uint64_t numbers = (2 * static_cast<uint64_t>(context.getSystem().getNumParticles()) + 1) * steps;
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
-                              " steps needs more random numbers than an attempt has; use fewer steps");
+                              " steps requires more random numbers than an attempt has; use fewer steps");
     // a new Context restarts the random numbers of the Reference platform, which all Contexts of a process share
     const CommonRandomNumbers kept;
     return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
@@ -347,8 +348,8 @@ double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, 
     const double here = solvent->energyAt(x.data());
     // only rounding
     if (!(abs(here - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
-        throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, on the driven path " +
-                              to_string(here) + " kJ/mol: was a Force changed after the Context was made? Call " +
+        throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, but on the driven path " +
+                              to_string(here) + " kJ/mol: a Force may have been changed after the Context was created; call " +
                               "context.reinitialize(preserveState=True) after such a change");
     return here;
 }
@@ -369,7 +370,7 @@ double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     if (!warned && !model->steerable && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
         warned = true;
         cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
-             << " K, the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;
+             << " K, but the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;
     }
     warnOfTemperature(context);
     return BOLTZ * kelvin;
@@ -386,9 +387,9 @@ void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
     if (other <= 0 || abs(other - temperature) <= 1e-3)
         return;
     warnedOfTemperature = true;
-    cerr << "MonteCarloModeJump: its temperature was set to " << temperature << " K, that of the integrator or thermostat is " << other
-         << " K: jumps and dynamics sample different ensembles, and averages are those of neither. Leave the temperature out, and each attempt asks "
-         << "the integrator or thermostat for it" << endl;
+    cerr << "MonteCarloModeJump: its temperature is set to " << temperature << " K, but that of the integrator or thermostat is " << other
+         << " K: jumps and dynamics sample different ensembles, and averages are those of neither. Do not set the temperature, so that each attempt "
+         << "uses that of the integrator or thermostat" << endl;
 }
 
 /**
@@ -406,9 +407,9 @@ void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
     if (warnedOfRepetition)
         return;
     warnedOfRepetition = true;
-    cerr << "MonteCarloModeJump: an attempt at step " << step << " comes after one at step " << last << ": the step count went back, and with the "
-         << "seed that was given jumps repeat the random numbers of these steps. A run that is continued from a checkpoint shall; for independent runs set "
-         << "the Context parameter " << MonteCarloModeJump::Replica() << " to another value in each, or give no seed; for replica exchange call "
+    cerr << "MonteCarloModeJump: an attempt at step " << step << " comes after one at step " << last << ": the step count was reset, and with the "
+         << "given seed jumps repeat the random numbers of these steps. This is right for a run continued from a checkpoint; for independent runs set "
+         << "the Context parameter " << MonteCarloModeJump::Replica() << " to a different value in each, or set no seed; for replica exchange call "
          << "modejump.assign_replica_streams" << endl;
 }
 
@@ -468,7 +469,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     if (!std::isfinite(energy))
         throw OpenMMException("MonteCarloModeJump: the reduced potential is " + to_string(energy / trial.kT) + " at step " +
                               to_string(context.getStepCount()) +
-                              ": the simulation has failed before the move; minimize the energy first, or take a smaller time step");
+                              ": the simulation failed before the move; minimize the energy first, or use a smaller time step");
     moved->save();
     moved->getPositions(x);
     if (solvent)
@@ -569,14 +570,14 @@ string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
         return "";
     ostringstream text;
     text.precision(2);
-    text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted, and " << s.expectedAcceptance
-         << " +- " << s.expectedAcceptanceError << " of all is to be expected (the mean of their probabilities). The model " << model->name
+    text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted; the expected acceptance is " << s.expectedAcceptance
+         << " +- " << s.expectedAcceptanceError << " (mean acceptance probability). The model " << model->name
          << " moves " << particles.size() << " of " << massive.size() << " particles, and the others ";
     if (solvent)
-        text << "cannot give way fast enough: make the driven path longer (now " << owner.getDrivenSteps()
-             << " steps), or its relaxations, or use an implicit solvent and learned replica exchange";
+        text << "cannot relax fast enough: use a longer driven path (now " << owner.getDrivenSteps()
+             << " steps) or longer relaxations, or an implicit solvent and learned replica exchange";
     else
-        text << "stand in the way of its proposals: let them give way (setDrivenPath, in Python driven_steps), or use an implicit "
+        text << "overlap with its proposals: let them relax (setDrivenPath, in Python driven_steps), or use an implicit "
                 "solvent and learned replica exchange";
     return text.str();
 }
@@ -604,7 +605,8 @@ void MonteCarloModeJumpImpl::tellOfFailure(const string& reason) {
     if (toldOfFailure)
         return;
     toldOfFailure = true;
-    cerr << "MonteCarloModeJump: OpenMM has no energy of a proposal, or of a configuration on the way to one, which is rejected: " << reason << endl;
+    cerr << "MonteCarloModeJump: OpenMM could not compute the energy of a proposal, or of a configuration on the path to it; the proposal is rejected: "
+         << reason << endl;
 }
 
 void MonteCarloModeJumpImpl::resetStatistics() {

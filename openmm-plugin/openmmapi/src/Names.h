@@ -27,7 +27,7 @@ template <typename Option> Option named(const std::vector<std::string>& names, c
             return static_cast<Option>(i);
         list += (i == 0 ? "" : i + 1 == names.size() ? " or " : ", ") + names[i];
     }
-    throw OpenMM::OpenMMException("MonteCarloModeJump: there is no " + what + " \"" + name + "\"; it is " + list);
+    throw OpenMM::OpenMMException("MonteCarloModeJump: unknown " + what + " \"" + name + "\"; it must be " + list);
 }
 
 } // namespace ModeJumpPlugin

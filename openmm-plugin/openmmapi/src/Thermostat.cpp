@@ -50,7 +50,7 @@ double chainTemperature(const NoseHooverIntegrator& integrator) {
             if (temperature > 0 && other != temperature) {
                 ostringstream message;
                 message << "MonteCarloModeJump: the NoseHooverIntegrator has chains at " << temperature << " K and at " << other
-                        << " K, and a move has one temperature: set that of the MonteCarloModeJump, for the particles that it moves";
+                        << " K, but a move has a single temperature: set that of the MonteCarloModeJump, for the particles that it moves";
                 throw OpenMMException(message.str());
             }
             temperature = other;
@@ -102,7 +102,7 @@ double temperatureOf(ContextImpl& context) {
     if (temperature > 0 && other != temperature) {
         ostringstream message;
         message << "MonteCarloModeJump: the " << className(context.getIntegrator()) << " is at " << temperature << " K and the AndersenThermostat at "
-                << other << " K, so the dynamics samples the ensemble of neither: give both one temperature, or leave one of them out";
+                << other << " K, so the dynamics samples the ensemble of neither: use the same temperature for both, or remove one of them";
         throw OpenMMException(message.str());
     }
     return temperature > 0 ? temperature : other;
@@ -115,8 +115,8 @@ double findTemperature(ContextImpl& context) {
     if (temperature <= 0)
         throw OpenMMException(
             "MonteCarloModeJump: no temperature above 0 K found with " + className(context.getIntegrator()) +
-            ". Begin to jump when the system is warm, use a thermostatted integrator, add an AndersenThermostat, give a CustomIntegrator a global variable kT "
-            "(kJ/mol) or temperature (K), or set the temperature of the MonteCarloModeJump");
+            ". Start jumping when the system is warm, use a thermostatted integrator, add an AndersenThermostat, add a global variable kT (kJ/mol) or "
+            "temperature (K) to a CustomIntegrator, or set the temperature of the MonteCarloModeJump");
     return temperature;
 }
 
@@ -136,11 +136,11 @@ void checkEnsemble(const Integrator& all, const System& system) {
         if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
             dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
             throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
-                                  "the System; choose another integrator");
+                                  "the System; use another integrator");
         const auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator);
         if (noseHoover != nullptr && noseHoover->getMaximumPairDistance() > 0)
-            throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that the energy of jumps "
-                                  "does not have; leave setMaximumPairDistance out");
+            throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that is missing in the energy "
+                                  "of jumps; remove setMaximumPairDistance");
     });
 }
 
@@ -156,8 +156,8 @@ void checkStepLengths(const Integrator& all) {
         const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
         if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
             dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt")))
-            throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts that are "
-                                  "counted in steps would come too often there, and populations would be wrong; take steps of one length, or set the "
+            throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts "
+                                  "counted in steps would be too frequent there, and populations would be wrong; use a fixed step size, or set the "
                                   "frequency to 0 and call attempt() at equal times (after integrator.stepTo)");
     });
 }
@@ -169,9 +169,9 @@ void checkConstrainedSteps(ContextImpl& context) {
     forEach(context.getIntegrator(), [&](const Integrator& integrator) {
         const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
         if (custom != nullptr && movesBonds(*custom))
-            throw OpenMMException("MonteCarloModeJump: on the platform " + platform + " this CustomIntegrator would constrain bonds in the directions that "
-                                  "they had before a jump: call addConstrainPositions() directly after addUpdateContextState(), or use "
-                                  "LangevinMiddleIntegrator (instead of MTSLangevinIntegrator, too)");
+            throw OpenMMException("MonteCarloModeJump: on the platform " + platform + " this CustomIntegrator would constrain bonds in their directions "
+                                  "before a jump: call addConstrainPositions() directly after addUpdateContextState(), or use "
+                                  "LangevinMiddleIntegrator (also instead of MTSLangevinIntegrator)");
     });
 }
 

@@ -41,7 +41,7 @@ def _whole(value, name, kind=c_uint64):
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; a whole number is needed") from None
+        raise TypeError(f"{name} is {value!r}; it must be a whole number") from None
     most = 256 ** ctypes.sizeof(kind) - 1
     if not 0 <= number <= most:
         raise ValueError(f"{name} is {number}; it must be a whole number from 0 to {most}")
@@ -161,13 +161,13 @@ def _load():
     path = Path(named) if named else next((path for path in installed if path.exists()), installed[-1])
     if not path.exists():
         raise ImportError(
-            f"{NAME} is not at {path}; install the package with `pip install ./openmm-plugin`, or set MODEJUMP_LIBRARY to it"
+            f"{NAME} was not found at {path}; install the package with `pip install ./openmm-plugin`, or set MODEJUMP_LIBRARY to its path"
         )
     library = ctypes.CDLL(str(path))
     library.modejump_abi_version.restype = c_uint32
     found = library.modejump_abi_version()
     if found != ABI:
-        raise ImportError(f"{path} has interface {found}, this package needs {ABI}; reinstall modejump")
+        raise ImportError(f"{path} has interface version {found}, but this package requires {ABI}; reinstall modejump")
     return library
 
 
@@ -199,7 +199,7 @@ class _Owner:
             getattr(_library, self._free)(self._handle)
 
     def __reduce_ex__(self, protocol):
-        raise TypeError(f"a {type(self).__name__} can be neither copied nor pickled: {self._origin}")
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: {self._origin}")
 
 
 class _SharedOwner(_Owner):
@@ -215,7 +215,7 @@ class _SharedOwner(_Owner):
 def _handle_of(value, kind, what):
     """Handle of an argument, which must be of this kind."""
     if not isinstance(value, kind):
-        raise TypeError(f"{what} is of type {type(value).__name__}, not {kind.__name__}: {kind._origin}")
+        raise TypeError(f"{what} has type {type(value).__name__}, not {kind.__name__}: {kind._origin}")
     return value._handle
 
 
@@ -243,8 +243,8 @@ class _Callback:
         n, values = len(x), np.asarray(reduced(self.potential(x), "the potential"), dtype=float)
         if values.shape != (n,):
             raise ValueError(
-                f"the potential of {n} configurations has the shape {values.shape}, not ({n},): "
-                "it gets them all in one array and returns an array of a number for each"
+                f"the potential of {n} configurations has shape {values.shape}, not ({n},): "
+                "it gets all of them in one array and must return an array with one number for each"
             )
         return values
 
@@ -263,7 +263,7 @@ class _Callback:
             slopes = in_unit(slopes, unit.nanometer**-1, "du/dx", "u is U/kT, so divide by kT")
             values, slopes = np.asarray(reduced(values, "the potential"), dtype=float), np.asarray(slopes, dtype=float)
             if values.shape != (n,) or slopes.shape != shape:
-                raise ValueError(f"u and du/dx have the shapes {values.shape} and {slopes.shape}, not ({n},) and {shape}")
+                raise ValueError(f"u and du/dx have shapes {values.shape} and {slopes.shape}, not ({n},) and {shape}")
             np.ctypeslib.as_array(u, (n,))[:] = values
             np.ctypeslib.as_array(gradient, shape)[:] = slopes
             return 0
@@ -283,7 +283,7 @@ class _Callback:
         try:
             text = str(error)
         except Exception:
-            text = "without a text"
+            text = "no message"
         _library.modejump_set_last_error(f"{who} raised {type(error).__name__}: {text}".encode(errors="replace"))
         return 1
 
@@ -330,6 +330,6 @@ def _constraints(model, atoms, lengths, masses):
     lengths, masses = in_unit(lengths, unit.nanometer, "a length"), in_unit(masses, unit.dalton, "a mass")
     lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
     if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension - model.auxiliary:
-        raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {model.shape[0]} atoms")
+        raise ValueError(f"found {len(atoms)} bonds, {len(lengths)} lengths and {len(masses)} masses of {model.shape[0]} atoms")
     pairs = atoms.ctypes.data_as(POINTER(c_uint64))
     return (c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses)), (atoms, lengths, masses)

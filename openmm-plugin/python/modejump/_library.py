@@ -70,8 +70,8 @@ def _load():
     path = _find()
     if not path.exists():
         raise ImportError(
-            f"the OpenMM plugin of modejump is not at {path}; install it with `pip install ./openmm-plugin`, "
-            "or set MODEJUMP_OPENMM_PLUGIN to the library"
+            f"the OpenMM plugin of modejump was not found at {path}; install it with `pip install ./openmm-plugin`, "
+            "or set MODEJUMP_OPENMM_PLUGIN to the path of the library"
         )
     # No effect if OpenMM has loaded the library already.
     openmm.Platform.loadPluginLibrary(str(path))
@@ -80,7 +80,7 @@ def _load():
     library.modejump_openmm_last_error.restype = c_char_p
     found = library.modejump_openmm_abi_version()
     if found != ABI:
-        raise ImportError(f"{path} has interface {found}, this package needs {ABI}; reinstall modejump")
+        raise ImportError(f"{path} has interface version {found}, but this package requires {ABI}; reinstall modejump")
     for name, arguments in SIGNATURES.items():
         function = getattr(library, "modejump_openmm_" + name)
         function.argtypes = arguments
@@ -94,7 +94,7 @@ library = _load()
 def address(wrapped, kind=openmm.Force):
     """Address of the C++ object behind an OpenMM Python object, which must be of this kind."""
     if not isinstance(wrapped, kind):
-        raise TypeError(f"a {kind.__name__} of OpenMM is needed, not a {type(wrapped).__name__}")
+        raise TypeError(f"expected an OpenMM {kind.__name__}, found a {type(wrapped).__name__}")
     return int(wrapped.this)
 
 

@@ -51,7 +51,7 @@ class Exchange(_Owner):
         instead of each replica keeping its own.
     """
 
-    _free, _origin = "modejump_exchange_free", "make another with modejump.Exchange(map)"
+    _free, _origin = "modejump_exchange_free", "create another with modejump.Exchange(map)"
 
     def __init__(self, map, *, seed=None, carry_frames=False):
         handle = _handle_of(map, Bijection, "the map")
@@ -79,7 +79,7 @@ class Exchange(_Owner):
         for i, start in enumerate((a, b)):
             rows, shape = model._rows(start)
             if shape != ():
-                raise ValueError(f"one configuration of shape {model.shape} is needed, got {np.shape(start)}")
+                raise ValueError(f"expected one configuration of shape {model.shape}, found shape {np.shape(start)}")
             x.append(rows.copy())
             callbacks.append(_Callback(potentials[i], model.shape))
             u = callbacks[i].of_one(x[i]) if reduced_potentials is None else reduced(reduced_potentials[i], "a reduced potential")

@@ -46,7 +46,7 @@ def _index(value):
     """A particle index; checked here, since ctypes would not report that it does not fit."""
     value = operator.index(value)
     if not 0 <= value < 2**31:
-        raise openmm.OpenMMException(f"MonteCarloModeJump: particles has {value}; particles are numbered from 0 to {2**31 - 1} at most")
+        raise openmm.OpenMMException(f"MonteCarloModeJump: particles contains {value}; it must be a number from 0 to {2**31 - 1}")
     return value
 
 

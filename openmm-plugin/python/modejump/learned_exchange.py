@@ -62,7 +62,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         maps = list(maps)
         if len(maps) != len(states) - 1:
             pairs = len(states) - 1
-            raise ValueError(f"{len(states)} states have {pairs} pairs of neighbours, but {len(maps)} maps are given")
+            raise ValueError(f"{len(states)} states have {pairs} pairs of neighbours, but the number of maps is {len(maps)}")
         system = simulation.system
         self.particles = list(range(system.getNumParticles()) if particles is None else particles)
         self.seed = own_seed(seed)
@@ -90,8 +90,8 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             if abs(found.value - asked) > 1e-3 * asked:
                 here = f"is at {found.value:.6g} K" if found.value > 0 else "has no temperature, or several"
                 raise ValueError(
-                    f"state {k} is at {asked:.6g} K, and with {integrator} its dynamics {here}: use an integrator with setTemperature(), or give a CustomIntegrator a "
-                    "global variable temperature (K)"
+                    f"state {k} is at {asked:.6g} K, but with {integrator} its dynamics {here}: use an integrator with setTemperature(), or a CustomIntegrator "
+                    "with a global variable temperature (K)"
                 )
         context.setState(before)
 
@@ -178,17 +178,17 @@ def or_infinity(energy):
     except openmm.OpenMMException as error:
         if str(error) in ("", "<NULL>"):
             raise openmm.OpenMMException(
-                "a PythonForce raised an exception without a text, which may be Ctrl-C; one with a text, such as of `assert condition, text`, rejects a "
-                "proposal, and the run goes on"
+                "a PythonForce raised an exception without a message, which may be Ctrl-C; one with a message, such as that of `assert condition, message`, "
+                "rejects a proposal, and the run continues"
             ) from error
-        warnings.warn(f"OpenMM has no energy of a proposal, which is rejected: {error}", stacklevel=2)
+        warnings.warn(f"OpenMM could not compute the energy of a proposal, which is rejected: {error}", stacklevel=2)
         return math.inf
 
 
 def _refuse_barostats(system):
     for force in system.getForces():
         if "Barostat" in type(force).__name__:
-            raise ValueError(f"{type(force).__name__}: exchanges through maps are made at constant volume; remove it")
+            raise ValueError(f"{type(force).__name__}: exchanges through maps require constant volume; remove it")
 
 
 def _refuse_other_groups(states, system, integrator):
@@ -202,10 +202,10 @@ def _refuse_other_groups(states, system, integrator):
         for group, name in sorted(there.items()):
             here, tested = float(group in followed), weights.get(group, 0.0)
             if here != tested:
-                remedy = "have states differ in a parameter of the Context" if "groups" in state else "give each state these groups, as 'groups'"
+                remedy = "let states differ in a parameter of the Context instead" if "groups" in state else "set these groups in each state, as 'groups'"
                 raise ValueError(
-                    f"force group {group} ({name}) counts {tested:g} times in the energy of state {k}, by which exchanges are tested, and {here:g} times in its "
-                    f"dynamics, which follows integrator.getIntegrationForceGroups(): {remedy}"
+                    f"force group {group} ({name}) counts {tested:g} times in the energy of state {k}, which exchanges use, but {here:g} times in its "
+                    f"dynamics, which uses integrator.getIntegrationForceGroups(): {remedy}"
                 )
 
 
@@ -224,11 +224,11 @@ def _check_atoms(model, topology, particles):
     """Refuses a model whose atoms differ from the particles, naming the first difference."""
     described = model.metadata.get("topology")
     if 3 * len(particles) != model.dimension:
-        raise ValueError(f"the map has {model.dimension // 3} atoms, and {len(particles)} particles are given")
+        raise ValueError(f"the map has {model.dimension // 3} atoms, but the number of particles is {len(particles)}")
     atoms = list(topology.atoms())
     for i, particle in enumerate(particles):
         if not 0 <= particle < len(atoms):
-            raise ValueError(f"particle {particle} does not exist: the System has {len(atoms)}")
+            raise ValueError(f"particle {particle} is out of range: the number of particles in the System is {len(atoms)}")
         element = atoms[particle].element
         theirs = described["elements"][i] if described else "X"  # X: beads, which PDB files guess an element for
         if theirs.upper() != "X" and element is not None and element.symbol.lower() != theirs.lower():
@@ -244,11 +244,11 @@ def constraints_among(system, particles):
     for k in range(system.getNumConstraints()):
         a, b, length = system.getConstraintParameters(k)
         if (a in atom) != (b in atom):
-            raise ValueError(f"the constraint between particles {a} and {b} leaves the molecule that the maps move")
+            raise ValueError(f"the constraint between particles {a} and {b} is not within the molecule that the maps move")
         if a in atom:
             pairs.append((atom[a], atom[b]))
             lengths.append(length.value_in_unit(unit.nanometer))
     masses = [system.getParticleMass(particle).value_in_unit(unit.dalton) for particle in particles]
     if 0 in masses:
-        raise ValueError(f"particle {particles[masses.index(0)]} has no mass: the System holds it in place, and moves would not")
+        raise ValueError(f"particle {particles[masses.index(0)]} has no mass: the System holds it in place, but moves would not")
     return pairs, lengths, masses

@@ -87,7 +87,7 @@ class Model(_SharedOwner):
     ):
         if precision not in PRECISIONS or decoding not in DECODINGS:
             names = "; ".join(", ".join(names) for names in (PRECISIONS, DECODINGS))
-            raise ValueError(f"precision {precision!r} and decoding {decoding!r}: use {names}")
+            raise ValueError(f"unknown precision {precision!r} or decoding {decoding!r}; known values: {names}")
         options, handle = _ModelOptions(), c_void_p()
         _call("model_options_init", byref(options))
         options.precision, options.decoding = PRECISIONS.index(precision), DECODINGS.index(decoding)
@@ -97,7 +97,7 @@ class Model(_SharedOwner):
                 setattr(options, name, value)
         path = os.fsencode(path)
         if b"\0" in path:
-            raise ValueError(f"{path!r} is no path: it has a null byte")
+            raise ValueError(f"invalid path {path!r}: it contains a null byte")
         _call("model_load_with", path, byref(options), byref(handle))
         self._own(handle)
 
@@ -137,7 +137,7 @@ class Model(_SharedOwner):
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
         k = len(self.shape)
         if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
-            raise ValueError(f"configurations of shape {self.shape} are needed, got an array of shape {x.shape}")
+            raise ValueError(f"expected configurations of shape {self.shape}, found an array of shape {x.shape}")
         return x.reshape(-1, self.dimension), x.shape[: x.ndim - k]
 
     def sample(self, n, seed=1, first=0):
@@ -171,7 +171,7 @@ class Model(_SharedOwner):
         latent = self.latent_dimension
         z = np.ascontiguousarray(z, dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != latent:
-            raise ValueError(f"latent points of shape (n, {latent}) are needed, got an array of shape {z.shape}")
+            raise ValueError(f"expected latent points of shape (n, {latent}), found an array of shape {z.shape}")
         n = len(z)
         x, log_det, log_density = np.full((n, *self.shape), np.nan), np.empty(n), np.empty(n)
         _call("model_generate", self._handle, c_uint64(n), *map(_pointer, (z, x, log_det, log_density)))
@@ -210,7 +210,7 @@ class Bijection(_SharedOwner):
     for models without a latent space, or with different atoms, latent spaces or frames.
     """
 
-    _free, _origin = "modejump_bijection_free", "make it with modejump.Bijection(from_, to) of two Models"
+    _free, _origin = "modejump_bijection_free", "create it with modejump.Bijection(from_, to) from two Models"
 
     def __init__(self, from_, to):
         handles = _handle_of(from_, Model, "from_"), _handle_of(to, Model, "to")

@@ -118,7 +118,7 @@ class Move(_Owner):
         For "driven": number of perturbations, by default 50.
     """
 
-    _free, _origin = "modejump_move_free", "make another with modejump.Move(model)"
+    _free, _origin = "modejump_move_free", "create another with modejump.Move(model)"
     #: What an attempt needs in addition to the potential: None, "gradient" or "relax".
     _asks = None
     #: Exception that the mode function raised in the present attempt.
@@ -141,18 +141,18 @@ class Move(_Owner):
     ):
         if method not in METHODS or acceptance not in ("exact", "surrogate"):
             methods = ", ".join(METHODS)
-            raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {methods}; exact, surrogate")
+            raise ValueError(f"unknown method {method!r} or acceptance {acceptance!r}; known values: {methods}; exact, surrogate")
         if acceptance == "surrogate" and screen is None:
-            raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
+            raise ValueError('acceptance="surrogate" requires a screen, which decides')
         if screen is not None and method != "independence":
-            raise ValueError("a screen goes with the method independence")
+            raise ValueError("a screen requires the method independence")
         for name in settings:
             if name not in SETTINGS.get(method, ()):
                 takers = [other for other, names in SETTINGS.items() if name in names]
-                where = f"goes with the method {' or '.join(takers)}" if takers else "is no setting of a Move"
-                raise ValueError(f"{name} {where}, not with {method}")
+                where = f"requires the method {' or '.join(takers)}" if takers else "is not a setting of a Move"
+                raise ValueError(f"{name} {where}; the method is {method}")
         if mode is not None and (method != "independence" or screen is not None):
-            raise ValueError("mode goes with the method independence, without a screen")
+            raise ValueError("mode requires the method independence, without a screen")
         handle = _handle_of(model, Model, "the model")
         screening = None if screen is None else _handle_of(screen, Model, "the screen")
         self.model = model
@@ -202,7 +202,7 @@ class Move(_Owner):
 
     def _walk(self, proposals, seed, widths=None, leapfrog=0):
         if proposals != 1:
-            raise ValueError(f"{proposals} proposals: a latent walk makes one step in an attempt")
+            raise ValueError(f"{proposals} proposals: a latent walk makes one step per attempt")
         options, self._asks = _LatentWalk(seed=seed, leapfrog=leapfrog), "gradient" if leapfrog > 0 else None
         if widths is not None:
             widths = np.ascontiguousarray(widths, dtype=np.float64).reshape(-1)
@@ -239,11 +239,11 @@ class Move(_Owner):
         """
         given = {"gradient": gradient, "relax": relax}
         if self._asks is not None and given[self._asks] is None:
-            raise ValueError(f"this move needs `{self._asks}` in every attempt: move.attempt(x, potential, {self._asks}=..., step=...)")
+            raise ValueError(f"this move requires `{self._asks}` in every attempt: move.attempt(x, potential, {self._asks}=..., step=...)")
         x = in_unit(x, unit.nanometer, "the configuration")
         state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
         if state_x.shape != shape:
-            raise ValueError(f"one configuration of shape {shape} is needed, got {np.shape(x)}")
+            raise ValueError(f"expected one configuration of shape {shape}, found shape {np.shape(x)}")
         callback = _Callback(potential, shape, relax, gradient)
         if reduced_potential is None:
             reduced_potential = callback.of_one(state_x)

@@ -205,10 +205,10 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         """Makes the exchanges, once the states are known. Raises ValueError or Error for maps that do not match them."""
         if len(self._maps) != self.n_states - 1:
             pairs, given = self.n_states - 1, len(self._maps)
-            raise ValueError(f"{self.n_states} states have {pairs} pairs of neighbours, but {given} maps: use set_maps")
+            raise ValueError(f"{self.n_states} states have {pairs} pairs of neighbours, but the number of maps is {given}: use set_maps")
         for state in self._thermodynamic_states:
             if state.pressure is not None:
-                raise ValueError("exchanges through maps are made at constant volume: give states without pressure")
+                raise ValueError("exchanges through maps require constant volume; use states without pressure")
         system = self._thermodynamic_states[0].get_system(remove_thermostat=True)
         self._particles = list(range(system.getNumParticles())) if self._particles is None else list(self._particles)
         constraints = constraints_among(system, self._particles)

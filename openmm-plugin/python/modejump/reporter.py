@@ -27,11 +27,11 @@ def _counted(name, given):
         atoms, low, high = given
         atoms, low, high = [int(i) for i in atoms], float(low), float(high)
     except (TypeError, ValueError):
-        raise ValueError(f"torsion {name!r}: give (atoms, low, high), not {given!r}") from None
+        raise ValueError(f"torsion {name!r}: expected (atoms, low, high), found {given!r}") from None
     if len(set(atoms)) != 4 or min(atoms) < 0:
-        raise ValueError(f"torsion {name!r} has the atoms {atoms}: give four, counted from 0")
+        raise ValueError(f"torsion {name!r} has the atoms {atoms}: expected four different ones, counted from 0")
     if not (abs(low) <= _LARGEST_ANGLE and abs(high) <= _LARGEST_ANGLE):
-        raise ValueError(f"torsion {name!r}: {low:g} to {high:g} is no interval within -pi and pi; give radian")
+        raise ValueError(f"torsion {name!r}: {low:g} to {high:g} is not an interval within -pi and pi; use radians")
     return atoms, low, high
 
 
@@ -64,7 +64,7 @@ class ModeJumpReporter:
 
     def __init__(self, file, reportInterval, *, force=None, torsions=None, separator=",", append=False):
         if reportInterval < 1:
-            raise ValueError(f"reportInterval is {reportInterval}: give 1 step or more")
+            raise ValueError(f"reportInterval is {reportInterval}: it must be at least 1 step")
         self._interval = reportInterval
         self._separator = separator
         self._torsions = {name: _counted(name, given) for name, given in (torsions or {}).items()}

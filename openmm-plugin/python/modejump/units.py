@@ -14,10 +14,10 @@ def in_unit(value, wanted, what, advice=None):
         return value
     if not value.unit.is_compatible(wanted):
         needed = "a number without a unit" if wanted.is_dimensionless() else f"a number or a Quantity in {wanted.get_name()}"
-        raise TypeError(f"{what} is in {value.unit.get_name()}; {advice or f'give {needed}'}")
+        raise TypeError(f"{what} is in {value.unit.get_name()}; {advice or f'use {needed}'}")
     return value.value_in_unit(wanted)
 
 
 def reduced(value, what):
     """Reduced potentials, which have no unit."""
-    return in_unit(value, unit.dimensionless, what, "reduced potentials U/kT are needed, so divide by kT")
+    return in_unit(value, unit.dimensionless, what, "expected reduced potentials U/kT, so divide by kT")

@@ -32,7 +32,7 @@ const LOOKED_AT: usize = 1000;
 /// nm, where PDB files have Angstrom.
 pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
     if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
-        return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
+        return Err(Error::file(path, format!("{} has a coordinate of {}", topology.label(i / 3), x0[i])));
     }
     // massless sites lie beside their atoms
     let heavy =
@@ -44,7 +44,7 @@ pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
         Some(d) => Err(Error::file(
             path,
             format!(
-                "the nearest two of the carbon, nitrogen, oxygen, sulphur and phosphorus atoms are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
+                "the closest two carbon, nitrogen, oxygen, sulphur or phosphorus atoms are {:.3} Angstrom apart: coordinates in PDB files must be in Angstrom",
                 10.0 * d
             ),
         )),
@@ -77,7 +77,7 @@ mod run {
 
     /// Multiple of its temperature at which a run has blown up.
     const HOT: f64 = 3.0;
-    const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
+    const REMEDY: &str = "use a smaller --timestep, or check the starting structure";
 
     /// Adds the steps to an error of the engine or of a move, most of which come from numbers that are not finite.
     pub fn failed(error: Error, steps: RangeInclusive<u64>) -> Error {
@@ -88,7 +88,7 @@ mod run {
     /// Errors: a signal ended the run before its first frame, so there is nothing to keep or to report.
     pub fn require_frames(done: u64, all: u64) -> Result<()> {
         match done == 0 && all > 0 {
-            true => Err(Error::Engine("interrupted before the first frame: nothing is recorded or written".into())),
+            true => Err(Error::Engine("interrupted before the first frame: nothing was recorded or written".into())),
             false => Ok(()),
         }
     }
@@ -116,9 +116,9 @@ mod run {
         let Some(saved) = checkpoint::load_run(path, kind, identity)? else { return Ok(None) };
         let done = done(&saved);
         if done > all {
-            return Err(Error::file(path, format!("is {done} {what} on, and --{what} is {all}")));
+            return Err(Error::file(path, format!("has already done {done} {what}, but --{what} is {all}")));
         }
-        eprintln!("going on after {done} {what}");
+        eprintln!("resuming after {done} {what}");
         Ok(Some(saved))
     }
 
@@ -167,7 +167,7 @@ mod run {
             }
             let beginning = Instant::now();
             if let Err(e) = write() {
-                eprintln!("modejump: {e}; the run goes on, and tries again");
+                eprintln!("modejump: {e}; the run continues and will try again");
             }
             self.last = Instant::now();
             self.wait = CHECKPOINT_INTERVAL.max(10 * (self.last - beginning));
@@ -195,7 +195,7 @@ mod run {
             let (energy, temperature) = (simulation.potential_energy()?, simulation.temperature()?);
             if !energy.is_finite() || !temperature.is_finite() {
                 return Err(Error::Engine(format!(
-                    "at step {steps} the potential energy is {energy} kJ/mol, the temperature {temperature} K: {REMEDY}"
+                    "at step {steps} the potential energy is {energy} kJ/mol and the temperature {temperature} K: {REMEDY}"
                 )));
             }
             self.steps = steps;
@@ -232,7 +232,7 @@ mod run {
         pub fn warn_of_heat(&self, kelvin: f64) {
             let mean = self.temperature.iter().sum::<f64>() / self.n() as f64;
             if mean > HOT * kelvin {
-                eprintln!("modejump: the mean temperature is {mean:.3e} K where {kelvin} K were asked for: the run has blown up; {REMEDY}");
+                eprintln!("modejump: the mean temperature is {mean:.3e} K, but {kelvin} K was requested: the run has blown up; {REMEDY}");
             }
         }
 
@@ -275,8 +275,8 @@ mod run {
         let gigabytes = 24e-9 * frames as f64 * particles as f64;
         if gigabytes > 1.0 {
             eprintln!(
-                "note: the {frames} frames of {particles} particles that are recorded take {gigabytes:.1} GB of memory, and half as much again while they are \
-                 written; a larger number of steps between frames takes less"
+                "note: recording {frames} frames of {particles} particles takes {gigabytes:.1} GB of memory, and half as much again while they are written; \
+                 increase the number of steps between frames to reduce it"
             );
         }
     }

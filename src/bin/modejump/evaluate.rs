@@ -33,7 +33,7 @@ type Arrays = BTreeMap<String, (Vec<usize>, Data)>;
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
-        trajectory::require_tensors(&self.output, "values of a network")?;
+        trajectory::require_tensors(&self.output, "network outputs")?;
         check_apart(&self.output, [&self.model, &self.input])?;
         check_writable(&self.output)?;
         let model = load(&self.model, &self.precision)?;
@@ -42,7 +42,8 @@ impl Evaluate {
             (Some(field), _) => input.field(field, model.card().model.flow()),
             (None, Some(energy)) => input.energy(energy),
             (None, None) => {
-                let reason = "has neither a vector field nor an energy; `modejump log-density` evaluates its density";
+                let reason =
+                    "has neither a vector field nor an energy; use `modejump log-density` to evaluate its density";
                 return Err(Error::Model { path: self.model.display().to_string(), reason: reason.into() });
             }
         };
@@ -71,10 +72,11 @@ impl Input {
     fn read(path: &Path, dimension: usize) -> Result<Input> {
         let (mut tensors, _) = open_tensors(path)?;
         let mut take = |name: &str| -> Result<Tensor> {
-            let absent = || Error::file(path, format!("no tensor `{name}`; `x` [n][atoms][3] and `t` [n] are needed"));
+            let absent =
+                || Error::file(path, format!("tensor `{name}` is missing; `x` [n][atoms][3] and `t` [n] are required"));
             let tensor = tensors.remove(name).ok_or_else(absent)?;
             match tensor.data.iter().position(|v| !v.is_finite()) {
-                Some(i) => Err(Error::file(path, format!("`{name}` holds {} at position {i}", tensor.data[i]))),
+                Some(i) => Err(Error::file(path, format!("`{name}` contains {} at position {i}", tensor.data[i]))),
                 None => Ok(tensor),
             }
         };
@@ -83,12 +85,12 @@ impl Input {
             [n, atoms, 3] if 3 * atoms == dimension => (n, atoms),
             _ => {
                 let (found, atoms) = (x.shape, dimension / 3);
-                return Err(Error::file(path, format!("`x` has shape {found:?}, the model needs [n, {atoms}, 3]")));
+                return Err(Error::file(path, format!("`x` has shape {found:?}, expected [n, {atoms}, 3]")));
             }
         };
         match t.data.len() == n {
             true => Ok(Input { t: t.data, x: x.data, shape: vec![n, atoms, 3] }),
-            false => Err(Error::file(path, format!("`t` has {} times for {n} configurations", t.data.len()))),
+            false => Err(Error::file(path, format!("`t` has {} values for {n} configurations", t.data.len()))),
         }
     }
 
@@ -119,7 +121,7 @@ impl Input {
         let d = self.x.len() / self.t.len().max(1);
         let at_end = self.t.iter().filter(|&&t| config.schedule(t).sigma == 0.0).count();
         if at_end > 0 {
-            eprintln!("note: `drift` is not finite in {at_end} rows: their time is the end of the path");
+            eprintln!("note: `drift` is not finite at the end of the path ({at_end} rows)");
         }
         let factors: Vec<(f64, f64)> = self.t.iter().map(|&t| config.schedule(t).by_endpoint()).collect();
         let drift = self.x.iter().zip(f).enumerate().map(|(i, (x, f))| factors[i / d].0 * x + factors[i / d].1 * f);

@@ -89,7 +89,7 @@ mod run {
         pub fn run(self) -> Result<()> {
             for (option, number) in [("exchanges", self.exchanges), ("interval", self.interval)] {
                 if number == 0 {
-                    return Err(Error::invalid(format!("--{option} 0: give 1 or more")));
+                    return Err(Error::invalid(format!("--{option} 0: must be at least 1")));
                 }
             }
             watch_signals()?;
@@ -101,7 +101,7 @@ mod run {
             pairs.for_each(|(model, &kelvin)| warn_of_temperature(model.as_ref(), kelvin, "exchanges"));
             if self.output.len() > models.len() {
                 return Err(Error::invalid(format!(
-                    "{} trajectories of {} temperatures: give --output one file a temperature at most",
+                    "{} trajectories for {} temperatures: --output takes at most one file per temperature",
                     self.output.len(),
                     models.len()
                 )));
@@ -179,7 +179,7 @@ mod run {
         }
 
         fn equilibrate(&self, replicas: &mut ExchangingReplicas) -> Result<()> {
-            let mut progress = Progress::new(self.equilibrate, "exchanges of equilibration");
+            let mut progress = Progress::new(self.equilibrate, "equilibration exchanges");
             for done in 0..self.equilibrate {
                 if interrupted() {
                     break;
@@ -230,16 +230,14 @@ mod run {
             }
             if ensembles.iter().any(|ensemble| ensemble.get("u_mean").is_none()) {
                 let n = records[0].n();
-                eprintln!(
-                    "modejump: no mean energies and temperatures of {n} frames; exchange more often (--exchanges)"
-                );
+                eprintln!("modejump: too few frames for mean energies and temperatures ({n}); use more --exchanges");
             }
             let mut pairs: Vec<Value> = Vec::new();
             for (s, kelvin) in replicas.statistics().zip(temperatures.windows(2)) {
                 pairs.push(json!({ "temperatures": kelvin, "attempts": s.attempts(), "acceptance": s.acceptance() }));
                 if !self.json {
                     let (a, b, accepted) = (kelvin[0], kelvin[1], 100.0 * s.acceptance());
-                    println!("{a} K and {b} K: {} exchanges tried, {accepted:.1} % accepted", s.attempts());
+                    println!("{a} K and {b} K: {} exchanges attempted, {accepted:.1} % accepted", s.attempts());
                 }
             }
             if self.json {

@@ -85,12 +85,12 @@ impl Gromacs {
     pub fn run(self) -> Result<()> {
         if self.equilibrate >= self.cycles && self.equilibrate > 0 {
             return Err(Error::invalid(format!(
-                "--equilibrate {} leaves none of {} cycles to average: give fewer",
+                "--equilibrate {} leaves none of the {} cycles to average: use a smaller number",
                 self.equilibrate, self.cycles
             )));
         }
         if self.cycles == 0 || self.maxh.is_some_and(|hours| hours.is_nan() || hours <= 0.0) {
-            return Err(Error::invalid("--cycles and --maxh have to be positive numbers"));
+            return Err(Error::invalid("--cycles and --maxh must be positive"));
         }
         watch_signals()?;
         let gmx = Gmx::new(&self.gmx, self.mdrun.as_deref())?;
@@ -120,7 +120,8 @@ impl Gromacs {
 
     fn options(&self, folder: &std::path::Path, replica: usize, proposals: usize) -> Result<Options> {
         let in_folder = |path: &PathBuf| if self.multidir.is_empty() { path.clone() } else { folder.join(path) };
-        let first_atom = self.first_atom.checked_sub(1).ok_or_else(|| Error::invalid("atoms count from 1"))?;
+        let first_atom =
+            self.first_atom.checked_sub(1).ok_or_else(|| Error::invalid("--first-atom 0: atoms are counted from 1"))?;
         Ok(Options {
             tpr: in_folder(&self.tpr),
             rerun_tpr: self.rerun_tpr.as_ref().map(in_folder),
@@ -169,7 +170,8 @@ impl Gromacs {
     ) -> Result<()> {
         let done = walker.progress().cycle;
         if done > self.cycles {
-            let message = format!("the run is {done} cycles on, and --cycles is {}: give {done} or more", self.cycles);
+            let message =
+                format!("the run has already done {done} cycles, but --cycles is {}: use {done} or more", self.cycles);
             return Err(Error::invalid(message));
         }
         let mut progress = Progress::among(bars, self.cycles, "cycles");
@@ -233,7 +235,7 @@ fn warn_of_equal_inputs(folders: &[PathBuf], walkers: &[Walker]) {
     for (i, walker) in walkers.iter().enumerate() {
         if let Some(twin) = walkers[..i].iter().position(|other| other.tpr_hash() == walker.tpr_hash()) {
             let [a, b] = [twin, i].map(|k| folders[k].display().to_string());
-            eprintln!("modejump: {a} and {b} have the same run input file: make them with different ld-seed, else their noise is the same");
+            eprintln!("modejump: {a} and {b} have the same run input file: use a different ld-seed for each, otherwise their noise is the same");
         }
     }
 }
@@ -251,7 +253,7 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
     println!(
         "{folder}: {} cycles{}, step {}{}{}",
         progress.cycle,
-        if summary["complete"] == json!(true) { "" } else { " (not all: the same command goes on)" },
+        if summary["complete"] == json!(true) { "" } else { " (incomplete: run the same command again to continue)" },
         progress.step.unwrap_or(0),
         shares(statistics.acceptance(), statistics.effective_fraction()),
         mark(statistics.likelihood().name())
@@ -261,13 +263,13 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
         println!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K");
     }
     let [dynamics, jump] = ["dynamics_s_per_cycle", "jump_s_per_cycle"].map(number);
-    println!("a cycle: {dynamics:.3} s of dynamics, {jump:.3} s for its jump");
+    println!("per cycle: {dynamics:.3} s for dynamics, {jump:.3} s for the jump");
 }
 
 /// Summary of cycles and proposals, if there were any: jumps between modes have no weights of proposals.
 fn shares(moved: f64, ess: f64) -> String {
     let of = |share: f64| Some(100.0 * share).filter(|percent| percent.is_finite());
-    let moved = of(moved).map(|moved| format!("; {moved:.1} % of cycles moved"));
+    let moved = of(moved).map(|moved| format!("; {moved:.1} % of cycles jumped"));
     let ess = of(ess).map(|ess| format!(", ESS {ess:.1} %"));
     moved.unwrap_or_default() + &ess.unwrap_or_default()
 }
@@ -279,8 +281,8 @@ mod tests {
     #[test]
     fn shares_of_nothing_are_left_out() {
         assert_eq!(shares(f64::NAN, f64::NAN), "");
-        assert_eq!(shares(0.5, f64::NAN), "; 50.0 % of cycles moved");
-        assert_eq!(shares(0.5, 0.25), "; 50.0 % of cycles moved, ESS 25.0 %");
+        assert_eq!(shares(0.5, f64::NAN), "; 50.0 % of cycles jumped");
+        assert_eq!(shares(0.5, 0.25), "; 50.0 % of cycles jumped, ESS 25.0 %");
     }
 
     #[test]

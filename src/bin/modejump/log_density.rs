@@ -32,7 +32,7 @@ pub struct LogDensity {
     /// Latent points (`z` [n][latent]) instead of configurations
     #[arg(long, conflicts_with = "frames")]
     z: Option<PathBuf>,
-    /// Temperature, K: takes a steerable model there from the temperature of its training
+    /// Temperature, K, to which a steerable model is steered [default: that of its training]
     #[arg(long)]
     temperature: Option<f64>,
     /// Seed of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is the
@@ -69,7 +69,8 @@ impl LogDensity {
         let mut arrays: BTreeMap<String, (Vec<usize>, Data)> = BTreeMap::new();
         let flow = model.flow();
         let (frames, mut log_density) = if let Some(path) = &self.z {
-            let flow = flow.ok_or_else(|| Error::invalid("this model has no latent space; give configurations"))?;
+            let flow = flow
+                .ok_or_else(|| Error::invalid("this model has no latent space; pass configurations instead of --z"))?;
             let z = read_latent(path, flow.latent_dimension())?;
             let n = z.len() / flow.latent_dimension();
             let (mut x, mut log_det, mut log_density) = (vec![0.0; n * dimension], vec![0.0; n], evaluations(n));
@@ -78,7 +79,7 @@ impl LogDensity {
             arrays.insert("log_det".into(), (vec![n], Data::F64(log_det)));
             (Frames::new(dimension, x), log_density)
         } else {
-            let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
+            let path = self.frames.as_ref().ok_or_else(|| Error::invalid("FRAMES or --z is required"))?;
             let centroids = if self.keep_centroids { Centroids::AsTheyAre } else { Centroids::Noise };
             let frames = as_of_model(path, self.topology.as_deref(), model.as_ref(), (self.seed, centroids))?;
             let n = frames.n();
@@ -192,7 +193,10 @@ fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64, own: bool) {
         let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
         shift(x, std::array::from_fn(|_| sigma * stream.normal()));
     }
-    eprintln!("note: the centroids of the frames are not the noise of the model's training, so all {n} get one drawn from it (--seed; --keep-centroids takes them as they are)");
+    eprintln!(
+        "note: the centroids of the frames are not distributed like the model's training noise, so all {n} are drawn from it (--seed; \
+         `log-density --keep-centroids` keeps them)"
+    );
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ enum Command {
     Md(md::Md),
     /// Run OpenMM at several temperatures, with exchanges through maps between the ensembles
     Exchange(exchange::Exchange),
-    /// Run GROMACS with jumps: with any gmx, nothing to install
+    /// Run GROMACS with jumps: works with any gmx, nothing to install
     Gromacs(gromacs::Gromacs),
     /// Importance weights against an engine's energies: ESS, free energies. log Z differs between kinds of models by
     /// constants given in docs/comparing.md
@@ -78,7 +78,7 @@ enum Command {
     Smc(smc::Smc),
     /// Compare two samples or trajectories of one molecule: energies, torsions, slow components
     Compare(compare::Compare),
-    /// Compile a model's kernels for a GPU that is in another machine
+    /// Compile a model's kernels for a GPU in another machine
     #[cfg(feature = "cuda")]
     Compile(compile::Compile),
     /// Time the hot paths

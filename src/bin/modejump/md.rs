@@ -118,18 +118,19 @@ pub struct Md {
 /// Parses a range of particles: `7` or `0-21`.
 fn particles(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let number =
-        |text: &str| text.trim().parse::<usize>().map_err(|e| format!("{text:?}: {e}; give particles such as 0-21"));
+    let number = |text: &str| {
+        text.trim().parse::<usize>().map_err(|e| format!("{text:?}: {e}; expected particles such as 0-21"))
+    };
     let range = number(first)?..=number(last)?;
     match range.is_empty() {
-        true => Err(format!("{text} goes backwards")),
+        true => Err(format!("{text}: the first number must not be greater than the last")),
         false => Ok(range),
     }
 }
 
 fn stages(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
-        Ok(0) => Err("give 1 stage or more, or leave it out".into()),
+        Ok(0) => Err("must be at least 1".into()),
         Ok(stages) => Ok(stages),
         Err(e) => Err(e.to_string()),
     }
@@ -263,7 +264,7 @@ mod run {
                 ("--relaxation-timestep", self.relaxation_timestep.is_some(), "--driven", self.driven.is_some()),
             ] {
                 if is_given && !has_one {
-                    return Err(Error::invalid(format!("{option} is of {of}: give that, or leave it out")));
+                    return Err(Error::invalid(format!("{option} requires {of}")));
                 }
             }
             Ok(())
@@ -272,14 +273,16 @@ mod run {
         pub fn run(self) -> Result<()> {
             self.check_options()?;
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
-                return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
+                return Err(Error::invalid("--acceptance surrogate requires --screen with the surrogate"));
             }
             if self.model.is_none() && self.decoding.decoding() != Decoding::Sequential {
-                return Err(Error::invalid("--decoding is one of proposals: give their --model"));
+                return Err(Error::invalid("--decoding requires --model"));
             }
             if self.model.is_some() && self.frequency > self.steps {
                 let (frequency, steps) = (self.frequency, self.steps);
-                return Err(Error::invalid(format!("--frequency {frequency}: in {steps} steps there is no attempt")));
+                return Err(Error::invalid(format!(
+                    "--frequency {frequency}: no jump would be attempted in {steps} steps"
+                )));
             }
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
@@ -298,7 +301,7 @@ mod run {
             let mut saved = match before {
                 Some(before) => {
                     if system.has_barostat() {
-                        eprintln!("modejump: the System has a barostat, which begins to count anew: the run goes on, but not bit for bit");
+                        eprintln!("modejump: the System has a barostat, which counts steps from zero again: the run continues, but not bit for bit");
                     }
                     engine.go_on_from(&before.simulation, before.jumps.clone())?;
                     before
@@ -392,12 +395,12 @@ mod run {
             warn_of_temperature(model.as_ref(), self.temperature, "jumps");
             if system.holds_centre_of_mass_in_a_field() {
                 eprintln!(
-                    "modejump: the System has a CMMotionRemover, and a CustomExternalForce or particles without mass: the dynamics keeps the centre of mass where it \
-                     is, and jumps do not, so averages depend on how often they come; leave the CMMotionRemover out"
+                    "modejump: the System has a CMMotionRemover, and a CustomExternalForce or massless particles: the dynamics keeps the centre of mass fixed, \
+                     but jumps do not, so averages depend on how often jumps are attempted; remove the CMMotionRemover"
                 );
             }
             if let Some(error) = model.integration_error()? {
-                eprintln!("log q of a sample differs by {error:.1e} between its generation and the way back");
+                eprintln!("log q of a sample differs by {error:.1e} between forward and backward integration");
             }
             let options = Options {
                 n_proposals: self.proposals,
@@ -464,8 +467,8 @@ mod run {
             }
             if model.modes().is_some() && self.proposals > 1 && self.method.is_none() {
                 return Err(Error::invalid(format!(
-                    "--proposals {}: a jump between the modes of a model has one. Leave it out, or choose among proposals of all modes with \
-                     --method isir",
+                    "--proposals {}: a jump between the modes of a model has only one proposal; remove this option, or choose among proposals of all \
+                     modes with --method isir",
                     self.proposals
                 )));
             }
@@ -477,7 +480,7 @@ mod run {
         }
 
         fn equilibrate(&self, engine: &mut Engine) -> Result<()> {
-            let mut progress = Progress::new(self.equilibrate, "steps of equilibration");
+            let mut progress = Progress::new(self.equilibrate, "equilibration steps");
             let mut done = 0;
             while done < self.equilibrate && !interrupted() {
                 let n = self.record.min(self.equilibrate - done);
@@ -531,7 +534,7 @@ mod run {
                 None => {
                     let n = record.n();
                     eprintln!(
-                        "modejump: no mean energy and temperature of {n} frames; record more of them with --record"
+                        "modejump: too few frames for a mean energy and temperature ({n}); record more with --record"
                     );
                 }
             }
@@ -604,7 +607,7 @@ mod run {
             let untested = untested.filter(|&&fate| s.count(fate) > 0);
             let untested: Vec<String> = untested.map(|&fate| format!("{} {}", s.count(fate), fate.name())).collect();
             if !untested.is_empty() {
-                println!("without a test: {}", untested.join(", "));
+                println!("not tested: {}", untested.join(", "));
             }
             if s.proposals() > 0 {
                 // the weights of a screen do not make an exact run a biased one
@@ -616,12 +619,12 @@ mod run {
             }
             if self.solute.is_some() {
                 let expected = s.expected_acceptance();
-                println!("{:.2e} ± {:.1e} accepted are to be expected", expected.value, expected.standard_error);
+                println!("expected acceptance: {:.2e} ± {:.1e}", expected.value, expected.standard_error);
             }
             let [relaxations, accepted] = jumping.relaxations();
             if relaxations > 0 {
                 let share = 100.0 * accepted as f64 / relaxations as f64;
-                println!("{relaxations} relaxations of what surrounds the solute, {share:.0} % accepted");
+                println!("{relaxations} relaxations of the solvent, {share:.0} % accepted");
             }
             if self.is_delayed() {
                 let number = |value: f64, digits: usize| match value.is_finite() {
@@ -629,7 +632,7 @@ mod run {
                     false => "–".into(), // nothing passed
                 };
                 println!(
-                    "{} passed the screen, {} exact log-densities, {} % of what passed accepted, Var(ln c) {}",
+                    "{} passed the screen, {} exact log-densities, second-stage acceptance {} %, Var(ln c) {}",
                     s.screened(),
                     s.exact_evaluations(),
                     number(100.0 * s.second_stage_acceptance(), 1),

@@ -155,8 +155,8 @@ mod run {
             match system.constraints()?.first() {
                 None => Ok(system),
                 Some((a, b, _)) => Err(Error::Unsupported(format!(
-                    "{}: the bond of {} and {} is constrained, and the walkers of the rounds keep no constraint: use a System \
-                     without (constraints=None), or train with `modejump train` and run with `modejump md`",
+                    "{}: the bond between {} and {} is constrained, but the walkers of the rounds do not support constraints: use a \
+                     System without them (constraints=None), or train with `modejump train` and run with `modejump md`",
                     self.system.display(),
                     topology.label(*a),
                     topology.label(*b)
@@ -169,8 +169,8 @@ mod run {
             let run = Identity::default().with_content("file for --topology", hash_of(&self.topology)?);
             let run = run.with_content("file for --system", hash_of(&self.system)?);
             let run = run.with_content("set of structures to start from", model_file::hash(&starts));
-            let mut settings =
-                serde_json::to_value(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+            let mut settings = serde_json::to_value(config)
+                .map_err(|e| Error::invalid(format!("could not serialise the settings: {e}")))?;
             // a production may be made longer
             settings["rounds"]["production_steps"] = Value::Null;
             // --temperature is part of `explore`
@@ -187,9 +187,9 @@ mod run {
             let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
             let outputs = ["production.safetensors", "training.safetensors", "model.safetensors", "log.jsonl"];
             if state.is_some() {
-                eprintln!("going on from {}", path.display());
+                eprintln!("resuming from {}", path.display());
             } else if let Some(there) = outputs.iter().find(|name| self.file(name).exists()) {
-                let reason = format!("{there} is there, but no state.ckpt: give new rounds a folder of their own");
+                let reason = format!("contains {there} but no state.ckpt: use a new folder for new rounds");
                 return Err(Error::file(&self.output, reason));
             }
             Ok(state)
@@ -235,7 +235,7 @@ mod run {
                 }
                 if stop && !rounds.is_finished() {
                     bar.abandon();
-                    return Err(Error::invalid("interrupted; the same command goes on from there"));
+                    return Err(Error::invalid("interrupted; run the same command again to resume"));
                 }
             }
             bar.finish_and_clear();
@@ -277,7 +277,7 @@ mod run {
         fn report(&self, state: &RoundsState) -> Result<()> {
             let Some(last) = state.log.last() else { return Ok(()) };
             if let Some(doubt) = doubt(last, &state.options) {
-                eprintln!("modejump: {doubt}; more `rounds`, `steps` or training make a better generator");
+                eprintln!("modejump: {doubt}; for a better generator, use more `rounds`, `steps` or training");
             }
             let path = |name: &str| self.file(name).display().to_string();
             let summary = serde_json::json!({
@@ -302,17 +302,17 @@ mod run {
         let percent = |share: f64| 100.0 * share;
         if last.acceptance < HARDLY_ANY {
             return Some(format!(
-                "{} in production ({:.2} % of {} proposals): this is plain dynamics then, and states that it did not visit are missing \
-                 from the averages",
-                if last.acceptance == 0.0 { "no jump was accepted" } else { "hardly any jump was accepted" },
+                "{} in production ({:.2} % of {} proposals): it is effectively plain dynamics, and states that it did not visit are \
+                 missing from the averages",
+                if last.acceptance == 0.0 { "no jump was accepted" } else { "almost no jump was accepted" },
                 percent(last.acceptance),
                 last.attempts
             ));
         }
         (last.acceptance < asked.acceptance || last.ess < asked.ess).then(|| {
             format!(
-                "production accepts {:.1} % of the proposals, whose ESS is {:.1} %, where {:.1} % and {:.1} % were asked for: the \
-                 averages are exact, and may be slow",
+                "production accepted {:.1} % of the proposals, with an ESS of {:.1} %, where {:.1} % and {:.1} % were requested: the \
+                 averages are exact, but may converge slowly",
                 percent(last.acceptance),
                 percent(last.ess),
                 percent(asked.acceptance),

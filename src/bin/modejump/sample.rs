@@ -21,13 +21,13 @@ pub struct Sample {
     /// Seed of the samples: each is a function of the seed and of its number
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// Temperature, K: takes a steerable model there from the temperature of its training
+    /// Temperature, K, to which a steerable model is steered [default: that of its training]
     #[arg(long)]
     temperature: Option<f64>,
     /// Latent points (safetensors or npy, `z` [n][latent]) to use instead of random ones
     #[arg(long, conflicts_with_all = ["n", "seed"])]
     z: Option<PathBuf>,
-    /// Do not compute log q: some ten times cheaper for a continuous flow. Samples that fail are left out
+    /// Do not compute log q: about ten times cheaper for a continuous flow. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
     /// Samples: safetensors (`x`, `log_density`, with --z `log_det`, and `auxiliary` if the model has such
@@ -68,8 +68,7 @@ impl Sample {
         }
         let (x, mut log_density, log_det) = match &self.z {
             Some(path) => {
-                let flow =
-                    model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
+                let flow = model.flow().ok_or_else(|| Error::invalid("this model has no latent space; remove --z"))?;
                 let z = read_latent(path, flow.latent_dimension())?;
                 let latent = flow.latent_dimension();
                 let (mut x, mut log_det) = (Vec::new(), Vec::new());
@@ -121,7 +120,7 @@ impl Sample {
         if samples > 0.0 && ranks.is_first() {
             let fallbacks = sum(2);
             eprintln!(
-                "{samples} samples by iteration, {passes:.1} passes each, {fallbacks} of them sequentially after all"
+                "{samples} samples decoded iteratively, {passes:.1} passes each; {fallbacks} of them fell back to sequential decoding"
             );
         }
         Ok(())

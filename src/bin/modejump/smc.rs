@@ -34,7 +34,7 @@ pub struct Smc {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// Temperature, K [default: that of the model]. A steerable model is taken to it
+    /// Temperature, K [default: that of the model]. A steerable model is steered to it
     #[arg(long)]
     temperature: Option<f64>,
     /// Number of particles
@@ -202,8 +202,8 @@ mod run {
             )?;
             if !model.card().kept_bonds().is_empty() {
                 return Err(Error::Unsupported(
-                    "annealed paths move every atom and keep no bond at its length: use a model that keeps none, with a System without \
-                     constraints"
+                    "annealed paths move every atom and do not keep bond lengths: use a model without constrained bonds, and a System \
+                     without constraints"
                         .into(),
                 ));
             }
@@ -219,12 +219,12 @@ mod run {
                 Some(path) => checkpoint::load_run::<Saved>(path, RUN, &identity)?,
                 None => None,
             };
-            ranks.same(&numbers(&saved), "a checkpoint (it has to be on a file system that all of them see)")?;
+            ranks.same(&numbers(&saved), "a checkpoint (it must be on a file system shared by all ranks)")?;
             if let Some(state) = saved.as_ref().filter(|_| ranks.is_first()) {
                 match state {
-                    State::Pilot(pilot) => eprintln!("going on with the pilot run from t = {:.4}", pilot.t()),
+                    State::Pilot(pilot) => eprintln!("resuming the pilot run from t = {:.4}", pilot.t()),
                     State::Run(run) => {
-                        eprintln!("going on from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
+                        eprintln!("resuming from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
                     }
                 }
             }
@@ -247,32 +247,32 @@ mod run {
         fn check(&self) -> Result<()> {
             let Smc { n, stages, pilots, step, repeat, leapfrog, energy_cutoff, threshold, share, .. } = *self;
             let message = if n == 0 {
-                "-n 0: give the number of particles to draw".into()
+                "-n 0: must be at least 1".into()
             } else if stages == Some(0) {
-                "--stages 0: give 1 temperature or more, or leave it out, and a pilot run chooses them".into()
+                "--stages 0: must be at least 1; without this option, a pilot run chooses the temperatures".into()
             } else if stages.is_some_and(|stages| stages > LARGEST_PLAN) {
-                format!("--stages {}: give {LARGEST_PLAN} temperatures at most", stages.unwrap_or_default())
+                format!("--stages {}: must be at most {LARGEST_PLAN}", stages.unwrap_or_default())
             } else if let Some(pilots) = pilots.filter(|_| self.is_planned()) {
-                format!("--pilots {pilots}: the temperatures and the step are given, so there is no pilot run; leave it out")
+                format!("--pilots {pilots}: the temperatures and the step are set, so there is no pilot run; remove this option")
             } else if let Some(pilots) = pilots.filter(|&pilots| pilots < FEWEST_PILOTS) {
                 format!(
-                    "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can make a plan, or the plan itself with --stages \
+                    "--pilots {pilots}: the pilot run requires at least {FEWEST_PILOTS} particles; use more, or set the plan with --stages \
                      and --step"
                 )
             } else if !(0.0..=1.0).contains(&threshold) {
-                format!("--threshold {threshold}: give a share of the particles, from 0 to 1")
+                format!("--threshold {threshold}: must be a share of the particles, from 0 to 1")
             } else if !(share > 0.0 && share < 1.0) {
-                format!("--share {share}: give a share of the particles between 0 and 1")
+                format!("--share {share}: must be a share of the particles, greater than 0 and less than 1")
             } else if step.is_some_and(|step| !(step > 0.0 && step.is_finite())) {
-                format!("--step {}: give a positive number, in nm²", step.unwrap_or_default())
+                format!("--step {}: must be a positive number, in nm²", step.unwrap_or_default())
             } else if repeat == 0 {
-                "--repeat 0: give 1 move or more at each temperature".into()
+                "--repeat 0: must be at least 1".into()
             } else if leapfrog.is_some() && self.moves != Moves::Hamiltonian {
-                "--leapfrog is for `--moves hamiltonian`: give that, or leave it out".into()
+                "--leapfrog requires `--moves hamiltonian`".into()
             } else if energy_cutoff.is_some_and(f64::is_nan) {
-                "--energy-cutoff: give a number".into()
+                "--energy-cutoff: must be a number".into()
             } else if let Some(steps) = leapfrog.filter(|steps| !(1..=MOST_LEAPFROG_STEPS).contains(steps)) {
-                format!("--leapfrog {steps}: give from 1 to {MOST_LEAPFROG_STEPS} steps")
+                format!("--leapfrog {steps}: must be from 1 to {MOST_LEAPFROG_STEPS}")
             } else {
                 return Ok(());
             };
@@ -355,7 +355,7 @@ mod run {
         /// Takes the pilot run to its end.
         fn explore(&self, mut pilot: Pilot, bridge: &mut Bridge, identity: &Identity) -> Result<Pilot> {
             let first = bridge.ranks.is_first();
-            let mut progress = if first { Progress::new(100, "% of the pilot run") } else { Progress::silent() };
+            let mut progress = if first { Progress::new(100, "percent (pilot run)") } else { Progress::silent() };
             while pilot.t() < 1.0 {
                 let stage = pilot.stage(bridge)?;
                 progress.show((100.0 * stage.t) as u64, format!("{}  step {:.1e} nm²", in_words(&stage), stage.step));
@@ -376,7 +376,7 @@ mod run {
                 progress.show(run.done as u64, in_words(&stage));
                 saved = self.save(State::Run(run), identity, first);
                 if let Err(error) = &saved {
-                    progress.tell(&format!("modejump: {error}; the run goes on, and tries again"));
+                    progress.tell(&format!("modejump: {error}; the run continues and will try again"));
                 }
             }
             progress.end();
@@ -456,23 +456,26 @@ mod run {
             println!("Pareto k          {}", tail_in_words(number(&summary, "pareto_k")));
             println!("acceptance        {:.1} %", 100.0 * acceptance);
             println!(
-                "families          {} of {} samples have descendants, worth {effective:.1} independent ones",
+                "families          {} of {} samples have descendants, equivalent to {effective:.1} independent samples",
                 families.len(),
                 self.n
             );
             println!("log Z             {}", with_error(log_z.value, log_z.standard_error, 4));
             if log_z.standard_error.is_nan() {
-                println!("(±?: fewer than {} effective families tell no error; use more particles)", FEWEST_FOR_ERRORS);
+                println!(
+                    "(±?: no error estimate with fewer than {} effective families; use more particles)",
+                    FEWEST_FOR_ERRORS
+                );
             }
             if !matches!(self.moves, Moves::Unadjusted | Moves::Corrected) && !(IDLE[0]..=IDLE[1]).contains(&acceptance)
             {
                 println!(
-                    "(moves do next to nothing: their step is too {}; without --step a pilot run finds one)",
+                    "(the moves have little effect: their step is too {}; without --step, a pilot run chooses it)",
                     if acceptance < 0.5 { "long" } else { "short" }
                 );
             }
             if summary["biased"] == json!(true) {
-                println!("(biased: by the step without a test, or by the energy cut-off)");
+                println!("(biased, by moves without a test or by the energy cut-off)");
             }
             Ok(())
         }

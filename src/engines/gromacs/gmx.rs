@@ -62,8 +62,8 @@ impl Gmx {
             return Err(Error::invalid("the command that runs gmx or mdrun is empty"));
         }
         if let Some(option) = mdrun.iter().find(|word| OURS.contains(&word.as_str())) {
-            let own = if option == "-maxh" { "; `modejump gromacs` has a --maxh of its own" } else { "" };
-            return Err(Error::invalid(format!("mdrun's option {option} is not for the user here: leave it out{own}")));
+            let own = if option == "-maxh" { "; use --maxh of `modejump gromacs` instead" } else { "" };
+            return Err(Error::invalid(format!("mdrun's option {option} is not supported here: remove it{own}")));
         }
         Ok(Gmx { gmx, mdrun })
     }
@@ -74,7 +74,7 @@ impl Gmx {
         if !tpr.is_file() {
             return Err(Error::file(
                 tpr,
-                "there is no such run input file: make it with gmx grompp, or name another with --tpr",
+                "run input file not found: create it with gmx grompp, or pass another with --tpr",
             ));
         }
         let output = run(&self.gmx, Path::new("."), ["dump".as_ref(), "-s".as_ref(), tpr.as_os_str()])?;
@@ -141,7 +141,10 @@ impl Gmx {
         let forces = read_with(&path, trr::read)?;
         if energies.len() != frames.len() || forces.len() != frames.len() {
             let (e, f, n) = (energies.len(), forces.len(), frames.len());
-            return Err(Error::file(&path, format!("{e} energies and {f} forces for {n} configurations")));
+            return Err(Error::file(
+                &path,
+                format!("found {e} energies and {f} frames of forces for {n} configurations"),
+            ));
         }
         let evaluation = |(energy, frame): (f64, Frame)| Evaluation { energy, forces: frame.f };
         Ok(energies.into_iter().zip(forces).map(evaluation).collect())
@@ -195,7 +198,8 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     let shown = command.join(" ");
     let output = process.output().map_err(|e| {
         Error::Engine(format!(
-            "{shown}: {e}; is GROMACS installed, and on the PATH? Name its command with --gmx or --mdrun"
+            "could not run {shown}: {e}; check that GROMACS is installed and on the PATH, or pass its command with \
+             --gmx or --mdrun"
         ))
     })?;
     if output.status.success() {

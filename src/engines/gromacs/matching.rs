@@ -10,13 +10,13 @@ use std::path::Path;
 /// A step at which a rerun writes forces. Errors: other atoms, no frames with forces.
 pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Result<i32> {
     if other.atoms != input.atoms {
-        return Err(Error::file(tpr, "other atoms than in the .tpr file of the dynamics"));
+        return Err(Error::file(tpr, "the atoms differ from those in the .tpr file of the dynamics"));
     }
     match other.force_frames {
         n @ 1..=0x7fff_ffff => Ok(n as i32),
         _ => Err(Error::Unsupported(format!(
-            "{}: nstfout = 0, but velocities after a jump need forces. Set nstfout to the steps between jumps, or to any large \
-             number, and run grompp again; or give a second file made so with --rerun-tpr",
+            "{}: nstfout = 0, but velocities after a jump require forces. Set nstfout to the number of steps between \
+             jumps, or to any large number, and run grompp again, or pass a second file made this way with --rerun-tpr",
             tpr.display()
         ))),
     }
@@ -28,7 +28,7 @@ pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> 
     let n = dimension_without_auxiliary(model) / 3;
     let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {
         Error::invalid(format!(
-            "the model's {n} atoms, from {} on, are more than the system's {}",
+            "the model's {n} atoms, starting at atom {}, exceed the system's {} atoms",
             first + 1,
             input.atoms.len()
         ))
@@ -39,12 +39,13 @@ pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> 
         let [from, to] = [&there[0], &there[n - 1]].map(|atom| format!("{} {}", atom.residue, atom.name));
         let (a, b) = (first + 1, first + n);
         Error::invalid(format!(
-            "atoms {a} to {b} ({from} to {to}) are not the model's: {e}; --first-atom says where its molecule begins"
+            "atoms {a} to {b} ({from} to {to}) do not match the model: {e}; use --first-atom to set where its molecule \
+             begins"
         ))
     })?;
     if let Some(site) = there.iter().find(|a| a.mass <= 0.0) {
         return Err(Error::Unsupported(format!(
-            "{} {} has no mass: virtual sites cannot be generated",
+            "{} {} has no mass: models of virtual sites are not supported",
             site.residue, site.name
         )));
     }
@@ -53,7 +54,7 @@ pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> 
         let label =
             |atom: &usize| input.atoms.get(*atom).map(|a| format!("{} {}", a.residue, a.name)).unwrap_or_default();
         return Err(Error::Unsupported(format!(
-            "the virtual site {} follows atoms of the model ({}), and jumps would leave it behind",
+            "the virtual site {} follows atoms of the model ({}), but jumps would not move it",
             label(&site[0]),
             site[1..].iter().filter(|atom| inside(atom)).map(label).collect::<Vec<_>>().join(", ")
         )));
@@ -61,9 +62,12 @@ pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> 
     let groups = input.momentum_groups.get(first..first + n).unwrap_or_default();
     if let Some(k) = groups.iter().position(|group| *group != groups[0]) {
         return Err(Error::Unsupported(format!(
-            "comm-grps of the .tpr file parts the model's atoms between {} {} and {} {}: a jump changes the momentum of either part, \
-             which GROMACS would take away; have them in one group",
-            there[k - 1].residue, there[k - 1].name, there[k].residue, there[k].name
+            "comm-grps of the .tpr file splits the model's atoms between {} {} and {} {}: a jump changes the momentum \
+             of each part, which GROMACS would remove; put them in one group",
+            there[k - 1].residue,
+            there[k - 1].name,
+            there[k].residue,
+            there[k].name
         )));
     }
     Ok(order.into_iter().map(|k| first + k).collect())

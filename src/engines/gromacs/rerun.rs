@@ -105,7 +105,7 @@ impl Target for RerunTarget<'_> {
         let mut evaluations = self.gmx.rerun(self.folder, self.tpr, &frames)?.into_iter();
         let first = evaluations.next().flatten();
         let current = first.ok_or_else(|| {
-            Error::Engine("GROMACS finds no finite energy for the current configuration of the run".into())
+            Error::Engine("GROMACS found no finite energy for the current configuration of the run".into())
         })?;
         let evaluations: Vec<Option<Evaluation>> = evaluations.collect();
         for (k, (&(row, x), drawn)) in rows.iter().zip(drawn).enumerate() {
@@ -121,7 +121,7 @@ impl Target for RerunTarget<'_> {
     }
 
     fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
-        Err(Error::Unsupported("no move here asks a rerun for gradients".into()))
+        Err(Error::Unsupported("reruns do not provide gradients".into()))
     }
 }
 

@@ -44,7 +44,7 @@ impl Settings {
     /// Describes the differences from another run's settings, by the options of `modejump gromacs`.
     fn differences(&self, other: &Settings) -> String {
         let method = |settings: &Settings| if settings.isir { "isir" } else { "independence" };
-        let same_file = |same: bool, name: &str| (!same).then(|| format!("another {name}"));
+        let same_file = |same: bool, name: &str| (!same).then(|| format!("a different {name}"));
         let number = |name: &str, [a, b]: [u64; 2]| (a != b).then(|| format!("--{name} {b} instead of {a}"));
         let all = [
             same_file(self.model == other.model, "model"),
@@ -55,7 +55,7 @@ impl Settings {
             number("proposals", [self, other].map(|s| s.proposals as u64)),
             (self.isir != other.isir).then(|| format!("--method {} instead of {}", method(other), method(self))),
             number("seed", [self, other].map(|s| s.seed)),
-            (self.replica != other.replica).then(|| "another place among the walkers of --multidir".to_string()),
+            (self.replica != other.replica).then(|| "a different position among the walkers of --multidir".to_string()),
         ];
         all.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
@@ -74,11 +74,11 @@ impl StateFile {
         let path = folder.join(&self.name);
         let reason = match fs::read(&path) {
             Ok(bytes) if hash(&bytes) == self.hash => return Ok(()),
-            Ok(_) => "the state that the run goes on from is damaged",
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => "the state that the run goes on from is not there",
+            Ok(_) => "the state that the run continues from is truncated or corrupt",
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => "the state that the run continues from is missing",
             Err(e) => return Err(Error::io(&path, e)),
         };
-        Err(Error::file(path, format!("{reason}: put it back, or begin a new directory")))
+        Err(Error::file(path, format!("{reason}: restore it, or use a new directory")))
     }
 }
 
@@ -211,9 +211,14 @@ fn lock(folder: &Path) -> Result<File> {
 
 fn not_locked(path: &Path, error: TryLockError) -> Error {
     let reason = match error {
-        TryLockError::WouldBlock => "another modejump is at work in this directory, or it is named twice".to_string(),
+        TryLockError::WouldBlock => {
+            "another modejump process is using this directory, or the directory is given twice".to_string()
+        }
         TryLockError::Error(e) => {
-            format!("cannot be locked ({e}); have the run's directory on a file system that knows locks, such as a local disk")
+            format!(
+                "could not be locked ({e}); put the run's directory on a file system that supports locks, such as a \
+                 local disk"
+            )
         }
     };
     Error::file(path, reason)
@@ -226,7 +231,7 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
         let names = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten();
         let ours = |name: &String| JOINED.iter().chain(&[JUMPS, "md.log"]).any(|ours| ours == name) || is_state(name);
         if let Some(there) = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(ours) {
-            let reason = format!("{there} is there, but no {PROGRESS}: give a new run a directory of its own");
+            let reason = format!("contains {there} but no {PROGRESS}: use a new directory for a new run");
             return Err(Error::file(folder, reason));
         }
         let progress = Progress {
@@ -251,7 +256,8 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
         checkpoint::save(&path, RUN, &progress)?;
     } else if progress.settings != settings {
         let reason = format!(
-            "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
+            "the settings differ from those of the run in this directory ({}): continue with the same settings, or use \
+             a new directory",
             progress.settings.differences(&settings)
         );
         return Err(Error::file(folder, reason));
@@ -319,8 +325,8 @@ fn check_beginning(path: &Path, beginning: &[u8]) -> Result<()> {
         true => Ok(()),
         false => Err(Error::file(
             path,
-            "the run began with a GROMACS of another precision or version, whose energies do not go into one file with those of this one: go on \
-             with that one",
+            "the run was started with a different precision or version of GROMACS, whose energies cannot share a file \
+             with those of this one: continue with the original",
         )),
     }
 }
@@ -333,7 +339,7 @@ fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut P
     let write = || -> std::io::Result<()> {
         let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
         if file.metadata()?.len() < length {
-            return Err(std::io::Error::other("shorter than when the run wrote it last"));
+            return Err(std::io::Error::other("shorter than when the run last wrote it"));
         }
         file.set_len(length)?;
         file.seek(std::io::SeekFrom::End(0))?;
@@ -377,7 +383,7 @@ mod tests {
         let said = settings().differences(&other);
         assert_eq!(
             said,
-            "another run input file (--tpr), --first-atom 5 instead of 1, --method isir instead of independence"
+            "a different run input file (--tpr), --first-atom 5 instead of 1, --method isir instead of independence"
         );
     }
 
@@ -385,11 +391,11 @@ mod tests {
     fn a_lock_that_is_taken_and_one_that_cannot_be_are_told_apart() {
         let path = Path::new("run/modejump.lock");
         let taken = not_locked(path, TryLockError::WouldBlock).to_string();
-        assert!(taken.contains("another modejump is at work"), "{taken}");
+        assert!(taken.contains("another modejump process is using"), "{taken}");
         let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
         let none = not_locked(path, TryLockError::Error(unsupported)).to_string();
         assert!(
-            none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump"),
+            none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump process"),
             "{none}"
         );
     }
@@ -408,7 +414,7 @@ mod tests {
         };
         join(mixed).and_then(|()| join(mixed)).unwrap();
         let message = join(double).unwrap_err().to_string();
-        assert!(message.contains("another precision or version"), "{message}");
+        assert!(message.contains("a different precision or version"), "{message}");
         fs::remove_dir_all(&folder).unwrap();
     }
 
@@ -437,7 +443,7 @@ mod tests {
         let message =
             |settings| RunFolder::open(&folder, settings, &Statistics::default()).err().expect("a refusal").to_string();
         assert!(message(settings()).contains("--steps 10 instead of 20"), "{}", message(settings()));
-        for (bytes, text) in [(None, "is not there"), (Some("as writteN"), "is damaged")] {
+        for (bytes, text) in [(None, "is missing"), (Some("as writteN"), "is truncated or corrupt")] {
             if let Some(bytes) = bytes {
                 fs::write(folder.join("state_1.cpt"), bytes).unwrap();
             }

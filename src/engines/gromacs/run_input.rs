@@ -57,19 +57,19 @@ const REQUIRED: &[(&str, &[&str], &str)] = &[
     (
         "comm-mode",
         &["Linear", "None", "Linear-acceleration-correction"],
-        "angular momentum changes in a jump; use Linear",
+        "a jump changes the angular momentum; use Linear",
     ),
-    ("mts", &["false"], "with multiple time steps no single force goes with a step"),
-    ("pcoupl", &["No"], "pressure coupling was not tested with jumps; run at constant volume"),
-    ("pull", &["false"], "pulling is not in the energy that decides about a jump, or depends on the past"),
-    ("awh", &["false"], "the bias depends on the past"),
-    ("rotation", &["false"], "enforced rotation depends on the time"),
-    ("disre", &["No"], "distance restraints may be averages over the past"),
-    ("free-energy", &["no"], "perturbed states were not tested with jumps"),
-    ("simulated-tempering", &["false"], "the temperature of the acceptance is fixed"),
-    ("swapcoords", &["no"], "it exchanges molecules by itself"),
-    ("QMMM", &["false"], "the energy has parts that were not tested with jumps"),
-    ("interactiveMD", &["false"], "forces from outside have no energy"),
+    ("mts", &["false"], "with multiple time steps, a step has no single force"),
+    ("pcoupl", &["No"], "pressure coupling has not been tested with jumps; run at constant volume"),
+    ("pull", &["false"], "pulling is not included in the energy used to accept jumps, or depends on the history"),
+    ("awh", &["false"], "the bias depends on the history"),
+    ("rotation", &["false"], "enforced rotation depends on time"),
+    ("disre", &["No"], "distance restraints may be time averages"),
+    ("free-energy", &["no"], "perturbed states have not been tested with jumps"),
+    ("simulated-tempering", &["false"], "jumps are accepted at a fixed temperature"),
+    ("swapcoords", &["no"], "it exchanges molecules on its own"),
+    ("QMMM", &["false"], "parts of the energy have not been tested with jumps"),
+    ("interactiveMD", &["false"], "external forces have no energy"),
     ("cos-acceleration", &["0"], "the system is not in equilibrium"),
 ];
 
@@ -83,16 +83,17 @@ impl RunInput {
         let is_held = ["(POSRES)", "(FBPOSRES)"].iter().any(|restraint| topology.contains(restraint))
             || options.find("nwall").is_some_and(|walls| walls != "0");
         if let Some(mode) = options.find("comm-mode").filter(|&mode| is_held && mode != "None") {
-            let why = "with position restraints or walls the dynamics keeps the centre of mass where it is, and jumps do not; use none";
+            let why = "with position restraints or walls, the dynamics keeps the centre of mass fixed, but jumps do \
+                       not; use None";
             return Err(refused("comm-mode", mode, why));
         }
         let integrator = match options.get("integrator")? {
             "md" => Integrator::LeapFrog,
             "sd" => Integrator::Langevin,
-            other => return Err(refused("integrator", other, "jumps need the integrators sd or md")),
+            other => return Err(refused("integrator", other, "jumps require the integrator sd or md")),
         };
         if integrator == Integrator::LeapFrog && !["V-rescale", "Nose-Hoover"].contains(&options.get("tcoupl")?) {
-            let why = "jumps are at constant temperature; use sd, or md with V-rescale or Nose-Hoover";
+            let why = "jumps require a constant temperature; use sd, or md with V-rescale or Nose-Hoover";
             return Err(refused("tcoupl", options.get("tcoupl")?, why));
         }
         let of_bath = integrator == Integrator::LeapFrog && options.get("tcoupl")? == "Nose-Hoover";
@@ -135,8 +136,8 @@ impl RunInput {
             return Ok(());
         }
         Err(Error::Unsupported(format!(
-            "Nose-Hoover coupling every {n} steps and jumps every {steps}: the bath would not follow; set nsttcouple = 1, take V-rescale, or jump \
-             every {} steps or less often",
+            "Nose-Hoover coupling every {n} steps and jumps every {steps}: the bath would not follow; set nsttcouple = \
+             1, use V-rescale, or jump every {} steps or less often",
             COUPLINGS * n
         )))
     }
@@ -144,7 +145,8 @@ impl RunInput {
 
 fn missing(what: &str) -> Error {
     Error::Engine(format!(
-        "gmx dump prints no {what} that can be read: is this a .tpr file of this version of GROMACS?"
+        "could not read {what} from the output of gmx dump: check that the .tpr file was made by this version of \
+         GROMACS"
     ))
 }
 
@@ -200,10 +202,10 @@ impl<'a> Options<'a> {
         let first = *temperatures.first().ok_or_else(|| missing("ref-t"))?;
         let one = temperatures.iter().all(|&t| t == first) && first > 0.0;
         if !one {
-            return Err(refused("ref-t", self.get("ref-t")?, "one positive temperature for all groups is needed"));
+            return Err(refused("ref-t", self.get("ref-t")?, "all groups must have the same positive temperature"));
         }
         if times.iter().any(|&tau| tau <= 0.0) {
-            return Err(refused("tau-t", self.get("tau-t")?, "every group needs a thermostat"));
+            return Err(refused("tau-t", self.get("tau-t")?, "every group must have a thermostat"));
         }
         Ok(first)
     }
@@ -218,19 +220,19 @@ impl<'a> Options<'a> {
         for (section, name, value) in &self.lines {
             match *name {
                 "active" if *value == "true" => {
-                    return Err(refused(section, "active", "it was not tested with jumps"));
+                    return Err(refused(section, "active", "it has not been tested with jumps"));
                 }
                 "E0" if value.parse() != Ok(0.0) => {
                     return Err(refused("electric field E0", value, "its energy is not part of the potential energy"));
                 }
                 "annealing" if value.split_whitespace().any(|v| v != "No") => {
-                    return Err(refused("annealing", value, "the temperature of the acceptance is fixed"));
+                    return Err(refused("annealing", value, "jumps are accepted at a fixed temperature"));
                 }
                 name if name.starts_with("deform") && moves_the_box(value) => {
                     return Err(refused("deform", value, "the system is not in equilibrium"));
                 }
                 "nfreeze" if value.contains('Y') => {
-                    return Err(refused("freezegrps", value, "frozen atoms were not tested with jumps"));
+                    return Err(refused("freezegrps", value, "frozen atoms have not been tested with jumps"));
                 }
                 "acc" if value.split_whitespace().any(|v| v.parse() != Ok(0.0)) => {
                     return Err(refused("accelerate", value, "the system is not in equilibrium"));
@@ -293,7 +295,7 @@ impl System {
                 break; // coordinates follow the topology
             }
             if line.starts_with("atom[") && line.contains("Shell,") {
-                return Err(refused("ptype", "Shell", "shells follow their atoms, which jumps do not know of"));
+                return Err(refused("ptype", "Shell", "shells follow their atoms, which jumps do not support"));
             }
             read_line(line, &mut blocks, &mut lengths, &mut types).ok_or_else(|| missing(&format!("line `{line}`")))?;
         }
@@ -451,15 +453,15 @@ mod tests {
             ("integrator                     = md", "integrator = bd", ["bd", "sd or md"]),
             ("tcoupl                         = V-rescale", "tcoupl = Berendsen", ["Berendsen", "V-rescale"]),
             ("comm-mode                      = Linear", "comm-mode = Angular", ["Angular", "angular momentum"]),
-            ("nwall                          = 0", "nwall = 2", ["comm-mode = Linear", "use none"]),
+            ("nwall                          = 0", "nwall = 2", ["comm-mode = Linear", "use None"]),
             ("(CONSTR)", "(POSRES)", ["comm-mode = Linear", "position restraints"]),
             ("pcoupl                         = No", "pcoupl = C-rescale", ["C-rescale", "constant volume"]),
-            ("awh                            = false", "awh = true", ["awh", "depends on the past"]),
-            ("pull                           = false", "pull = true", ["pull", "past"]),
+            ("awh                            = false", "awh = true", ["awh", "depends on the history"]),
+            ("pull                           = false", "pull = true", ["pull", "history"]),
             ("mts                            = false", "mts = true", ["mts", "force"]),
             ("free-energy                    = no", "free-energy = yes", ["free-energy", "tested"]),
             ("annealing:          No", "annealing:   Single", ["annealing", "fixed"]),
-            ("ref-t:         300", "ref-t:   300 310", ["ref-t", "one positive"]),
+            ("ref-t:         300", "ref-t:   300 310", ["ref-t", "same positive"]),
             ("tau-t:         0.1", "tau-t:   -1", ["tau-t", "thermostat"]),
             ("nfreeze:           N", "nfreeze:  Y", ["freezegrps", "tested"]),
             ("active                     = false", "active = true", ["density-guided-simulation", "tested"]),

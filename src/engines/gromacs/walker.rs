@@ -66,7 +66,7 @@ impl Walker {
     /// other settings or with files that a new run would overwrite.
     pub fn new(gmx: &Gmx, model: &Arc<dyn Model>, screen: Option<Arc<dyn Model>>, options: Options) -> Result<Walker> {
         if options.steps == 0 {
-            return Err(Error::invalid("0 steps between jumps: dynamics and jumps must alternate"));
+            return Err(Error::invalid("the number of steps between jumps must not be 0"));
         }
         let input = gmx.read(&options.tpr)?;
         input.check_interval(options.steps)?;
@@ -96,7 +96,9 @@ impl Walker {
             replica: options.replica,
         };
         let method = match (screen, options.isir) {
-            (Some(_), true) => return Err(Error::invalid("a screen goes with independence proposals, not with i-SIR")),
+            (Some(_), true) => {
+                return Err(Error::invalid("a screen is supported only for independence proposals, not for i-SIR"))
+            }
             (Some(screen), false) => Method::Screened(screen),
             (None, true) => Method::Isir { rotations: None },
             (None, false) => Method::Independence { rotations: None },
@@ -195,10 +197,10 @@ impl Walker {
 
     /// Step and potential energy at the end of a segment, which must have begun where the last cycle ended.
     fn check_segment(&self, scratch: &Path) -> Result<(i64, f64)> {
-        let path = part(scratch, "ener", ".edr")?.ok_or_else(|| Error::file(scratch, "mdrun left no energies"))?;
+        let path = part(scratch, "ener", ".edr")?.ok_or_else(|| Error::file(scratch, "mdrun wrote no energies"))?;
         let series = energies(&path)?;
         let (Some(&step), Some(&potential)) = (series.steps.last(), series.potential.last()) else {
-            return Err(Error::file(&path, "no frame"));
+            return Err(Error::file(&path, "contains no frames"));
         };
         let Progress { step: last_step, potential: last_potential, .. } = self.folder.progress;
         let before = last_step.unwrap_or(self.input.first_step);
@@ -210,8 +212,8 @@ impl Walker {
             let first = (series.steps[0] == before).then(|| series.potential[0]).filter(|u| u.is_finite());
             if first.is_some_and(|found| !agree(found, expected)) {
                 return Err(Error::Engine(format!(
-                    "the dynamics went on at {} kJ/mol and not at {expected} kJ/mol, where the last jump left off: this version \
-                     of GROMACS does not take positions from an edited checkpoint",
+                    "the dynamics continued at {} kJ/mol instead of the {expected} kJ/mol after the last jump: this \
+                     version of GROMACS does not take positions from an edited checkpoint",
                     first.unwrap_or(f64::NAN)
                 )));
             }
@@ -225,7 +227,7 @@ impl Walker {
         let (x, v) = (state.positions(), state.velocities());
         let box_vectors = state.box_vectors(&input.box_vectors);
         if input.periodic && box_vectors.is_none() {
-            return Err(Error::file(scratch.join("next.cpt"), "the box of the .tpr file is not there"));
+            return Err(Error::file(scratch.join("next.cpt"), "the box of the .tpr file is missing"));
         }
         let mut of_model = select(&x, atoms);
         let frame = trr::Frame {
@@ -262,8 +264,8 @@ impl Walker {
         if let Some(current) = &current {
             if !agree(current.energy, potential) {
                 return Err(Error::Engine(format!(
-                    "a rerun of the current configuration gives {} kJ/mol, the dynamics {potential} kJ/mol: the energy has parts \
-                     that depend on the past or on --rerun-tpr; jumps would not be exact",
+                    "a rerun of the current configuration gives {} kJ/mol, but the dynamics {potential} kJ/mol: parts \
+                     of the energy depend on the history or on --rerun-tpr, so jumps would not be exact",
                     current.energy
                 )));
             }
@@ -271,7 +273,7 @@ impl Walker {
         if outcome.accepted() {
             let taken = candidates.iter().find(|candidate| candidate.x == of_model);
             let (Some(taken), Some(current)) = (taken, current) else {
-                return Err(Error::Engine("an accepted configuration that was never evaluated".into()));
+                return Err(Error::Engine("an accepted configuration was never evaluated".into()));
             };
             let (x, v) = self.jumped(x, v, &current.forces, taken)?;
             state.set(&x, &v);
@@ -285,7 +287,7 @@ impl Walker {
         let kick = to
             .kick
             .as_ref()
-            .ok_or_else(|| Error::Engine("GROMACS finds no finite energy beside an accepted configuration".into()))?;
+            .ok_or_else(|| Error::Engine("GROMACS found no finite energy near an accepted configuration".into()))?;
         let (mut x, mut v) = (x, v);
         // all atoms but the model's keep their on-step velocity
         for (k, v) in v.iter_mut().enumerate().filter(|(k, _)| self.input.atoms[k / 3].mass > 0.0) {

@@ -39,8 +39,8 @@ ContextImpl &impl(Context &context) { return Door().open(context); }
 
 void check_size(size_t given, size_t wanted, const char *what) {
     if (given != wanted)
-        throw OpenMMException(string(what) + ": " + std::to_string(given) + " numbers given, " + std::to_string(wanted) +
-                              " needed");
+        throw OpenMMException(string(what) + ": " + std::to_string(given) + " numbers found, " + std::to_string(wanted) +
+                              " expected");
 }
 
 void unpack(const double *flat, vector<Vec3> &vectors) {
@@ -61,7 +61,7 @@ Platform &find_platform(const string &name) {
             return Platform::getPlatform(i);
         names += (i ? ", " : "") + Platform::getPlatform(i).getName();
     }
-    throw OpenMMException("OpenMM has no platform '" + name + "' here; it has " + names);
+    throw OpenMMException("unknown platform '" + name + "'; known platforms: " + names);
 }
 
 // The Reference platform's random numbers have one unguarded state for the whole process. While a RandomTurn lives,
@@ -107,7 +107,7 @@ class StandInProxy : public OpenMM::SerializationProxy {
 public:
     StandInProxy() : SerializationProxy(MOVE) {}
     void serialize(const void *, OpenMM::SerializationNode &) const override {
-        throw OpenMMException(string(MOVE) + " was left out of the System");
+        throw OpenMMException(string(MOVE) + " was removed from the System");
     }
     void *deserialize(const OpenMM::SerializationNode &) const override { return new StandIn(); }
 };

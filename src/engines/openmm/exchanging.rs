@@ -72,15 +72,15 @@ impl ExchangingReplicas {
     ) -> Result<ExchangingReplicas> {
         if models.len() < 2 || models.len() != temperatures.len() || interval == 0 {
             return Err(Error::invalid(format!(
-                "{} models, {} temperatures, {interval} steps between exchanges: give two models or more, a temperature for each, and \
-                 at least one step",
+                "{} models, {} temperatures, {interval} steps between exchanges: use two or more models, one \
+                 temperature for each, and at least one step",
                 models.len(),
                 temperatures.len()
             )));
         }
         if system.has_barostat() {
             return Err(Error::Unsupported(
-                "exchanges through maps are made at constant volume, and the System has a barostat; take it out".into(),
+                "exchanges through maps require constant volume, but the System has a barostat; remove it".into(),
             ));
         }
         let all: Vec<usize> = (0..system.n_particles()).collect();
@@ -90,7 +90,8 @@ impl ExchangingReplicas {
             let map = Bijection::new(pair[0].clone(), pair[1].clone())?;
             if map.dimension() != 3 * system.n_particles() {
                 return Err(Error::Unsupported(format!(
-                    "the System has {} particles, the models {} atoms: here the models must describe all of them",
+                    "the System has {} particles, but the models have {} atoms: for exchanges, the models must \
+                     describe all particles",
                     system.n_particles(),
                     map.dimension() / 3
                 )));
@@ -166,7 +167,7 @@ impl ExchangingReplicas {
     pub fn go_on_from(&mut self, state: &ReplicasState) -> Result<()> {
         let (n, found) = (self.replicas.len(), state.simulations.len());
         if found != n || state.statistics.len() != n - 1 {
-            return Err(Error::invalid(format!("a state of {found} replicas for {n}")));
+            return Err(Error::invalid(format!("the state has {found} replicas, expected {n}")));
         }
         for (simulation, bytes) in self.simulations().zip(&state.simulations) {
             simulation.load_checkpoint(bytes)?;

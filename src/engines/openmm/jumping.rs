@@ -14,13 +14,13 @@ use std::sync::Arc;
 /// Errors: a method that needs gradients, for a part of a System, which has energies only.
 fn check_gradients(method: &Method, is_part: bool) -> Result<()> {
     let what = match method {
-        Method::Annealed(_) if is_part => "a path to the energies (--anneal)",
-        Method::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a trajectory in latent space (--leapfrog)",
+        Method::Annealed(_) if is_part => "an annealed path (--anneal)",
+        Method::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a latent-space trajectory (--leapfrog)",
         _ => return Ok(()),
     };
     Err(Error::Unsupported(format!(
-        "{what} needs gradients, and a solute in the rest of a System (--solute) has energies alone: leave it out, or make a driven move \
-         (--driven)"
+        "{what} requires gradients, but a solute in a larger System (--solute) only has energies: remove that option, \
+         or use a driven move (--driven)"
     )))
 }
 
@@ -62,7 +62,7 @@ impl JumpingSimulation {
         options: Options,
     ) -> Result<JumpingSimulation> {
         if frequency == 0 {
-            return Err(Error::invalid("frequency 0: leave out the model to run without jumps"));
+            return Err(Error::invalid("the frequency of jumps must not be 0; to run without jumps, remove the model"));
         }
         let all: Vec<usize> = (0..system.n_particles()).collect();
         let particles = solute.as_ref().map_or(&all, |solute| &solute.particles);
@@ -70,19 +70,21 @@ impl JumpingSimulation {
         if particles.len() != atoms {
             let those = if solute.is_some() { "the solute" } else { "the System" };
             return Err(Error::Unsupported(format!(
-                "{those} has {} particles, the model {atoms} atoms: name the particles that the model describes as the solute",
+                "{those} has {} particles, but the model has {atoms} atoms: specify the particles that the model \
+                 describes as the solute",
                 particles.len()
             )));
         }
         if let Method::Driven(steps) = method {
             if particles.len() == all.len() {
                 return Err(Error::invalid(
-                    "a driven move needs a solute that is a part of the System: otherwise nothing is left to give way",
+                    "a driven move requires a solute that is only part of the System: otherwise there is no \
+                     environment to relax",
                 ));
             }
             if (2 * all.len() + 1).saturating_mul(steps) > u32::MAX as usize {
                 return Err(Error::invalid(format!(
-                    "a way of {steps} steps needs more random numbers than an attempt has"
+                    "a driven move of {steps} steps requires more random numbers than an attempt has"
                 )));
             }
         }
@@ -267,7 +269,7 @@ mod tests {
         assert!(refusal(annealed.clone(), whole()).contains("--anneal") && refusal(annealed, None).is_empty());
         assert!(refusal(walk(2), whole()).contains("--leapfrog") && refusal(walk(0), whole()).is_empty());
         for solute in [whole(), None] {
-            assert!(refusal(Method::Driven(5), solute.clone()).contains("nothing is left to give way"));
+            assert!(refusal(Method::Driven(5), solute.clone()).contains("there is no environment to relax"));
             // refused by the model: one of the shape has no orientation to average over
             assert!(refusal(Method::Independence { rotations: Some(4) }, solute).contains("orientation of a molecule"));
         }
@@ -292,9 +294,9 @@ mod tests {
         };
         // the carbonyl carbon, which has no constraint
         let beyond = (0..22).map(|atom| if atom == 4 { 22 } else { atom }).collect();
-        assert!(refusal(beyond).contains("particle 22 of the solute: the System has 22"));
+        assert!(refusal(beyond).contains("particle 22 of the solute is out of range: the System has 22 particles"));
         let shifted = (1..23).collect();
-        assert!(refusal(shifted).contains("is constrained to an atom that the model does not describe"));
+        assert!(refusal(shifted).contains("is constrained to an atom outside the model"));
         assert_eq!(refusal((0..22).collect()), "");
     }
 }

@@ -52,7 +52,8 @@ fn load_plugins() -> Result<()> {
     let load = || {
         let directory =
             std::env::var("OPENMM_PLUGIN_DIR").unwrap_or_else(|_| env!("MODEJUMP_OPENMM_PLUGINS").to_string());
-        bridge::load_plugins(&directory).map_err(|error| format!("plugins in {directory}: {error}"))
+        bridge::load_plugins(&directory)
+            .map_err(|error| format!("could not load OpenMM plugins from {directory}: {error}"))
     };
     LOADED.get_or_init(load).clone().map_err(Error::Engine)
 }
@@ -81,7 +82,7 @@ fn check_elements(xml: &str) -> Result<()> {
     let mut open = Vec::new();
     let cut = |open: &[String]| {
         let within = open.last().map_or(String::new(), |name| format!(" within <{name}>"));
-        Error::invalid(format!("the System is cut off{within}: write or copy the file again"))
+        Error::invalid(format!("the System is truncated{within}: write or copy the file again"))
     };
     loop {
         match reader.read_event() {
@@ -190,7 +191,8 @@ impl System {
         let masses = self.masses();
         match particles.iter().find(|&&particle| masses.get(particle) == Some(&0.0)) {
             Some(particle) => Err(Error::Unsupported(format!(
-                "particle {particle} has no mass: the System holds it in place, or it is a virtual site, and a jump would move it"
+                "particle {particle} has no mass: it is fixed in place by the System or is a virtual site, so a jump \
+                 cannot move it"
             ))),
             None => Ok(()),
         }

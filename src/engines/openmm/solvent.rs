@@ -32,8 +32,10 @@ impl Solute {
                 Some(seen @ false) => *seen = true,
                 Some(_) => return Err(Error::invalid(format!("particle {particle} is in the solute twice"))),
                 None => {
-                    let message =
-                        format!("particle {particle} of the solute: the System has {n_particles}, counted from 0");
+                    let message = format!(
+                        "particle {particle} of the solute is out of range: the System has {n_particles} particles, \
+                         counted from 0"
+                    );
                     return Err(Error::invalid(message));
                 }
             }
@@ -41,8 +43,10 @@ impl Solute {
         let steps = (1..=1 << 20).contains(&self.relaxation_steps);
         if !(steps && self.relaxation_timestep > 0.0 && self.relaxation_timestep.is_finite()) {
             return Err(Error::invalid(format!(
-                "relaxations of {} steps of {} ps: use 1 step or more, of positive length",
-                self.relaxation_steps, self.relaxation_timestep
+                "relaxations of {} steps of {} ps are out of range: use 1 to {} steps of positive length",
+                self.relaxation_steps,
+                self.relaxation_timestep,
+                1 << 20
             )));
         }
         Ok(())
@@ -101,7 +105,9 @@ impl Target for Solvent {
 
     fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported(
-            "a part of a System has energies and no gradients here: use jumps or driven moves, without paths or trajectories".into(),
+            "gradients are not available for part of a System: use jumps or driven moves, without annealed paths or \
+             trajectories"
+                .into(),
         ))
     }
 

@@ -87,7 +87,8 @@ impl OpenMmTarget {
         let (n, dimension) = (energies.len(), self.dimension());
         if x.len() != n * dimension || !(forces.is_empty() || forces.len() == x.len()) {
             return Err(Error::invalid(format!(
-                "{n} energies need {} coordinates ({} particles), {} were given, and as many forces or none, not {}",
+                "{n} energies require {} coordinates ({} particles), found {}; the number of forces must be the same \
+                 or zero, found {}",
                 n * dimension,
                 self.n_particles,
                 x.len(),
@@ -149,11 +150,15 @@ impl Target for OpenMmTarget {
     /// A row with u = +∞ has a gradient of NaN.
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
         if gradient.len() != x.len() {
-            return Err(Error::invalid(format!("{} coordinates but {} gradients", x.len(), gradient.len())));
+            return Err(Error::invalid(format!(
+                "{} coordinates do not match {} gradient components",
+                x.len(),
+                gradient.len()
+            )));
         }
         if self.constraints.is_some() {
             return Err(Error::Unsupported(
-                "moves along gradients keep no constrained bond: use a System without constraints".into(),
+                "moves along gradients do not preserve constrained bonds: use a System without constraints".into(),
             ));
         }
         self.energies_and_forces(x, u, gradient)?;

@@ -230,7 +230,7 @@ fn a_truncated_system_is_refused() {
     for n in [2053, 4096, 1313].into_iter().chain((xml.find("<System").unwrap() + 8..end).step_by(61)).chain([end + 8])
     {
         let error = System::from_xml(&xml[..n]).err().map(|error| error.to_string());
-        assert!(error.as_ref().is_some_and(|e| e.contains("is cut off")), "{n}: {error:?}");
+        assert!(error.as_ref().is_some_and(|e| e.contains("is truncated")), "{n}: {error:?}");
     }
     let error = System::from_xml(&xml.replacen("</Particles>", "", 1)).err().unwrap().to_string();
     assert!(error.contains("line ") && error.contains("Particles"), "{error}");

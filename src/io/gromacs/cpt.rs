@@ -38,8 +38,8 @@ impl Checkpoint {
             // for three atoms the preceding arrays, of the box, have the same length
             [.., (double, x, v)] if found.len() == 1 || atoms == 3 => Ok(Checkpoint { bytes, atoms, double, x, v }),
             _ => Err(format!(
-                "positions and velocities of {atoms} atoms are there {} times, not once: either this is no checkpoint of \
-                 that system, or this version of GROMACS writes checkpoints in another way",
+                "expected positions and velocities of {atoms} atoms once, found them {} times: the checkpoint is of another \
+                 system, or this version of GROMACS uses another checkpoint format",
                 found.len()
             )),
         }

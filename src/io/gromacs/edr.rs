@@ -24,7 +24,7 @@ impl Energies {
     /// Values of one term in all frames. Errors: no such term; lists those there are.
     pub fn series(&self, name: &str) -> Result<Vec<f64>, String> {
         let column = self.names.iter().position(|n| n == name);
-        let column = column.ok_or_else(|| format!("no term `{name}`; there are {}", self.names.join(", ")))?;
+        let column = column.ok_or_else(|| format!("unknown term `{name}`; known terms: {}", self.names.join(", ")))?;
         Ok(self.values.chunks_exact(self.names.len()).map(|row| row[column]).collect())
     }
 }
@@ -62,7 +62,7 @@ fn names(bytes: &[u8]) -> Result<(Vec<String>, usize), String> {
     }
     known(reader.i32()?)?;
     let mut names = Vec::new();
-    for _ in 0..reader.size("the number of terms")? {
+    for _ in 0..reader.size("number of terms")? {
         names.push(reader.string()?);
         reader.string()?; // its unit
     }
@@ -72,7 +72,7 @@ fn names(bytes: &[u8]) -> Result<(Vec<String>, usize), String> {
 fn known(version: i32) -> Result<(), String> {
     match version {
         4.. => Ok(()),
-        _ => Err(format!("version {version} of the format is too old")),
+        _ => Err(format!("format version {version} is too old")),
     }
 }
 
@@ -84,7 +84,7 @@ fn frame(reader: &mut Reader) -> Result<(i64, Vec<f64>), String> {
     if double {
         *reader = reader.again(start);
         if reader.f64()? != FIRST || reader.i32()? != FRAME_MAGIC {
-            return Err("not a frame of energies".into());
+            return Err("not an energy frame".into());
         }
     }
     let version = reader.i32()?;
@@ -94,29 +94,31 @@ fn frame(reader: &mut Reader) -> Result<(i64, Vec<f64>), String> {
     if version >= 5 {
         reader.f64()?;
     }
-    let (terms, _) = (reader.size("the number of terms")?, reader.i32()?);
+    let (terms, _) = (reader.size("number of terms")?, reader.i32()?);
     let mut blocks = Vec::new();
-    for _ in 0..reader.size("the number of blocks")? {
+    for _ in 0..reader.size("number of blocks")? {
         reader.i32()?;
-        for _ in 0..reader.size("the number of parts of a block")? {
-            blocks.push((reader.size("a type")?, reader.size("a size")?));
+        for _ in 0..reader.size("number of parts of a block")? {
+            blocks.push((reader.size("block type")?, reader.size("block size")?));
         }
     }
     reader.take(3 * 4)?;
     let values: Vec<f64> = match sums > 0 {
         false => reader.reals(terms, double)?,
         // each with its average and sum
-        true => {
-            reader.reals(terms.checked_mul(3).ok_or("a count out of range")?, double)?.into_iter().step_by(3).collect()
-        }
+        true => reader
+            .reals(terms.checked_mul(3).ok_or("a count is out of range")?, double)?
+            .into_iter()
+            .step_by(3)
+            .collect(),
     };
     for (kind, n) in blocks {
         match WIDTHS.get(kind) {
             Some(width) => {
-                reader.take(n.checked_mul(*width).ok_or("a count out of range")?)?;
+                reader.take(n.checked_mul(*width).ok_or("a count is out of range")?)?;
             }
             None if kind == STRING => (0..n).try_for_each(|_| reader.string().map(drop))?,
-            None => return Err(format!("a block of type {kind}")),
+            None => return Err(format!("unsupported block type {kind}")),
         }
     }
     Ok((step, values))

@@ -32,18 +32,18 @@ pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
         if title.trim().is_empty() && count.is_none_or(|line| line.trim().is_empty()) {
             break; // empty lines at the end
         }
-        let count = count.ok_or_else(|| format!("line {}: cut off after the title", number + 1))?;
-        let atoms: usize =
-            count.trim().parse().map_err(|_| format!("line {}: `{count}` is no number of atoms", number + 2))?;
+        let count = count.ok_or_else(|| format!("line {}: truncated after the title", number + 1))?;
+        let atoms: usize = count
+            .trim()
+            .parse()
+            .map_err(|_| format!("line {}: expected the number of atoms, found `{count}`", number + 2))?;
         let mut x = Vec::new();
         for _ in 0..atoms {
-            let (number, line) = lines.next().ok_or("cut off within the atoms")?;
-            x.extend(position(line).ok_or_else(|| format!("line {}: cannot read the coordinates", number + 1))?);
+            let (number, line) = lines.next().ok_or("truncated within the atoms")?;
+            x.extend(position(line).ok_or_else(|| format!("line {}: could not read the coordinates", number + 1))?);
         }
-        let (number, line) = lines.next().ok_or("cut off before the box")?;
-        boxes.push(
-            box_vectors(line).ok_or_else(|| format!("line {}: a box of 3 or 9 numbers is expected", number + 1))?,
-        );
+        let (number, line) = lines.next().ok_or("truncated before the box")?;
+        boxes.push(box_vectors(line).ok_or_else(|| format!("line {}: expected a box of 3 or 9 numbers", number + 1))?);
         frames.push(x);
     }
     Ok((frames, boxes))
@@ -76,7 +76,7 @@ pub(in crate::io) fn columns([a, b, c]: [f64; 3]) -> Option<String> {
 /// Error message for an atom whose position does not fit.
 pub(in crate::io) fn too_far(frame: usize, atom: &str) -> String {
     format!(
-        "frame {}: {atom} is too far away for the columns of this format; write dcd, xtc, trr, npy or safetensors",
+        "frame {}: {atom} has coordinates that do not fit the columns of this format; use dcd, xtc, trr, npy or safetensors",
         frame + 1
     )
 }

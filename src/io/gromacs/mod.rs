@@ -27,7 +27,7 @@ pub fn spans(extension: &str, bytes: &[u8]) -> Result<Vec<Span>, String> {
         "trr" => trr::spans(bytes),
         "xtc" => xtc::spans(bytes),
         "edr" => edr::spans(bytes),
-        other => Err(format!("no reader for frames of .{other} files")),
+        other => Err(format!("reading frames of .{other} files is not supported")),
     }
 }
 

@@ -38,19 +38,19 @@ fn header(reader: &mut Reader) -> Result<Header, String> {
     let sizes: [usize; 10] = {
         let mut sizes = [0; 10];
         for size in &mut sizes {
-            *size = reader.size("a size")?;
+            *size = reader.size("size")?;
         }
         sizes
     };
     let [inputrec, energies, box_size, virial, pressure, topology, symbols, x, v, f] = sizes;
     if inputrec + energies + topology + symbols != 0 {
-        return Err("it holds more than coordinates".into());
+        return Err("data other than positions, velocities and forces are not supported".into());
     }
-    let atoms = reader.size("the number of atoms")?;
+    let atoms = reader.size("number of atoms")?;
     let double = if box_size > 0 { box_size == 72 } else { [x, v, f].iter().any(|&s| s > 0 && s == 24 * atoms) };
     let width = if double { 8 } else { 4 };
     if ![0, 9 * width].contains(&box_size) || [x, v, f].iter().any(|&s| s != 0 && s != 3 * width * atoms) {
-        return Err(format!("sizes {box_size}, {x}, {v}, {f} do not go with {atoms} atoms"));
+        return Err(format!("sizes {box_size}, {x}, {v}, {f} do not match {atoms} atoms"));
     }
     let (step, _) = (reader.i32()?, reader.i32()?);
     let (time, _) = (reader.real(double)?, reader.real(double)?);

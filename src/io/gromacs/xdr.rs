@@ -32,7 +32,7 @@ impl<'a> Reader<'a> {
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], String> {
         let left = &self.bytes[self.position..];
         if n > left.len() {
-            return Err(format!("cut off: {n} bytes wanted, {} left", left.len()));
+            return Err(format!("truncated: expected {n} bytes, found {}", left.len()));
         }
         self.position += n;
         Ok(&left[..n])
@@ -61,7 +61,7 @@ impl<'a> Reader<'a> {
     /// A non-negative count or size.
     pub fn size(&mut self, what: &str) -> Result<usize, String> {
         let value = self.i32()?;
-        usize::try_from(value).map_err(|_| format!("{what} is {value}"))
+        usize::try_from(value).map_err(|_| format!("invalid {what}: {value}"))
     }
 
     /// A double or a float.
@@ -76,13 +76,13 @@ impl<'a> Reader<'a> {
     /// n doubles or floats.
     pub fn reals(&mut self, n: usize, double: bool) -> Result<Vec<f64>, String> {
         let width = if double { 8 } else { 4 };
-        let bytes = self.take(n.checked_mul(width).ok_or("a count out of range")?)?;
+        let bytes = self.take(n.checked_mul(width).ok_or("a count is out of range")?)?;
         Ok(decode(bytes, double))
     }
 
     /// A string, padded to four bytes.
     pub fn string(&mut self) -> Result<String, String> {
-        let length = self.size("the length of a string")?;
+        let length = self.size("length of a string")?;
         let bytes = self.take(length.div_ceil(4) * 4)?;
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }

@@ -16,7 +16,7 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
         }
         let (_, step) = (reader.i32()?, reader.i32()?);
         reader.take(4 + 9 * 4)?; // time, box
-        let atoms = reader.size("the number of atoms")?;
+        let atoms = reader.size("number of atoms")?;
         if atoms <= 9 {
             reader.take(12 * atoms)?; // not packed
         } else {
@@ -24,17 +24,18 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
             let mut corner = || Ok::<_, String>([reader.i32()?, reader.i32()?, reader.i32()?]);
             let (smallest, largest) = (corner()?, corner()?);
             if smallest.iter().zip(&largest).any(|(smallest, largest)| smallest > largest) {
-                return Err(format!("coordinates from {smallest:?} to {largest:?}"));
+                return Err(format!("invalid range of coordinates: {smallest:?} to {largest:?}"));
             }
             let size = reader.i32()?;
             if !(0..SIZES).contains(&size) {
-                return Err(format!("small numbers of the size {size}"));
+                return Err(format!("invalid size of packed coordinates: {size}"));
             }
             let packed = if magic == MAGIC[0] { i64::from(reader.i32()?) } else { reader.i64()? };
             let packed = usize::try_from(packed).ok().filter(|p| *p <= isize::MAX as usize - 3);
-            let packed = packed.ok_or("a size out of range")?;
+            let packed = packed.ok_or("a size is out of range")?;
             if packed < atoms / 8 {
-                return Err(format!("{atoms} atoms in {packed} bytes")); // a bit each at least
+                return Err(format!("{packed} bytes are too few for {atoms} atoms"));
+                // a bit each at least
             }
             reader.take(packed.div_ceil(4) * 4)?;
         }

@@ -46,7 +46,7 @@ type Outcome<T> = std::result::Result<T, String>;
 fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
     if bytes.get(..4) != Some(&MAGIC[..]) {
         return Err(
-            "not a zip archive: no PyTorch file, or one from before PyTorch 1.6; load it there and save it again"
+            "not a zip archive: not a PyTorch file, or saved before PyTorch 1.6; load it in PyTorch and save it again"
                 .into(),
         );
     }
@@ -68,15 +68,15 @@ fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
     };
     collector.visit(pickle.root, "", 0)?;
     if collector.tensors.is_empty() {
-        return Err(format!("holds {} and no tensors", describe(&pickle)));
+        return Err(format!("contains {} but no tensors", describe(&pickle)));
     }
     Ok(collector.tensors)
 }
 
 fn describe(pickle: &Pickle) -> String {
     match &pickle.nodes[pickle.root] {
-        Node::Object(Object { class, .. }) => format!("an object of {class}"),
-        Node::Global(name) => format!("the name {name}"),
+        Node::Object(Object { class, .. }) => format!("an object of class {class}"),
+        Node::Global(name) => format!("a reference to {name}"),
         Node::Dict(_) => "a dictionary".into(),
         Node::List(_) | Node::Tuple(_) => "a list".into(),
         _ => "a single value".into(),
@@ -108,7 +108,10 @@ impl Archive<'_> {
         }
         match &self.entry("byteorder", 16)?[..] {
             b"little" => Ok(()),
-            other => Err(format!("byte order `{}`; only little-endian files are read", String::from_utf8_lossy(other))),
+            other => Err(format!(
+                "byte order `{}` is not supported: the file must be little-endian",
+                String::from_utf8_lossy(other)
+            )),
         }
     }
 
@@ -117,12 +120,12 @@ impl Archive<'_> {
         let full = format!("{}{name}", self.root);
         let file = self.archive.by_name(&full).map_err(|e| format!("entry {full}: {e}"))?;
         if file.size() > limit {
-            return Err(format!("entry {full}: {} bytes, more than the {limit} that it can have", file.size()));
+            return Err(format!("entry {full}: {} bytes, expected at most {limit}", file.size()));
         }
         let mut bytes = Vec::new();
         file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| format!("entry {full}: {e}"))?;
         match bytes.len() as u64 > limit {
-            true => Err(format!("entry {full}: more than {limit} bytes")),
+            true => Err(format!("entry {full}: expected at most {limit} bytes, found more")),
             false => Ok(bytes),
         }
     }
@@ -154,7 +157,7 @@ impl Collector<'_> {
         self.visits += 1;
         if depth > DEEPEST || self.visits > MOST_VISITS || path.len() > LONGEST_NAME {
             let start: String = path.chars().take(80).collect();
-            return Err(format!("`{start}`…: containers are nested, shared or named beyond reason"));
+            return Err(format!("`{start}`…: too many containers, too deeply nested or with too long a name"));
         }
         if self.barren.contains(&id) || !self.path.insert(id) {
             return Ok(());
@@ -174,7 +177,7 @@ impl Collector<'_> {
             Node::Tensor(view) => {
                 let tensor = self.tensor(view).map_err(|reason| format!("tensor `{path}`: {reason}"))?;
                 if self.tensors.insert(path.to_string(), tensor).is_some() {
-                    return Err(format!("two tensors have the name `{path}`"));
+                    return Err(format!("two tensors are named `{path}`"));
                 }
                 Ok(())
             }
@@ -184,7 +187,7 @@ impl Collector<'_> {
                 if object.class.contains(REBUILT) && !path.split('.').any(|part| BESIDE.contains(&part)) =>
             {
                 Err(format!(
-                    "tensor `{path}` is of a kind that is not read ({}): save it as a plain one of float32",
+                    "tensor `{path}` is of an unsupported kind ({}): save it as a dense float32 tensor",
                     object.class
                 ))
             }
@@ -217,10 +220,12 @@ impl Collector<'_> {
         let view = &view_as_real(view);
         let (width, decode) = number_type(&view.storage.class)?;
         if view.shape.len() > MOST_DIMENSIONS {
-            return Err(format!("{} dimensions", view.shape.len()));
+            return Err(format!("{} dimensions are not supported", view.shape.len()));
         }
         let n = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        let n = n.filter(|&n| n <= self.elements_left).ok_or(format!("shape {:?} is beyond the file", view.shape))?;
+        let n = n
+            .filter(|&n| n <= self.elements_left)
+            .ok_or(format!("shape {:?} is too large for the file", view.shape))?;
         self.elements_left -= n;
         let bytes = self.archive.storage(&view.storage.key)?;
         let available = bytes.len() / width;
@@ -229,7 +234,7 @@ impl Collector<'_> {
         });
         if n > 0 && last.is_none_or(|last| last >= available) {
             return Err(format!(
-                "offset {}, shape {:?}, stride {:?} reach beyond its storage of {available} numbers",
+                "offset {}, shape {:?}, stride {:?} exceed the storage of {available} numbers",
                 view.offset, view.shape, view.stride
             ));
         }
@@ -290,7 +295,7 @@ fn number_type(class: &str) -> Outcome<(usize, Decode)> {
         "BoolStorage" => (1, |b| f64::from(u8::from(b[0] != 0))),
         other => {
             return Err(format!(
-                "numbers of type {other}; f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known"
+                "unsupported number type {other}; known types: f16, bf16, f32, f64, i64, i32, i16, i8, u8, bool"
             ))
         }
     })

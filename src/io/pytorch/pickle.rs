@@ -107,7 +107,7 @@ pub fn parse(bytes: &[u8]) -> Outcome<Pickle> {
 
 impl Machine<'_> {
     fn take(&mut self, n: usize) -> Outcome<&[u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len()).ok_or("the pickle is cut off")?;
+        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len()).ok_or("the pickle is truncated")?;
         let part = &self.bytes[self.at..end];
         self.at = end;
         Ok(part)
@@ -119,7 +119,7 @@ impl Machine<'_> {
     }
 
     fn length(&mut self, n: usize) -> Outcome<usize> {
-        usize::try_from(self.unsigned(n)?).map_err(|_| "a length beyond this machine's memory".into())
+        usize::try_from(self.unsigned(n)?).map_err(|_| "a length is too large for this machine".into())
     }
 
     fn text(&mut self, n: usize) -> Outcome<String> {
@@ -128,7 +128,7 @@ impl Machine<'_> {
     }
 
     fn line(&mut self) -> Outcome<String> {
-        let end = self.bytes[self.at..].iter().position(|&b| b == b'\n').ok_or("the pickle is cut off")?;
+        let end = self.bytes[self.at..].iter().position(|&b| b == b'\n').ok_or("the pickle is truncated")?;
         let line = self.text(end)?;
         self.at += 1;
         Ok(line)
@@ -170,7 +170,7 @@ impl Machine<'_> {
     }
 
     fn put(&mut self, key: u64) -> Outcome<()> {
-        let key = u32::try_from(key).map_err(|_| format!("memo number {key}"))?;
+        let key = u32::try_from(key).map_err(|_| format!("memo number {key} is out of range"))?;
         self.memo.insert(key, self.top()?);
         Ok(())
     }
@@ -182,7 +182,7 @@ impl Machine<'_> {
             b'.' => return Ok(false),
             0x80 => match self.unsigned(1)? {
                 2..=5 => Ok(()),
-                version => Err(format!("pickle protocol {version}; 2 to 5 are known")),
+                version => Err(format!("pickle protocol {version} is not supported (expected 2 to 5)")),
             },
             0x95 => self.take(8).map(|_| ()), // a frame is a hint for buffering
             b'(' => {
@@ -271,7 +271,7 @@ impl Machine<'_> {
             Node::Dict(dict) if by_key => dict.extend(pairs(parts)?),
             Node::Object(object) if !by_key => object.elements.extend(parts),
             Node::Object(object) => object.items.extend(pairs(parts)?),
-            _ => return Err("entries for something that is no container".into()),
+            _ => return Err("entries for something that is not a container".into()),
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Machine<'_> {
                     return Err("a global whose name is not text".into());
                 };
                 if module.len() + name.len() > LONGEST_GLOBAL {
-                    return Err(format!("a global with a name of {} bytes", module.len() + name.len()));
+                    return Err(format!("a global has too long a name ({} bytes)", module.len() + name.len()));
                 }
                 self.push(Node::Global(format!("{module}.{name}").into()))
             }
@@ -322,7 +322,7 @@ impl Machine<'_> {
         let name = match &self.nodes[function] {
             Node::Global(name) => name,
             Node::Object(object) => &object.class,
-            _ => return Err("a call of something that is no function".into()),
+            _ => return Err("a call of something that is not a function".into()),
         };
         match name.as_ref() {
             "collections.OrderedDict" if arguments.is_empty() => Ok(Node::Dict(Vec::new())),
@@ -330,13 +330,13 @@ impl Machine<'_> {
             // of a subclass, such as a Buffer: (function, class, its arguments, state)
             "torch._tensor._rebuild_from_type_v2" => match arguments {
                 [function, _, arguments, _] => self.rebuild(*function, *arguments),
-                _ => Err("a tensor of a subclass without its parts".into()),
+                _ => Err("a tensor of a subclass has the wrong number of arguments".into()),
             },
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
-                let data = arguments.first().ok_or("a parameter without a tensor")?;
+                let data = arguments.first().ok_or("a parameter has no tensor")?;
                 match &self.nodes[*data] {
                     Node::Tensor(view) => Ok(Node::Tensor(view.clone())),
-                    _ => Err("a parameter without a tensor".into()),
+                    _ => Err("a parameter has no tensor".into()),
                 }
             }
             _ => Ok(Node::Object(Object::of(name.clone()))),
@@ -346,7 +346,7 @@ impl Machine<'_> {
     fn tuple(&self, id: Id) -> Outcome<&[Id]> {
         match &self.nodes[id] {
             Node::Tuple(parts) => Ok(parts),
-            _ => Err("arguments that are no tuple".into()),
+            _ => Err("arguments are not a tuple".into()),
         }
     }
 
@@ -359,43 +359,45 @@ impl Machine<'_> {
             {
                 Ok(Storage { class: class.clone(), key: key.clone() })
             }
-            _ => Err("a reference outside the pickle that is no tensor storage".into()),
+            _ => Err("a reference outside the pickle is not a tensor storage".into()),
         }
     }
 
     /// `(storage, offset, shape, stride, …)`
     fn tensor(&self, arguments: &[Id]) -> Outcome<View> {
         let [storage, offset, shape, stride, ..] = arguments else {
-            return Err("a tensor with too few arguments".into());
+            return Err("a tensor has too few arguments".into());
         };
         // flags that change the numbers of a view rather than their positions
         if let Some(Node::Dict(marks)) = arguments.get(6).map(|&marks| &self.nodes[marks]) {
             if marks.iter().any(|&(_, value)| matches!(self.nodes[value], Node::Bool(true))) {
                 return Err(
-                    "a tensor that is a negated or conjugated view: save it after `resolve_neg()` or `resolve_conj()`"
+                    "a tensor is a negated or conjugated view: save it after `resolve_neg()` or `resolve_conj()`"
                         .into(),
                 );
             }
         }
-        let Node::Storage(storage) = &self.nodes[*storage] else { return Err("a tensor without a storage".into()) };
+        let Node::Storage(storage) = &self.nodes[*storage] else { return Err("a tensor has no storage".into()) };
         let sizes = |id: Id| {
             let parts = self.tuple(id)?;
             if parts.len() > MOST_DIMENSIONS {
-                return Err(format!("a tensor of {} dimensions", parts.len()));
+                return Err(format!("a tensor of {} dimensions is not supported", parts.len()));
             }
             parts.iter().map(|&part| self.size(part)).collect::<Outcome<Vec<usize>>>()
         };
         let (shape, stride) = (sizes(*shape)?, sizes(*stride)?);
         if shape.len() != stride.len() {
-            return Err(format!("a tensor with {} sizes and {} strides", shape.len(), stride.len()));
+            return Err(format!("a tensor has {} sizes but {} strides", shape.len(), stride.len()));
         }
         Ok(View { storage: storage.clone(), offset: self.size(*offset)?, shape, stride })
     }
 
     fn size(&self, id: Id) -> Outcome<usize> {
         match self.nodes[id] {
-            Node::Int(value) => usize::try_from(value).map_err(|_| format!("a tensor with the size or stride {value}")),
-            _ => Err("a tensor whose size is no integer".into()),
+            Node::Int(value) => {
+                usize::try_from(value).map_err(|_| format!("a tensor has the negative size, stride or offset {value}"))
+            }
+            _ => Err("a size, stride or offset of a tensor is not an integer".into()),
         }
     }
 }

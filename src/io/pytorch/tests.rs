@@ -160,18 +160,18 @@ fn complex_numbers_are_read_as_their_parts() {
 fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
     assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap()["t"].data, [0.0, 0.0]);
     for (pickle, reason) in [
-        (tensor("FloatStorage", 1, [1, 2], [2, 1]), "reach beyond its storage of 2 numbers"),
-        (tensor("FloatStorage", 0, [2, 2], [i32::MAX, i32::MAX]), "reach beyond"),
-        (tensor("FloatStorage", 0, [i32::MAX, i32::MAX], [0, 0]), "beyond the file"),
-        (tensor("FloatStorage", -1, [1, 1], [1, 1]), "size or stride -1"),
-        (tensor("ComplexFloatStorage", 1, [1, 1], [1, 1]), "offset 2, shape [1, 1, 2], stride [2, 2, 1] reach beyond"),
-        (tensor("ComplexFloatStorage", i32::MAX, [1, 1], [i32::MAX, i32::MAX]), "reach beyond"),
+        (tensor("FloatStorage", 1, [1, 2], [2, 1]), "exceed the storage of 2 numbers"),
+        (tensor("FloatStorage", 0, [2, 2], [i32::MAX, i32::MAX]), "exceed the storage"),
+        (tensor("FloatStorage", 0, [i32::MAX, i32::MAX], [0, 0]), "too large for the file"),
+        (tensor("FloatStorage", -1, [1, 1], [1, 1]), "size, stride or offset -1"),
+        (tensor("ComplexFloatStorage", 1, [1, 1], [1, 1]), "offset 2, shape [1, 1, 2], stride [2, 2, 1] exceed"),
+        (tensor("ComplexFloatStorage", i32::MAX, [1, 1], [i32::MAX, i32::MAX]), "exceed the storage"),
         (tensor("QInt8Storage", 0, [1, 1], [1, 1]), "type QInt8Storage"),
         (b"\x80\x02I1\n.".to_vec(), "byte 2: instruction 0x49"),
         (b"\x80\x09.".to_vec(), "protocol 9"),
-        (b"\x80\x02}.".to_vec(), "holds a dictionary and no tensors"),
+        (b"\x80\x02}.".to_vec(), "contains a dictionary but no tensors"),
         (b"\x80\x02h\x05.".to_vec(), "memo 5 is not set"),
-        (b"\x80\x02X\xff\xff\xff\xffabc.".to_vec(), "byte 2: the pickle is cut off"),
+        (b"\x80\x02X\xff\xff\xff\xffabc.".to_vec(), "byte 2: the pickle is truncated"),
     ] {
         let message = with_pickle(&pickle).unwrap_err();
         assert!(message.contains(reason), "{message}");
@@ -201,7 +201,7 @@ fn cycles_and_exponential_sharing_end_in_an_error() {
     };
     assert!(levels(b"\x80\x02]").contains("no tensors"));
     let of_tensor = tensor("FloatStorage", 0, [1, 2], [2, 1]);
-    assert!(levels(&of_tensor[..of_tensor.len() - 1]).contains("beyond reason"));
+    assert!(levels(&of_tensor[..of_tensor.len() - 1]).contains("too many containers"));
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn tensors_of_kinds_that_are_not_read_are_named() {
     let sparse = b"ctorch._utils\n_rebuild_sparse_tensor\n)Rs";
     let of = |before: &[u8], after: &[u8]| with_pickle(&[before, b"X\x01\0\0\0w", sparse, after].concat()).unwrap_err();
     let said = of(b"\x80\x02}", b".");
-    assert!(said.contains("tensor `w` is of a kind that is not read (torch._utils._rebuild_sparse_tensor)"), "{said}");
+    assert!(said.contains("tensor `w` is of an unsupported kind (torch._utils._rebuild_sparse_tensor)"), "{said}");
     let said = of(b"\x80\x02}X\x09\0\0\0optimizer}", b"s.");
     assert!(said.contains("no tensors"), "{said}");
 }

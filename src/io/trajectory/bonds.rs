@@ -32,7 +32,7 @@ impl std::fmt::Display for Torn {
         let Torn { frames, of, bonds, whose, .. } = self;
         write!(
             f,
-            "in {frames} of {of} frames atoms bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}"
+            "in {frames} of {of} frames, atoms that are bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}"
         )
     }
 }
@@ -69,7 +69,7 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
     let name = |(bond, _): &([usize; 2], usize)| bond.map(|i| atoms.label(i)).join(" and ");
     let mut bonds = torn.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
     if torn.len() > NAMED {
-        bonds += &format!(", and {} bonds more", torn.len() - NAMED);
+        bonds += &format!(", and {} more", torn.len() - NAMED);
     }
     Some(Torn {
         frames: rows().filter(|x| torn.iter().any(|(bond, _)| is_torn(x, *bond))).count(),
@@ -98,7 +98,7 @@ pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Res
             Some(&row) if 20 * wrong.len() >= frames.n() => Err(Error::file(
                 path,
                 format!(
-                    "in {} of {} frames, the first of them frame {}, half of the bonds are {what} than {:.3} nm: {remedy}",
+                    "in {} of {} frames (the first is frame {}), half of the bonds are {what} than {:.3} nm: {remedy}",
                     wrong.len(),
                     frames.n(),
                     row + 1,
@@ -111,11 +111,11 @@ pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Res
     refuse(
         &|median| median > LONGEST_MEDIAN,
         "longer",
-        "coordinates have to be in nm, not Angstrom, and of whole molecules",
+        "coordinates must be in nm, not Angstrom, and molecules must be whole",
     )?;
     refuse(
         &|median| median < SHORTEST_MEDIAN,
         "shorter",
-        "coordinates have to be in nm, but in Angstrom in the formats that are (DCD, PDB)",
+        "coordinates must be in nm, or in Angstrom in formats that use it (DCD, PDB)",
     )
 }

@@ -78,13 +78,13 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     let (has_cell, has_fourth, fixed) = (is_charmm && int(11) != 0, is_charmm && int(12) != 0, int(9));
     debug_assert_eq!(header.len(), 84);
     if fixed != 0 {
-        return Err("DCD files with fixed atoms are not read; write all atoms".into());
+        return Err("DCD files with fixed atoms are not supported; write all atoms".into());
     }
     if has_fourth {
-        return Err("DCD files with a fourth dimension are not read; write x, y and z alone".into());
+        return Err("DCD files with a fourth dimension are not supported; write only x, y and z".into());
     }
-    records.next().ok_or("the title record is cut short")?;
-    let atoms = records.next().filter(|r| r.len() == 4).ok_or("the atom-count record is cut short")?;
+    records.next().ok_or("the title record is truncated or corrupt")?;
+    let atoms = records.next().filter(|r| r.len() == 4).ok_or("the atom-count record is truncated or corrupt")?;
     let n_atoms = if records.big_endian {
         u32::from_be_bytes([atoms[0], atoms[1], atoms[2], atoms[3]])
     } else {
@@ -94,7 +94,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     let mut frame = 0;
     while records.at < bytes.len() {
         frame += 1;
-        let cut = || format!("frame {frame} is cut short or malformed");
+        let cut = || format!("frame {frame} is truncated or corrupt");
         if has_cell {
             let record = records.next().filter(|r| r.len() == CELL).ok_or_else(cut)?;
             boxes.push(vectors(&records.doubles(record)).unwrap_or_default());
@@ -196,7 +196,7 @@ mod tests {
         assert!(low != 0 && high != 0);
         assert_eq!(parse(&file(&[(10, low), (11, high), (20, 0)], &[], &[])), expected);
         // an axis in place of a cell
-        assert!(parse(&file(&[(11, 1)], &[], &[])).unwrap_err().starts_with("frame 1 is cut short or malformed"));
+        assert!(parse(&file(&[(11, 1)], &[], &[])).unwrap_err().starts_with("frame 1 is truncated or corrupt"));
         assert!(parse(&file(&[(12, 1)], &[], &[0; 8])).unwrap_err().contains("fourth dimension"));
     }
 }

@@ -43,7 +43,7 @@ impl Frames {
             true => [self.dimension, dimension].map(|d| format!("{d} ({} atoms)", d / 3)),
             false => [self.dimension, dimension].map(|d| d.to_string()),
         };
-        Err(Error::file(path, format!("frames of {found} numbers; {needed} are needed")))
+        Err(Error::file(path, format!("frames have dimension {found}, expected {needed}")))
     }
 
     /// Array shape: `[n][atoms][3]`, or `[n][dimension]` if the dimension is not a multiple of three.
@@ -65,7 +65,7 @@ impl Frames {
             Some(dimension) if dimension > 0 => Ok(Frames::new(dimension, x)),
             _ => Err(Error::file(
                 path,
-                format!("`x` has shape {shape:?}; [frames][atoms][3] or [frames][dimension] is needed"),
+                format!("`x` has shape {shape:?}, expected [frames][atoms][3] or [frames][dimension]"),
             )),
         }
     }
@@ -74,11 +74,11 @@ impl Frames {
     pub(super) fn join(path: &Path, frames: Vec<Vec<f64>>) -> Result<Frames> {
         let dimension = frames.first().map_or(0, Vec::len);
         if dimension == 0 {
-            return Err(Error::file(path, "no frame with positions"));
+            return Err(Error::file(path, "no frame contains positions"));
         }
         if let Some(i) = frames.iter().position(|x| x.len() != dimension) {
             let (here, first) = (frames[i].len() / 3, dimension / 3);
-            return Err(Error::file(path, format!("frame {} has {here} atoms, the first {first}", i + 1)));
+            return Err(Error::file(path, format!("frame {} has {here} atoms, but frame 1 has {first}", i + 1)));
         }
         Ok(Frames::new(dimension, frames.concat()))
     }

@@ -58,7 +58,7 @@ impl Format {
         let known = Format::EXTENSIONS.iter().find(|(name, _)| *name == extension);
         known.map(|(_, format)| *format).ok_or_else(|| {
             let known = Format::EXTENSIONS.map(|(name, _)| name).join(", ");
-            Error::file(path, format!("unknown extension `{extension}`; {known} are known"))
+            Error::file(path, format!("unknown extension `{extension}`; known extensions: {known}"))
         })
     }
 
@@ -109,9 +109,9 @@ fn check_beginning(path: &Path) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     file.take(3).read_to_end(&mut beginning).map_err(|e| Error::io(path, e))?;
     match beginning[..] {
-        [] => Err(Error::file(path, "is empty")),
+        [] => Err(Error::file(path, "the file is empty")),
         [0x1f, 0x8b, ..] | [b'B', b'Z', b'h'] | [0xfd, b'7', b'z'] | [0x28, 0xb5, 0x2f] => {
-            Err(Error::file(path, "is compressed: unpack it first (gunzip, bunzip2, unxz, unzstd)"))
+            Err(Error::file(path, "the file is compressed; decompress it first (gunzip, bunzip2, unxz, unzstd)"))
         }
         _ => Ok(()),
     }
@@ -137,7 +137,7 @@ pub fn read(path: &Path) -> Result<Frames> {
         None => Ok(frames),
         Some(i) => {
             let (frame, atom) = (i / frames.dimension, i % frames.dimension / 3);
-            Err(Error::file(path, format!("frame {}: atom {} is at {}", frame + 1, atom + 1, frames.x[i])))
+            Err(Error::file(path, format!("frame {}: a coordinate of atom {} is {}", frame + 1, atom + 1, frames.x[i])))
         }
     }
 }
@@ -161,7 +161,7 @@ pub fn require_array(path: &Path, name: &str) -> Result<()> {
     match Format::Safetensors.is_of(path) {
         true => Ok(()),
         false => {
-            let reason = format!("this format holds no `{name}` beside the frames; give the extension safetensors");
+            let reason = format!("this format cannot store `{name}` with the frames; use the extension safetensors");
             Err(Error::file(path, reason))
         }
     }
@@ -176,7 +176,7 @@ pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let is_of_frames = Format::of(path).is_ok_and(|format| format != Format::Safetensors);
     match is_of_frames || OTHER_FORMATS.iter().any(|other| extension == *other) {
-        true => Err(Error::file(path, format!("{what} are written as safetensors: give that extension"))),
+        true => Err(Error::file(path, format!("{what} are written as safetensors; use that extension"))),
         false => Ok(()),
     }
 }
@@ -226,7 +226,9 @@ pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Resu
 fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
     let format = Format::of(path)?;
     if format.is_of_atoms() && !dimension.is_multiple_of(3) {
-        let reason = format!("this format is of atoms, and {dimension} coordinates are none; write npy or safetensors");
+        let reason = format!(
+            "this format requires three coordinates per atom, found {dimension} coordinates; use npy or safetensors"
+        );
         return Err(Error::file(path, reason));
     }
     match format.name_columns() {
@@ -238,12 +240,13 @@ fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> R
 /// Topology for a format with names. Errors: no topology, another number of atoms, or names that do not fit into its
 /// columns and would be altered in the file.
 fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, columns: usize) -> Result<&'a Topology> {
-    let topology = topology
-        .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
+    let topology = topology.ok_or_else(|| {
+        Error::file(path, "this format requires a topology; without one, use dcd, xtc, trr, npy or safetensors")
+    })?;
     if 3 * topology.n_atoms() != dimension {
         return Err(Error::file(
             path,
-            format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), dimension / 3),
+            format!("the topology has {} atoms, but the frames have {}", topology.n_atoms(), dimension / 3),
         ));
     }
     let fits = |i: usize| {
@@ -254,7 +257,7 @@ fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, colu
         None => Ok(topology),
         Some(i) => {
             let reason = format!(
-                "{} does not fit into the {columns} columns of a name; write dcd, xtc, trr, npy or safetensors",
+                "{}: names must be ASCII and fit the {columns} columns of this format; use dcd, xtc, trr, npy or safetensors",
                 topology.label(i)
             );
             Err(Error::file(path, reason))
@@ -264,7 +267,7 @@ fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, colu
 
 fn read_safetensors(path: &Path) -> Result<Frames> {
     let (mut tensors, _) = model_file::open_tensors(path)?;
-    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
+    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "tensor `x` is missing"))?;
     let frames = Frames::from_shape(path, &x.shape, x.data)?;
     match tensors.remove("box") {
         Some(boxes) if boxes.shape == [frames.n(), 3, 3] => {

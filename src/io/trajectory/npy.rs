@@ -21,7 +21,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     let array = read.ok_or_else(|| Error::file(path, "malformed shape"))?.map_err(|e| {
         let reason = match e {
             ViewNpyError::WrongDescriptor(_) | ViewNpyError::NonNativeEndian => {
-                "numbers of this type are not read: save them as float32 or float64, little-endian".into()
+                "unsupported number type: save the numbers as little-endian float32 or float64".into()
             }
             e => e.to_string(),
         };

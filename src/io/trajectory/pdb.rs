@@ -27,7 +27,7 @@ pub fn read(path: &Path) -> Result<Frames> {
             for axis in 0..3 {
                 let value = line.get(30 + 8 * axis..38 + 8 * axis).and_then(|v| v.trim().parse::<f64>().ok());
                 let value = value
-                    .ok_or_else(|| Error::file(path, format!("line {}: cannot read the coordinates", number + 1)))?;
+                    .ok_or_else(|| Error::file(path, format!("line {}: could not read the coordinates", number + 1)))?;
                 x.push(value * NM_PER_ANGSTROM);
             }
         }
@@ -63,8 +63,8 @@ fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
     let cell = Cell::new(vectors);
     let lengths = cell.lengths.map(|length| format!("{:9.3}", length / NM_PER_ANGSTROM)).concat();
     if lengths.len() > 27 {
-        let reason = format!("frame {}: a box of {cell} does not fit into the columns of this format", frame + 1);
-        return Err(Error::file(path, reason + "; write dcd, xtc, trr or safetensors"));
+        let reason = format!("frame {}: a box of {cell} does not fit the columns of this format", frame + 1);
+        return Err(Error::file(path, reason + "; use dcd, xtc, trr or safetensors"));
     }
     let angles = cell.angles().map(|angle| format!("{angle:7.2}")).concat();
     Ok(format!("CRYST1{lengths}{angles} P 1           1 \n"))

@@ -73,7 +73,7 @@ fn no_memory_is_taken_for_what_is_not_there() {
         bytes[place..place + 4].copy_from_slice(&i32::MAX.to_be_bytes());
     }
     std::fs::write(&path, &bytes).unwrap();
-    assert!(read(&path).unwrap_err().to_string().contains("2147483647 atoms in"));
+    assert!(read(&path).unwrap_err().to_string().contains("too few for 2147483647 atoms"));
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
@@ -84,11 +84,11 @@ fn numbers_of_other_types_are_told_how_to_be_saved() {
     let mut bytes = Vec::new();
     ndarray::arr2(&[[1i64, 2, 3]]).write_npy(&mut bytes).unwrap();
     std::fs::write(&path, &bytes).unwrap();
-    assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+    assert!(read(&path).unwrap_err().to_string().contains("little-endian float32 or float64"));
     let descriptor = bytes.windows(3).position(|w| w == b"<i8").expect("a type");
     bytes[descriptor..descriptor + 3].copy_from_slice(b">f8");
     std::fs::write(&path, &bytes).unwrap();
-    assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+    assert!(read(&path).unwrap_err().to_string().contains("little-endian float32 or float64"));
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -117,7 +117,7 @@ fn names_and_numbers_stay_in_their_columns() {
         assert_eq!((names.residues, names.names), (own(residues), topology.names.clone()), "{extension}");
         frames.x[4] = -1000.0;
         let message = write(&path, &frames, Some(&topology), &[]).unwrap_err().to_string();
-        assert!(message.contains("frame 1: ALA123456:HH31 (atom 2)") && message.contains("write dcd"), "{message}");
+        assert!(message.contains("frame 1: ALA123456:HH31 (atom 2)") && message.contains("use dcd"), "{message}");
         frames.x[4] = -99.9;
         topology.names[2] = "O12345".into();
         let message = check(&path, 9, Some(&topology)).unwrap_err().to_string();
@@ -245,9 +245,7 @@ fn boxes_are_where_other_programs_look_for_them() {
     assert!(refused("dcd", &[right]).ends_with("1 boxes for 2 frames"));
     let large = right.map(|v| v.map(|v| 1e4 * v));
     let message = refused("pdb", &[right, large]);
-    assert!(
-        message.contains("frame 2: a box of 25000.000 × 30000.000 × 35000.000 nm") && message.contains("write dcd")
-    );
+    assert!(message.contains("frame 2: a box of 25000.000 × 30000.000 × 35000.000 nm") && message.contains("use dcd"));
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
@@ -311,7 +309,7 @@ fn coordinates_that_are_no_atoms_are_refused_by_formats_of_atoms() {
     for extension in ["pdb", "gro", "dcd", "xtc", "trr"] {
         let path = std::env::temp_dir().join(format!("modejump-no-atoms-{}.{extension}", std::process::id()));
         let message = write(&path, &frames, None, &[]).unwrap_err().to_string();
-        assert!(message.ends_with("2 coordinates are none; write npy or safetensors"), "{message}");
+        assert!(message.ends_with("found 2 coordinates; use npy or safetensors"), "{message}");
         assert!(!path.exists());
     }
 }

@@ -25,7 +25,7 @@ pub fn read(path: &Path) -> Result<Frames> {
             reader.read_frame(&mut frame).map_err(|e| format!("frame {count}: {e}"))?;
             if count > 1 && frame.positions.len() != dimension {
                 return Err(format!(
-                    "frame {count} has {} atoms, the first {}",
+                    "frame {count} has {} atoms, but frame 1 has {}",
                     frame.positions.len() / 3,
                     dimension / 3
                 ));
@@ -37,7 +37,7 @@ pub fn read(path: &Path) -> Result<Frames> {
         Ok(Frames::new(dimension, x).in_boxes(boxes))
     });
     let malformed =
-        || Err(format!("frame {} is malformed: copy or write the file again", frames.load(Ordering::Relaxed)));
+        || Err(format!("frame {} is corrupt: copy or write the file again", frames.load(Ordering::Relaxed)));
     read.unwrap_or_else(malformed).map_err(|reason| Error::file(path, reason))
 }
 

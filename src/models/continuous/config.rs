@@ -102,28 +102,33 @@ impl ContinuousConfig {
         self.solver.check()?;
         if self.times.iter().any(|t| !(0.0..=1.0).contains(t)) || self.times[0] == self.times[1] {
             return Err(Error::invalid(format!(
-                "times {:?} of prior and data: use two different numbers from 0 to 1",
+                "times {:?} of prior and data must be two different numbers from 0 to 1",
                 self.times
             )));
         }
         if self.parametrisation == Parametrisation::Endpoint && self.schedule(self.times[1]).sigma <= 0.0 {
             return Err(Error::invalid(format!(
-                "times {:?}: the velocity of an endpoint model is infinite where the path ends; stop a little earlier, \
-                 say 0.001 from there",
+                "times {:?}: the velocity of an endpoint model is infinite at the end of the path; stop slightly \
+                 earlier, for example 0.001 before it",
                 self.times
             )));
         }
         if !(self.units_per_nm > 0.0 && self.units_per_nm.is_finite()) {
-            return Err(Error::invalid(format!("units_per_nm is {}: use a positive number", self.units_per_nm)));
+            return Err(Error::invalid(format!("units_per_nm must be positive and finite, not {}", self.units_per_nm)));
         }
         if let Divergence::Hutchinson { probes } = self.divergence {
             check_sizes(&[("probes", probes, LARGEST_SIZE)])?;
         }
         if dimension < 6 || dimension % 3 != 0 {
-            return Err(Error::invalid(format!("{dimension} coordinates are not those of two atoms or more")));
+            return Err(Error::invalid(format!(
+                "expected three coordinates for each of two or more atoms, found {dimension} coordinates"
+            )));
         }
         if let Some(atom) = self.stereocentres.iter().map(Stereocentre::last_atom).find(|&a| a >= dimension / 3) {
-            return Err(Error::invalid(format!("a stereocentre names atom {atom}, but there are {}", dimension / 3)));
+            return Err(Error::invalid(format!(
+                "a stereocentre refers to atom {atom}, counted from 0, but the model has {} atoms",
+                dimension / 3
+            )));
         }
         Ok(())
     }

@@ -67,13 +67,15 @@ impl<F: VectorField> ContinuousFlow<F> {
         config.check(dimension)?;
         if card.coordinates != (CoordinatesConfig::Cartesian { dimension }) {
             return Err(Error::invalid(format!(
-                "the network has {dimension} coordinates, so the coordinates of the model must be cartesian and as many"
+                "the network has {dimension} coordinates, so the model must have the same number of Cartesian \
+                 coordinates"
             )));
         }
         card.require_dimension(dimension)?;
         if card.exactness != config.exactness() {
             return Err(Error::invalid(format!(
-                "the card calls the density {:?}, but with this prior, solver and divergence it is {:?}",
+                "the model's description declares its density {:?}, but with this prior, solver and divergence it is \
+                 {:?}",
                 card.exactness,
                 config.exactness()
             )));
@@ -392,7 +394,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         let d = self.field.dimension();
         if steps == 0 || x.len() != status.len() * d {
             return Err(Error::invalid(format!(
-                "{steps} steps for {} samples of {d} coordinates in {} numbers",
+                "{steps} steps for {} samples of {d} coordinates in {} numbers: use at least one step, and one number \
+                 per coordinate",
                 status.len(),
                 x.len()
             )));
@@ -506,7 +509,11 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
     ) -> Result<()> {
         let d = self.dimension();
         if x.len() != status.len() * d {
-            return Err(Error::invalid(format!("{} samples of {d} coordinates in {} numbers", status.len(), x.len())));
+            return Err(Error::invalid(format!(
+                "expected {} samples of {d} coordinates, found {} numbers",
+                status.len(),
+                x.len()
+            )));
         }
         x.chunks_exact_mut(d).enumerate().for_each(|(row, x)| self.draw_prior(&mut streams(row), x));
         let reports = self.carry(self.config.times, x, &mut [])?;
@@ -524,8 +531,8 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
     /// Always an error: the gradient requires the adjoint equation, for which networks have no derivatives yet.
     fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported(
-            "a continuous flow has no gradient of its log-density: train it by flow matching, and use moves that need \
-             log q alone (independence, i-SIR, delayed acceptance)"
+            "a continuous flow has no gradient of its log-density: train it by flow matching, and use moves that \
+             require only log q (independence, i-SIR, delayed acceptance)"
                 .into(),
         ))
     }

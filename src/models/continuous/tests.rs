@@ -353,7 +353,10 @@ fn moves_refuse_a_flow_whose_steps_are_too_coarse() {
     let (error, refused) = generator(Method::default());
     assert!(error < 0.01 && refused.is_none(), "{error} {refused:?}");
     let (error, refused) = generator(Method::Rk4 { steps: 1 });
-    assert!(error > 0.1 && refused.is_some_and(|refused| refused.contains("smaller tolerances")), "{error}");
+    assert!(
+        error > 0.1 && refused.is_some_and(|refused| refused.contains("reduce its solver's tolerances")),
+        "{error}"
+    );
 }
 
 /// A field that is finite only for a limited number of calls.

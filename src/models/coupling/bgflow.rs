@@ -66,8 +66,8 @@ impl Checkpoint<'_> {
         match blocks.find(|name| !read.contains(*name)) {
             None => Ok(()),
             Some(name) => Err(Error::invalid(format!(
-                "tensor {name} belongs to a block that is not known here: spline and affine couplings, truncated-normal and uniform \
-                 marginals are read"
+                "tensor {name} belongs to an unknown block: only spline and affine couplings, truncated-normal and \
+                 uniform marginals are supported"
             ))),
         }
     }
@@ -86,7 +86,7 @@ impl Checkpoint<'_> {
         let n = blocks.len();
         blocks
             .try_into()
-            .map_err(|_| Error::invalid(format!("the checkpoint has {n} blocks with {name}, not {N} {what}")))
+            .map_err(|_| Error::invalid(format!("the checkpoint has {n} blocks with {name}, expected {N} {what}")))
     }
 
     fn marginal(&self, block: usize, name: &str) -> Result<Vec<f64>> {
@@ -99,7 +99,8 @@ impl Checkpoint<'_> {
             [first, ref others @ ..] if others.iter().all(|&other| other == first) => Ok(first),
             [] => Err(Error::invalid(format!("tensor _blocks.{block}{MARGINAL}{name} is empty"))),
             _ => Err(Error::invalid(format!(
-                "tensor _blocks.{block}{MARGINAL}{name}: another bound for each coordinate is not read, only one for all"
+                "tensor _blocks.{block}{MARGINAL}{name}: a separate bound for each coordinate is not supported, only \
+                 one bound for all"
             ))),
         }
     }
@@ -128,7 +129,11 @@ impl Checkpoint<'_> {
                 let name = format!("{prefix}.{}.{part}", 2 * l);
                 let data = &self.get(&name)?.data;
                 if data.len() != place.len() {
-                    return Err(Error::invalid(format!("tensor {name}: {} numbers, not {}", data.len(), place.len())));
+                    return Err(Error::invalid(format!(
+                        "tensor {name} has {} numbers, expected {}",
+                        data.len(),
+                        place.len()
+                    )));
                 }
                 parameters[place].copy_from_slice(data);
             }
@@ -149,8 +154,9 @@ fn card(config: CouplingConfig, coordinates: CoordinatesConfig, topology: Option
 fn activation(config: &Value, key: &str) -> Result<Activation> {
     let given = &config[key];
     let name = given.as_str().map(|name| Value::from(name.to_lowercase()));
-    name.and_then(|name| serde_json::from_value(name).ok())
-        .ok_or_else(|| Error::invalid(format!("{key} {given}: \"relu\", \"silu\" and \"tanh\" are known")))
+    name.and_then(|name| serde_json::from_value(name).ok()).ok_or_else(|| {
+        Error::invalid(format!("{key} {given} is not supported; known activations: \"relu\", \"silu\", \"tanh\""))
+    })
 }
 
 /// Indices of the internal coordinates, in bgflow's order.
@@ -234,8 +240,10 @@ fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
     let constants = checkpoint.blocks("._values_0").first().copied().unwrap_or(behind);
     match found.len() == with_tensors.len() && (found != with_tensors || constants != behind) {
         true => Err(Error::invalid(format!(
-            "blocks {found:?} have tensors, and {constants} has constants; those of a split of torsions, their couplings, a merge, a coupling of angles, one of bonds and the \
-             marginals are {with_tensors:?}, and constants come next: a layer without tensors between them, such as a constraint of chirality, is not read"
+            "blocks {found:?} have tensors and block {constants} has constants, but a split of torsions, their \
+             couplings, a merge, a coupling of angles, one of bonds and the marginals have tensors in blocks \
+             {with_tensors:?}, with constants in the next block: other layers without tensors, such as a chirality \
+             constraint, are not supported"
         ))),
         false => Ok(()),
     }
@@ -251,8 +259,8 @@ fn require_lengths(checkpoint: &Checkpoint, couplings: &[usize], constraints: &[
     let given = constraints.iter().map(|(_, _, length)| *length);
     match merged.data.iter().zip(given).find(|(theirs, given)| (*theirs - given).abs() > 1e-6) {
         Some((theirs, given)) => Err(Error::invalid(format!(
-            "constrained_bond_len has {given} nm where {name} has {theirs} nm: give it and constrained_bond_idx in the order in which the \
-             checkpoint has the bonds, that of add_merge_constraints"
+            "constrained_bond_len has {given} nm where {name} has {theirs} nm: list constrained_bond_len and \
+             constrained_bond_idx in the checkpoint's order of bonds, that of add_merge_constraints"
         ))),
         None => Ok(()),
     }
@@ -267,7 +275,7 @@ fn spline_layers(
 ) -> Result<Vec<LayerConfig>> {
     let Numbers { bonds, angles, torsions } = numbers;
     let identity_init = config["enable_identity_init"].as_bool().ok_or_else(|| {
-        Error::invalid("the configuration must say `enable_identity_init` (true or false): the checkpoint is another density under the other")
+        Error::invalid("the configuration must set `enable_identity_init` (true or false): it changes the density")
     })?;
     let activation = match config.get("activation") {
         Some(_) => activation(config, "activation")?,
@@ -281,7 +289,7 @@ fn spline_layers(
         Some(given) => given
             .as_u64()
             .and_then(|bins| usize::try_from(bins).ok())
-            .ok_or_else(|| Error::invalid(format!("n_bins: a positive integer is needed, not {given}")))?,
+            .ok_or_else(|| Error::invalid(format!("n_bins must be a positive integer, not {given}")))?,
     };
     let spline = |block: usize, transformed: &[usize], periodic: &[usize], plain: &[usize], ends: Ends| {
         let sizes = checkpoint.sizes(&spline_network(block))?;
@@ -313,23 +321,25 @@ fn spline_layers(
 /// Truncated normal distributions for bonds and angles, a uniform one for torsions.
 fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -> Result<Vec<LayerConfig>> {
     let Numbers { bonds, angles, torsions } = numbers;
-    let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals, of bonds and angles")?;
+    let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals (bonds and angles)")?;
     let means = checkpoint.marginal(of_bonds, "_mu")?.len();
     if means != bonds.len() {
         return Err(Error::invalid(format!(
-            "the checkpoint has {means} bonds with a distribution, the z_matrix {} and {n_constraints} constant ones: `constrained_bond_idx` \
-             (numbers of the constant bonds: the frame's two are 0 and 1, then the rows of the z_matrix but the frame's) and \
-             `constrained_bond_len` (nm) have to name the others",
+            "the checkpoint has {means} bonds with a distribution, but the z_matrix has {} bonds, of which \
+             {n_constraints} are constant: list all others in `constrained_bond_idx` (indices of the constant bonds: 0 \
+             and 1 for those of the frame, then those of the other rows of the z_matrix) and `constrained_bond_len` \
+             (nm)",
             bonds.len() + n_constraints
         )));
     }
     let mut layers = Vec::new();
-    let [of_torsions] = checkpoint.marginals("low", "uniform marginal, of torsions")?;
+    let [of_torsions] = checkpoint.marginals("low", "uniform marginal (torsions)")?;
     let widest =
         checkpoint.bound(of_angles, "_upper_bound").into_iter().chain(checkpoint.marginal(of_torsions, "high")?);
     if let Some(upper) = widest.into_iter().find(|&upper| upper > 1.0 && upper.is_finite()) {
         return Err(Error::invalid(format!(
-            "marginals of angles that reach to {upper}: angles in radian (normalize_angles = False) are not read, only those in units of π and 2π"
+            "marginals of angles extend to {upper}: angles in radians (normalize_angles = False) are not supported, \
+             only angles in units of π and 2π"
         )));
     }
     for (block, transformed) in [(of_bonds, bonds), (of_angles, angles)] {
@@ -366,7 +376,8 @@ fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize,
     let mut seen = vec![false; bonds.len()];
     let each = indices.data.iter().zip(lengths).map(|(&i, &length)| {
         let place = (0..bonds.len()).find(|&place| place as f64 == i && !seen[place]);
-        let place = place.ok_or_else(|| Error::invalid(format!("constrained_bond_idx: bond {i}")))?;
+        let place = place
+            .ok_or_else(|| Error::invalid(format!("constrained_bond_idx: bond {i} is out of range or repeated")))?;
         seen[place] = true;
         Ok((bonds[place].0, bonds[place].1, length))
     });
@@ -380,11 +391,11 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
         Error::invalid("the configuration needs `z_matrix` (internal-coordinate generator) or `dim` (RealNVP)")
     })? as usize;
     let preserve_volume = config["preserve_volume"].as_bool().ok_or_else(|| {
-        Error::invalid("the configuration must say `preserve_volume` (true or false): it changes the density")
+        Error::invalid("the configuration must set `preserve_volume` (true or false): it changes the density")
     })?;
     let final_swap = config["final_swap"].as_bool().ok_or_else(|| {
         Error::invalid(
-            "the configuration must say `final_swap` (true or false): it changes the order of the coordinates",
+            "the configuration must set `final_swap` (true or false): it changes the order of the coordinates",
         )
     })?;
     let (of_shift, of_scale) = (activation(config, "activation")?, activation(config, "scale_activation")?);
@@ -393,15 +404,15 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
         return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
     }
     if !blocks.iter().copied().eq((0..blocks.len()).map(|k| 2 * k + 1)) {
-        return Err(Error::invalid(format!("affine couplings in blocks {blocks:?}: a RealNVP has them in 1, 3, 5, …")));
+        return Err(Error::invalid(format!(
+            "affine couplings are in blocks {blocks:?}, but a RealNVP has them in 1, 3, 5, …"
+        )));
     }
     let part = |block: usize, part: &str| format!("_blocks.{block}.transformer._{part}_transformation._layers");
     let sizes = checkpoint.sizes(&part(blocks[0], "shift"))?;
     let both = sizes[0].saturating_add(sizes[sizes.len() - 1]);
     if both != dimension {
-        return Err(Error::invalid(format!(
-            "dim = {dimension}, but the first network goes between {both} coordinates"
-        )));
+        return Err(Error::invalid(format!("dim = {dimension}, but the first network has {both} inputs and outputs")));
     }
     let n_swaps = blocks.len() - usize::from(!final_swap);
     // the order does not matter for prior points, as the prior is the same in all coordinates; for x it is the final
@@ -436,7 +447,7 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
         }
         let name = format!("_blocks.{block}.transformer._log_alpha");
         let [log_alpha] = checkpoint.get(&name)?.data[..] else {
-            return Err(Error::invalid(format!("tensor {name}: one number is needed")));
+            return Err(Error::invalid(format!("tensor {name} must contain a single number")));
         };
         parameters[layer.log_alpha] = log_alpha;
     }

@@ -99,7 +99,7 @@ impl Conditioner {
     ) -> Result<Conditioner> {
         if features.is_empty() || features.harmonics == 0 || n_out == 0 || hidden.contains(&0) {
             return Err(Error::invalid(
-                "a coupling layer needs conditioning coordinates, outputs and non-empty hidden layers",
+                "a coupling layer requires conditioning coordinates, harmonics, outputs and non-empty hidden layers",
             ));
         }
         let sizes: Vec<usize> = [features.len()].into_iter().chain(hidden.iter().copied()).chain([n_out]).collect();

@@ -277,7 +277,7 @@ impl<R: Real> CouplingFlow<R> {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "{n} latent points of {} numbers expected, got {} numbers",
+            "expected {n} latent points of {} numbers, found {} numbers",
             self.dimension_u(),
             z.len()
         )))
@@ -290,7 +290,7 @@ impl<R: Real> CouplingFlow<R> {
         if gx.len() == n * dx {
             return Ok(());
         }
-        Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())))
+        Err(Error::invalid(format!("expected {n} gradients of {dx} numbers, found {} numbers", gx.len())))
     }
 }
 

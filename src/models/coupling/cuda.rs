@@ -151,7 +151,8 @@ impl<R: Real> CouplingFlow<R> {
         let variants: Vec<Variant> = variants.into_iter().filter(|v| v.shared <= driver.shared_memory()).collect();
         let Some(smallest) = variants.last() else {
             return Err(Error::Unsupported(format!(
-                "{}: this flow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
+                "{}: this flow requires {} KiB of shared memory per block, but only {} KiB are available; use device \
+                 cpu",
                 driver.describe(),
                 shared_memory::<R>(&arguments, ALONE.rows).div_ceil(1024),
                 driver.shared_memory() / 1024
@@ -391,7 +392,7 @@ impl<R: Real> Density for CouplingOnDevice<R> {
         for (chunk, (x, log_density)) in chunks.enumerate() {
             let start = |row| streams(chunk * LAUNCH + row).start();
             let starts = (0..log_density.len()).map(start).collect::<Option<Vec<_>>>();
-            let starts = starts.ok_or_else(|| Error::invalid("a stream for samples was drawn from before"))?;
+            let starts = starts.ok_or_else(|| Error::invalid("the random stream for samples has already been used"))?;
             self.generate_rows(Latent::Streams(starts), x, None, log_density)?;
         }
         Ok(())

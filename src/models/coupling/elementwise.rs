@@ -29,7 +29,7 @@ impl Elementwise {
         let n = config.transformed().len();
         let same = |name: &str, values: &[f64]| match values.len() == n && values.iter().all(|v| v.is_finite()) {
             true => Ok(()),
-            false => Err(Error::invalid(format!("{name} needs {n} finite numbers, got {}", values.len()))),
+            false => Err(Error::invalid(format!("{name}: expected {n} finite numbers, found {values:?}"))),
         };
         let kind = match config {
             LayerConfig::Shift { .. } => {
@@ -171,7 +171,10 @@ impl TruncatedNormal {
         let below = normal_cdf((lower - mean) / sd);
         let mass = normal_cdf((upper - mean) / sd) - below;
         if !(sd > 0.0 && mass > 0.0) {
-            return Err(Error::invalid(format!("truncated normal: mean {mean}, sd {sd} on [{lower}, {upper}]")));
+            return Err(Error::invalid(format!(
+                "truncated normal: mean {mean} and sd {sd} are invalid on [{lower}, {upper}]; sd must be positive, and \
+                 the interval must have nonzero probability"
+            )));
         }
         let log_scale = (mass * sd * (2.0 * PI).sqrt()).ln();
         Ok(TruncatedNormal { mean, sd, lower, upper, below, mass, log_scale })
@@ -252,7 +255,10 @@ impl Whiten {
         let above_diagonal = (0..n).any(|i| matrix[i * n + i + 1..(i + 1) * n].iter().any(|&v| v != 0.0));
         let diagonal = || (0..n).map(|i| matrix[i * n + i]);
         if above_diagonal || !diagonal().all(|d| d > 0.0) || !matrix.iter().chain(&mean).all(|v| v.is_finite()) {
-            return Err(Error::invalid("whiten.matrix must be finite, lower-triangular, with a positive diagonal"));
+            return Err(Error::invalid(
+                "whiten.mean and whiten.matrix must be finite, and the matrix lower triangular with a positive \
+                 diagonal",
+            ));
         }
         let log_det = diagonal().map(f64::ln).sum();
         Ok(Whiten { transformed, mean, matrix, log_det })

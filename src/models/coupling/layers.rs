@@ -150,8 +150,8 @@ impl LayerConfig {
         let harmonics = self.features().map_or(0, |features| features.harmonics);
         if hidden.iter().any(|&n| n > LARGEST_HIDDEN) || bins > LARGEST_BINS || harmonics > LARGEST_BINS {
             return Err(Error::invalid(format!(
-                "{bins} bins, {harmonics} harmonics, hidden layers {hidden:?}: at most {LARGEST_BINS}, {LARGEST_BINS} and \
-                 {LARGEST_HIDDEN} are read"
+                "{bins} bins, {harmonics} harmonics, hidden layers {hidden:?}: must be at most {LARGEST_BINS}, \
+                 {LARGEST_BINS} and {LARGEST_HIDDEN}"
             )));
         }
         Ok(())
@@ -163,11 +163,13 @@ impl LayerConfig {
         self.validate_sizes()?;
         let mut used = vec![false; dimension];
         if self.transformed().is_empty() {
-            return Err(Error::invalid("a layer transforms no coordinate"));
+            return Err(Error::invalid("a layer transforms no coordinates"));
         }
         for &i in self.transformed() {
             if i >= dimension {
-                return Err(Error::invalid(format!("coordinate {i} is beyond the flow's {dimension}")));
+                return Err(Error::invalid(format!(
+                    "coordinate {i} is out of range for a flow of {dimension} coordinates"
+                )));
             }
             if std::mem::replace(&mut used[i], true) {
                 return Err(Error::invalid(format!("coordinate {i} is transformed twice in one layer")));
@@ -175,7 +177,9 @@ impl LayerConfig {
         }
         for i in self.conditions() {
             if i >= dimension {
-                return Err(Error::invalid(format!("conditioning coordinate {i} is beyond the flow's {dimension}")));
+                return Err(Error::invalid(format!(
+                    "conditioning coordinate {i} is out of range for a flow of {dimension} coordinates"
+                )));
             }
             if used[i] {
                 return Err(Error::invalid(format!("coordinate {i} conditions its own transformation")));

@@ -72,16 +72,20 @@ impl<R: Real> CouplingFlow<R> {
     /// A flow with zero parameters. Errors name the layer.
     pub fn new(card: ModelCard) -> Result<CouplingFlow<R>> {
         let ModelConfig::Coupling(config) = &card.model else {
-            return Err(Error::invalid("the card is not of a coupling flow"));
+            return Err(Error::invalid("the model is not a coupling flow"));
         };
         let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
         let dimension = coordinates.dimension_u();
         if dimension == 0 || dimension > LARGEST_DIMENSION || coordinates.dimension_x() > LARGEST_DIMENSION {
-            return Err(Error::invalid(format!("{dimension} coordinates; 1 to {LARGEST_DIMENSION} are read")));
+            return Err(Error::invalid(format!(
+                "{dimension} coordinates are out of range: must be 1 to {LARGEST_DIMENSION}"
+            )));
         }
         let mut uniform = vec![false; dimension];
         for &i in &config.uniform {
-            *uniform.get_mut(i).ok_or_else(|| Error::invalid(format!("prior: coordinate {i} of {dimension}")))? = true;
+            *uniform.get_mut(i).ok_or_else(|| {
+                Error::invalid(format!("prior: coordinate {i} is out of range for a flow of {dimension} coordinates"))
+            })? = true;
         }
         let mut end = 0;
         let layer = |(i, config): (usize, &LayerConfig)| {
@@ -95,7 +99,7 @@ impl<R: Real> CouplingFlow<R> {
         }
         card.require_dimension(dimension_x)?;
         if end > LARGEST_PARAMETERS {
-            return Err(Error::invalid(format!("{end} parameters; at most {LARGEST_PARAMETERS} are read")));
+            return Err(Error::invalid(format!("{end} parameters are too many: must be at most {LARGEST_PARAMETERS}")));
         }
         let linear = layers.iter().flat_map(Layer::networks).flat_map(|mlp| mlp.layers.clone()).collect();
         Ok(CouplingFlow {

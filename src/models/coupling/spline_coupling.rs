@@ -38,7 +38,9 @@ impl SplineCoupling {
         }
         let [left, right] = *interval;
         if !(left < right && (right - left).is_finite()) {
-            return Err(Error::invalid(format!("spline interval [{left}, {right}]")));
+            return Err(Error::invalid(format!(
+                "invalid spline interval [{left}, {right}]: the ends must be finite and increasing"
+            )));
         }
         let (d, k) = (transformed.len(), *bins);
         let n_out = match ends {

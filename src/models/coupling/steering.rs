@@ -25,13 +25,15 @@ pub(super) fn check(
         (Coordinates::Cartesian(_), _) => {
             let (auxiliary, all) = (steering.auxiliary, uniform.len());
             return Err(Error::invalid(format!(
-                "steering: {auxiliary} auxiliary coordinates of {all} leave none for x"
+                "steering: {auxiliary} auxiliary coordinates out of {all} leave none for x"
             )));
         }
-        _ => return Err(Error::invalid("steering: auxiliary coordinates are for models in Cartesian coordinates")),
+        _ => return Err(Error::invalid("steering: auxiliary coordinates require a model in Cartesian coordinates")),
     };
     if uniform[first_auxiliary..].contains(&true) {
-        return Err(Error::invalid("steering: an auxiliary coordinate has the uniform prior, it needs the normal one"));
+        return Err(Error::invalid(
+            "steering: an auxiliary coordinate has a uniform prior; it must have a normal prior",
+        ));
     }
     for (i, layer) in config.layers.iter().enumerate() {
         let refuse = |reason: &str| Err(Error::invalid(format!("layer {i} of a steerable flow {reason}")));
@@ -39,7 +41,10 @@ pub(super) fn check(
         if turning == layer.transformed().len() {
             let sees_all = layer.conditions().all(|c| uniform[c]);
             if !sees_all {
-                return refuse("transforms coordinates with the uniform prior given others: these follow the temperature, those do not");
+                return refuse(
+                    "transforms coordinates with a uniform prior given coordinates with a normal prior: only the \
+                     latter depend on the temperature",
+                );
             }
             continue;
         }
@@ -52,8 +57,8 @@ pub(super) fn check(
         };
         if turning > 0 || !keeps_volume {
             return refuse(
-                "does not keep volume: use affine couplings with `preserve_volume`, whitening, and fixed shifts of torsions, each of \
-                 coordinates with the normal prior alone",
+                "does not preserve volume: use affine couplings with `preserve_volume`, whitening, and fixed shifts of \
+                 torsions, each acting only on coordinates with a normal prior",
             );
         }
     }
@@ -252,7 +257,7 @@ mod tests {
         let mut without = flow;
         without.card_mut().temperature = None;
         let model: Arc<dyn Model> = Arc::new(without);
-        assert!(model.at_temperature(300.0).err().unwrap().to_string().contains("for which temperature"));
+        assert!(model.at_temperature(300.0).err().unwrap().to_string().contains("the temperature it was trained at"));
     }
 
     #[test]
@@ -282,6 +287,11 @@ mod tests {
         assert!(refusal(card(vec![], vec![1], 2, 1)).contains("auxiliary coordinate"));
         let plain = ModelCard { steering: None, ..card(vec![shear()], vec![], 2, 0) };
         let plain = CouplingFlow::<f32>::new(plain).unwrap();
-        assert!(plain.at_temperature(300.0).err().unwrap().to_string().contains("does not follow"));
+        assert!(plain
+            .at_temperature(300.0)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("cannot be used at another temperature"));
     }
 }

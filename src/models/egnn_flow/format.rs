@@ -36,7 +36,7 @@ pub fn of_ecnf(
     const EMBEDDING: &str = "egnn.embedding.weight";
     let Some([n_hidden, width]) = tensors.get(EMBEDDING).and_then(|t| <[usize; 2]>::try_from(t.shape.as_slice()).ok())
     else {
-        return Err(Error::invalid(format!("no matrix {EMBEDDING}: not an ECNF checkpoint")));
+        return Err(Error::invalid(format!("not an ECNF checkpoint: matrix {EMBEDDING} is missing")));
     };
     let is_layer = |l: usize| tensors.contains_key(&format!("egnn.gcl_{l}.edge_mlp.0.weight"));
     let n_layers = (0..).take_while(|&l| is_layer(l)).count();

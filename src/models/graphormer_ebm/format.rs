@@ -31,11 +31,13 @@ pub fn of_boltznce(
 ) -> Result<(GraphormerConfig, BTreeMap<String, Tensor>)> {
     let shape = |name: &str| -> Result<[usize; 2]> {
         let tensor = tensors.get(name).ok_or_else(|| {
-            Error::invalid(format!("no tensor {name}: not a Graphormer EBM of BoltzNCE (potential_type: graphormer)"))
+            Error::invalid(format!(
+                "not a Graphormer EBM of BoltzNCE (potential_type: graphormer): tensor {name} is missing"
+            ))
         })?;
         match tensor.shape[..] {
             [rows, columns] => Ok([rows, columns]),
-            _ => Err(Error::invalid(format!("tensor {name} has shape {:?}, a matrix is expected", tensor.shape))),
+            _ => Err(Error::invalid(format!("tensor {name} has shape {:?}, expected a matrix", tensor.shape))),
         }
     };
     let [rows, width] = shape("graphormer.atom_encoder.weight")?;

@@ -115,10 +115,14 @@ impl Graphormer {
             ("kernels", kernels, LARGEST_SIZE),
         ])?;
         if !d.is_multiple_of(heads) {
-            return Err(Error::invalid(format!("{heads} heads cannot share {d} columns evenly")));
+            return Err(Error::invalid(format!("{d} columns cannot be divided evenly among {heads} heads")));
         }
         if let Some(atom) = config.types.iter().position(|&t| t >= n_types) {
-            return Err(Error::invalid(format!("atom {}: type {} of {n_types}", atom + 1, config.types[atom])));
+            return Err(Error::invalid(format!(
+                "atom {}: type {} is out of range for {n_types} types",
+                atom + 1,
+                config.types[atom]
+            )));
         }
         // BoltzNCE's tables keep their first row and column for padding
         let (rows, n_pairs, hidden) = match version {

@@ -30,7 +30,7 @@ impl<R: Real> VectorField for GvpField<R> {
 
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
         let d = self.dimension();
-        assert!(x.len() == t.len() * d && f.len() == x.len(), "{} rows of {d} coordinates", t.len());
+        assert!(x.len() == t.len() * d && f.len() == x.len(), "expected {} rows of {d} coordinates", t.len());
         let row = |(row, f): (usize, &mut [f64])| {
             self.spares.with(Workspace::default, |ws| self.network.evaluate(t[row], &x[row * d..][..d], ws, f))
         };
@@ -43,7 +43,10 @@ impl<R: Real> VectorField for GvpField<R> {
 
     fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
         let (d, n) = (self.dimension(), t.len());
-        assert!(x.len() == n * d && f.len() == x.len() && divergence.len() == n, "{n} rows of {d} coordinates");
+        assert!(
+            x.len() == n * d && f.len() == x.len() && divergence.len() == n,
+            "expected {n} rows of {d} coordinates"
+        );
         for_rows(n, f, divergence, |row, f, divergence| {
             let x = &x[row * d..][..d];
             divergence[0] =
@@ -54,7 +57,7 @@ impl<R: Real> VectorField for GvpField<R> {
     fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
         let (d, n) = (self.dimension(), t.len());
         let lengths = [x.len(), dx.len(), f.len(), df.len()];
-        assert!(lengths.iter().all(|&length| length == n * d), "{n} rows of {d} coordinates");
+        assert!(lengths.iter().all(|&length| length == n * d), "expected {n} rows of {d} coordinates");
         for_rows(n, f, df, |row, f, df| {
             let (x, dx) = (&x[row * d..][..d], &dx[row * d..][..d]);
             self.spares.with(Workspace::default, |ws| self.network.evaluate_jvp(t[row], x, dx, ws, f, df));

@@ -80,24 +80,24 @@ pub mod boltznce {
         for (option, value) in FIXED {
             let found = config.get(option).map_or(value.to_string(), Value::to_string);
             if found != value {
-                return Err(Error::invalid(format!("{option} = {found}; only {value} is implemented")));
+                return Err(Error::invalid(format!("{option} = {found} is not supported, only {value}")));
             }
         }
         if let Some(what) = missing(config).first() {
-            return Err(Error::invalid(format!("the configuration lacks {what}")));
+            return Err(Error::invalid(format!("the configuration is missing {what}")));
         }
         let number = |key: &str| config[key].as_f64().unwrap_or(f64::NAN);
         let size = |name: &str, axis: usize| {
             let shape = tensors.get(name).map(|t| &t.shape[..]);
             let other =
-                || format!("not a vector field of BoltzNCE: no tensor {name}; it holds {}", some_names(tensors));
+                || format!("not a vector field of BoltzNCE: tensor {name} is missing, found {}", some_names(tensors));
             shape.and_then(|s| s.get(axis)).copied().ok_or_else(|| Error::invalid(other()))
         };
         let n_scalars = size("initial_embedding.0.weight", 0)?;
         let n_vectors = size("convs.0.node_update.0.Wh", 0)?;
         let n_in = size("convs.0.edge_message.0.to_feats_out.0.weight", 1)?;
         let rbf_count = n_in.checked_sub(n_scalars + n_vectors + 1).filter(|&n| n > 0).ok_or_else(|| {
-            let plain = "messages take other inputs than the source's scalars, radial functions and norms";
+            let plain = "expected the source's scalars, radial functions and norms";
             Error::invalid(format!("convs.0.edge_message.0 has {n_in} inputs: {plain}"))
         })?;
         let in_layer = |l: usize| tensors.keys().any(|name| name.starts_with(&format!("convs.{l}.")));

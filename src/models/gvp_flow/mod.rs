@@ -97,7 +97,9 @@ impl GvpConfig {
             ("rbf_count", self.rbf_count, LARGEST_SIZE),
         ])?;
         if self.n_vectors == 1 {
-            let reason = "n_vectors = 1; BoltzNCE takes the length from a single vector, which is not implemented: 2 or more are read";
+            let reason =
+                "n_vectors = 1 is not supported, because BoltzNCE then takes the length from a single vector: must be \
+                 2 or more";
             return Err(Error::invalid(reason));
         }
         let lengths = [
@@ -106,14 +108,14 @@ impl GvpConfig {
             ("coordinate_range", self.coordinate_range),
         ];
         if let Some((name, value)) = lengths.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-            return Err(Error::invalid(format!("{name} = {value}; a positive number is needed")));
+            return Err(Error::invalid(format!("{name} must be positive and finite, not {value}")));
         }
         if let Some((name, value)) = lengths.iter().find(|(_, value)| *value > LONGEST) {
-            return Err(Error::invalid(format!("{name} = {value}; at most {LONGEST} is read")));
+            return Err(Error::invalid(format!("{name} = {value} is too large: must be at most {LONGEST}")));
         }
         if self.features.len() < 2 || self.features.len() > MOST_ATOMS {
             return Err(Error::invalid(format!(
-                "features of {} atoms; 2 to {MOST_ATOMS} are read",
+                "features are given for {} atoms: must be 2 to {MOST_ATOMS}",
                 self.features.len()
             )));
         }
@@ -128,7 +130,9 @@ impl<R: Real> GvpField<R> {
         let places = Places::new(&config);
         let (found, needed) = (parameters.len(), places.layout.n_parameters());
         if found != needed {
-            return Err(Error::invalid(format!("{found} parameters; a network of these sizes has {needed}")));
+            return Err(Error::invalid(format!(
+                "{found} parameters do not match a network of this size, which has {needed}"
+            )));
         }
         let network = Network::new(&config, &places, &parameters);
         Ok(GvpField { config, places, parameters, network, spares: Spares::default() })

@@ -124,7 +124,10 @@ impl InvariantNetwork {
         let of_centres: Vec<[[usize; 2]; 3]> = config.prochiral.iter().map(three).collect();
         let ends = config.volumes.iter().chain(&of_centres).flatten();
         if let Some([i, j]) = ends.into_iter().find(|[i, j]| *i >= atoms || *j >= atoms || i == j) {
-            return Err(Error::invalid(format!("a volume has a vector from atom {i} to {j} of {atoms}, from 0")));
+            return Err(Error::invalid(format!(
+                "`volumes` or `prochiral` has a vector from atom {i} to atom {j}: must be two different atoms of \
+                 {atoms}, counted from 0"
+            )));
         }
         let distances = (0..atoms).flat_map(|i| (i + 1..atoms).map(move |j| [i, j])).collect();
         let swap = |c: &Stereocentre| Swap {

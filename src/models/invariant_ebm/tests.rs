@@ -150,7 +150,7 @@ fn impossible_configurations_are_refused() {
     assert!(complaint(InvariantConfig { layers: usize::MAX, ..config.clone() }).contains("layers"));
     assert!(complaint(InvariantConfig { inputs: 13, ..config.clone() }).contains("inputs"));
     let beyond = vec![[[0, 1], [0, 2], [0, ATOMS]]];
-    assert!(complaint(InvariantConfig { volumes: beyond, ..config }).contains("from atom 0 to 5"));
+    assert!(complaint(InvariantConfig { volumes: beyond, ..config }).contains("from atom 0 to atom 5"));
     assert!(Whitening::of(&network(), &frames(1)).is_err());
     assert!(Whitening::of(&network(), &[f64::NAN; 6 * ATOMS]).is_err());
 }

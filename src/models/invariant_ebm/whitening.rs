@@ -45,7 +45,7 @@ impl Whitening {
         let (d, numbers) = (network.dimension(), network.invariants().len());
         let n = frames.len() / d;
         if n < 2 {
-            return Err(Error::invalid(format!("{n} frames have no covariance")));
+            return Err(Error::invalid(format!("a covariance requires at least 2 frames, found {n}")));
         }
         let stride = n.div_ceil(MOST_FRAMES);
         let rows: Vec<&[f64]> = frames.chunks_exact(d).step_by(stride).collect();
@@ -65,7 +65,11 @@ impl Whitening {
         let ridge = RIDGE * noise.trace() / numbers as f64;
         (0..numbers).for_each(|k| noise[(k, k)] += ridge);
 
-        let failed = || Error::invalid("the frames' distances have no covariance: are they finite?");
+        let failed = || {
+            Error::invalid(
+                "could not compute the covariance of the frames' distances: check that all coordinates are finite",
+            )
+        };
         let lower = Cholesky::new(noise).ok_or_else(failed)?.l();
         let solve = |m: &DMatrix<f64>| lower.solve_lower_triangular(m).ok_or_else(failed);
         let reduced = solve(&solve(&covariance)?.transpose())?;

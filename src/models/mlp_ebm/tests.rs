@@ -106,7 +106,7 @@ fn impossible_files_are_refused() {
             _ => unreachable!(),
         })
     };
-    assert!(network(|c| c.dimension = 2).contains("2 Cartesian"));
+    assert!(network(|c| c.dimension = 2).contains("energy-based model of 2 coordinates"));
     assert!(network(|c| c.width = usize::MAX).contains("width"));
     assert!(network(|c| c.layers = 0).contains("layers"));
 }

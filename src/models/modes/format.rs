@@ -21,11 +21,14 @@ impl ModeGenerators {
         let config = config_of(&file.card)?;
         let known = |name: &String| (0..config.modes.len()).any(|i| name.starts_with(&prefix(i)));
         if let Some(name) = file.tensors.keys().find(|name| !known(name)) {
-            return Err(file.error(format!("tensor {name} is of no mode")));
+            return Err(file.error(format!("tensor {name} does not belong to a mode")));
         }
         let generator = |(i, mode): (usize, &super::ModeConfig)| -> Result<Arc<dyn Model>> {
             if let ModelConfig::Modes(_) = mode.card.model {
-                return Err(file.error(format!("mode `{}` is made of modes itself", mode.region.name)));
+                return Err(file.error(format!(
+                    "the generator of mode `{}` is itself a model of modes, which is not supported",
+                    mode.region.name
+                )));
             }
             let start = prefix(i);
             let own =
@@ -47,7 +50,9 @@ impl ModeGenerators {
 /// Bytes of a model file of modes, from the files of their generators, in the order of the configuration, whose cards
 /// are those of the files. Errors: no generators, generators that do not fit together.
 pub fn bundle(config: Config, files: &[ModelFile]) -> Result<Vec<u8>> {
-    let Some(first) = files.first() else { return Err(Error::invalid("modes without a generator")) };
+    let Some(first) = files.first() else {
+        return Err(Error::invalid("a model of modes requires at least one generator"));
+    };
     let card = ModelCard {
         format: FORMAT,
         coordinates: first.card.coordinates.clone(),

@@ -90,7 +90,9 @@ impl ModeGenerators {
     /// different coordinates.
     fn new(card: ModelCard, hash: String, generators: Vec<Arc<dyn Model>>) -> Result<ModeGenerators> {
         let config = config_of(&card)?;
-        let Some(first) = generators.first() else { return Err(Error::invalid("modes without a generator")) };
+        let Some(first) = generators.first() else {
+            return Err(Error::invalid("a model of modes requires at least one generator"));
+        };
         let regions: Vec<ModeRegion> = config.modes.iter().map(|mode| mode.region.clone()).collect();
         let modes = Modes::new(&config.nearest_along, &regions, first.dimension())?;
         let (own, of_first) = (&card, first.card());
@@ -100,7 +102,7 @@ impl ModeGenerators {
             || own.steering.is_some()
         {
             return Err(Error::invalid(format!(
-                "the description of the whole is of other coordinates, atoms or exactness than that of mode `{}`",
+                "the coordinates, atoms or exactness of the model of modes do not match those of mode `{}`",
                 regions[0].name
             )));
         }
@@ -113,12 +115,13 @@ impl ModeGenerators {
             if generator.steering().is_some_and(|s| s.auxiliary > 0) {
                 let name = &region.name;
                 return Err(Error::Unsupported(format!(
-                    "mode `{name}`: its generator has auxiliary coordinates, and jumps carry none"
+                    "mode `{name}`: its generator has auxiliary coordinates, which jumps between modes do not support"
                 )));
             }
             if !same || generator.exactness() != Exactness::Exact {
                 return Err(Error::invalid(format!(
-                    "mode `{}`: its generator has to be exact, and of the atoms, coordinates and constant bonds of that of `{}`",
+                    "mode `{}`: its generator must be exact, with the same atoms, coordinates and constant bonds as \
+                     that of `{}`",
                     region.name, regions[0].name
                 )));
             }
@@ -156,7 +159,7 @@ impl ModeGenerators {
 fn config_of(card: &ModelCard) -> Result<&Config> {
     match &card.model {
         ModelConfig::Modes(config) => Ok(config),
-        other => Err(Error::invalid(format!("a description of kind {}, not of modes", other.kind()))),
+        other => Err(Error::invalid(format!("expected a model of kind modes, found {}", other.kind()))),
     }
 }
 

@@ -115,19 +115,19 @@ fn files_that_do_not_fit_together_are_refused() {
     let files = [generator(-0.5, 0.3, 2), generator(0.7, 0.2, 2)];
     let mut nameless = config(&files);
     nameless.modes[1].region.name = "mode 0".into();
-    assert!(refusal(nameless, &files).contains("names of their own"));
+    assert!(refusal(nameless, &files).contains("unique names"));
     let mut nested = config(&files);
     nested.modes[1].card.model = ModelConfig::Modes(config(&files));
-    assert!(refusal(nested, &files).contains("made of modes itself"));
+    assert!(refusal(nested, &files).contains("itself a model of modes"));
     let mut damaged = config(&files);
     damaged.modes[1].card.topology =
         Some(Topology { names: vec![], elements: vec![], residues: vec!["ALA1".into()], bonds: vec![] });
-    assert!(refusal(damaged, &files).contains("disagree on the number of atoms"));
+    assert!(refusal(damaged, &files).contains("do not match its number of atoms"));
     assert!(bundle(config(&[]), &[]).is_err());
     let whole = model_file::read("modes", &bundle(config(&files), &files).unwrap()).unwrap();
     let tensors = whole.tensors.into_iter().map(|(name, t)| (name, (t.shape, Data::F64(t.data)))).collect();
     let card = ModelCard { coordinates: CoordinatesConfig::Cartesian { dimension: 5 }, ..whole.card };
     let bytes = serialize(&card, &tensors).unwrap();
     let message = from_bytes("modes.safetensors", &bytes, Precision::F64).err().unwrap().to_string();
-    assert!(message.contains("the description of the whole is of other coordinates"), "{message}");
+    assert!(message.contains("the coordinates, atoms or exactness of the model of modes"), "{message}");
 }

@@ -395,7 +395,8 @@ impl<R: Real> OnCard<R> {
         // now rather than in the middle of a simulation, in case there is no compiler
         let Some(teams) = Variant::new::<R>(driver, &sizes, TEAMS)? else {
             return Err(Error::Unsupported(format!(
-                "{}: this TarFlow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
+                "{}: this TarFlow requires {} KiB of shared memory per block, but only {} KiB are available; use \
+                 device cpu",
                 driver.describe(),
                 sizes.shared::<R>(TEAMS.lanes).div_ceil(1024),
                 driver.shared_memory() / 1024
@@ -404,7 +405,9 @@ impl<R: Real> OnCard<R> {
         let tables = Tables::of(&flow.network, &flow.parameters, flow.runner.given_values());
         if i32::try_from(tables.weights.len()).is_err() {
             let billions = tables.weights.len() as f64 * 1e-9;
-            let message = format!("a TarFlow of {billions:.1} billion weights has no kernels; use the device cpu");
+            let message = format!(
+                "a TarFlow with {billions:.1} billion weights is too large for the GPU kernels; use device cpu"
+            );
             return Err(Error::Unsupported(message));
         }
         Ok(OnCard {
@@ -508,7 +511,7 @@ fn in_turn(options: &Options) -> Result<()> {
     match options.decoding {
         Decoding::Sequential => Ok(()),
         Decoding::Jacobi(_) => {
-            Err(Error::Unsupported("TarFlows are decoded by iteration on the CPU alone; use the device cpu".into()))
+            Err(Error::Unsupported("iterative decoding is supported only on the CPU; use device cpu".into()))
         }
     }
 }

@@ -59,13 +59,16 @@ impl Decoding {
             {
                 let segment = if segment == usize::MAX { "all".into() } else { segment.to_string() };
                 Err(Error::invalid(format!(
-                    "decoding by iteration in segments of {segment} tokens, {passes} passes, tolerance {tolerance}: all must be positive"
+                    "iterative decoding in segments of {segment} tokens with {passes} passes and tolerance \
+                     {tolerance}: all must be positive"
                 )))
             }
-            Decoding::Jacobi(Jacobi { tolerance, .. }) if tolerance > LARGEST_TOLERANCE => Err(Error::invalid(format!(
-                "decoding by iteration to a tolerance of {tolerance}: samples would not have the density that is said of them; give \
-                 {LARGEST_TOLERANCE} or less"
-            ))),
+            Decoding::Jacobi(Jacobi { tolerance, .. }) if tolerance > LARGEST_TOLERANCE => {
+                Err(Error::invalid(format!(
+                    "iterative decoding to a tolerance of {tolerance} is too inaccurate: samples would not have the \
+                     reported density; use {LARGEST_TOLERANCE} or less"
+                )))
+            }
             _ => Ok(()),
         }
     }

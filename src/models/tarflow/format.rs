@@ -40,7 +40,7 @@ type Tensors = BTreeMap<String, Tensor>;
 /// Shape of the matrix with this name. Errors: there is none, so the checkpoint is not of this kind.
 fn matrix(tensors: &Tensors, name: &str, what: &str) -> Result<[usize; 2]> {
     let found = tensors.get(name).and_then(|t| <[usize; 2]>::try_from(t.shape.as_slice()).ok());
-    found.ok_or_else(|| Error::invalid(format!("no matrix {name}: not a {what} checkpoint")))
+    found.ok_or_else(|| Error::invalid(format!("not a {what} checkpoint: matrix {name} is missing")))
 }
 
 /// Number of consecutive tensors with the names made from 0, 1, ….
@@ -52,7 +52,8 @@ fn count(tensors: &Tensors, name: impl Fn(usize) -> String) -> usize {
 fn heads_and_expansion(channels: usize, head_size: usize, hidden: usize) -> Result<(usize, usize)> {
     if channels == 0 || !channels.is_multiple_of(head_size.max(1)) || !hidden.is_multiple_of(channels) {
         return Err(Error::invalid(format!(
-            "heads of {head_size} (`head_dim`) do not share {channels} channels evenly, or {hidden} hidden columns are no multiple of these"
+            "the head size {head_size} (`head_dim`) does not divide the {channels} channels, or the channels do not \
+             divide the {hidden} hidden columns"
         )));
     }
     Ok((channels / head_size.max(1), hidden / channels))
@@ -124,7 +125,8 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
     let mask = tensors.get("blocks.0.attn_mask").and_then(|mask| mask.shape.first().copied());
     let used: Tensors = tensors.into_iter().filter(|(name, _)| !is_buffer(name)).collect();
     if used.contains_key("blocks.0.pos_embed") {
-        let reason = "tensor blocks.0.pos_embed: learned positions (pos_embed_type = learned) are not implemented, sinusoidal ones are";
+        let reason = "tensor blocks.0.pos_embed: learned positions (pos_embed_type = learned) are not supported, only \
+                      sinusoidal ones";
         return Err(Error::invalid(reason));
     }
     let has = |name: &str| used.contains_key(name);

@@ -145,7 +145,7 @@ pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn M
     let kind = model.card().model.kind();
     let none = || {
         Error::Unsupported(format!(
-            "decoding by iteration and other rules for the centroid are for TarFlows, and this is a model of kind {kind}"
+            "iterative decoding and centroid densities are supported only for TarFlows, not for a model of kind {kind}"
         ))
     };
     model.autoregressive().ok_or_else(none)?.with_options(options)
@@ -226,7 +226,7 @@ impl<R: Real> TarFlow<R> {
     /// Errors: a model of a single system; a topology that the model cannot express.
     pub fn bind(&self, topology: Topology) -> Result<TarFlow<R>> {
         let ModelConfig::TransferableTarflow(config) = &self.card.model else {
-            return Err(Error::invalid("a model of a single system is not for another one"));
+            return Err(Error::invalid("a single-system model cannot be used for another system"));
         };
         let network = TarNetwork::of_peptide(&config.network, &topology)?;
         let scale = Scale::of_peptide(config, topology.n_atoms());
@@ -243,7 +243,10 @@ impl<R: Real> TarFlow<R> {
     ) -> Result<TarFlow<R>> {
         let dimension = network.dimension();
         if card.coordinates != (CoordinatesConfig::Cartesian { dimension }) || card.exactness != Exactness::Exact {
-            let message = format!("a TarFlow of {dimension} coordinates is exact, in as many cartesian coordinates");
+            let message = format!(
+                "a TarFlow of {dimension} coordinates must be described as exact, with the same number of Cartesian \
+                 coordinates"
+            );
             return Err(Error::invalid(message));
         }
         card.require_dimension(dimension)?;
@@ -252,7 +255,9 @@ impl<R: Real> TarFlow<R> {
             return Err(Error::invalid("units_per_nm and centroid must be positive"));
         }
         if scale.centroid.is_some() && !dimension.is_multiple_of(3) {
-            return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
+            return Err(Error::invalid(format!(
+                "a model with a centroid must have three coordinates per atom, found {dimension} coordinates"
+            )));
         }
         let stereocentres = match &card.model {
             ModelConfig::Tarflow(config) => config.stereocentres.clone(),
@@ -261,7 +266,9 @@ impl<R: Real> TarFlow<R> {
         };
         if let Some(centre) = stereocentres.iter().find(|s| s.last_atom() >= dimension / 3) {
             let (last, atoms) = (centre.last_atom() + 1, dimension / 3);
-            return Err(Error::invalid(format!("a stereocentre names atom {last}, beyond the {atoms} of the model")));
+            return Err(Error::invalid(format!(
+                "a stereocentre refers to atom {last}, but the model has {atoms} atoms"
+            )));
         }
         let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());
         Ok(TarFlow {
@@ -284,7 +291,9 @@ impl<R: Real> TarFlow<R> {
     pub fn with_options(&self, options: Options) -> Result<TarFlow<R>> {
         options.decoding.check()?;
         if options.centroid != Centroid::default() && self.scale.centroid.is_none() {
-            return Err(Error::invalid("the centroid is no noise in this model, so nothing is taken out for it"));
+            return Err(Error::invalid(
+                "this model has no centroid noise to divide out: centroid densities are not supported",
+            ));
         }
         Ok(TarFlow {
             network: self.network.clone(),
@@ -416,7 +425,7 @@ impl<R: Real> TarFlow<R> {
 }
 
 fn no_topology() -> Error {
-    Error::invalid("a transferable model has no density without a topology; `modejump convert --topology` gives it one")
+    Error::invalid("a transferable model requires a topology; add one with `modejump convert --topology`")
 }
 
 impl Centroid {

@@ -124,7 +124,7 @@ pub(super) fn check(config: &TarFlowConfig) -> Result<()> {
     check_sizes(&[("blocks x layers", blocks * layers, MOST_LAYERS)])?;
     match channels.is_multiple_of(heads) {
         true => Ok(()),
-        false => Err(Error::invalid(format!("{heads} heads cannot share {channels} channels evenly"))),
+        false => Err(Error::invalid(format!("{channels} channels cannot be divided evenly among {heads} heads"))),
     }
 }
 

@@ -147,7 +147,7 @@ fn what_does_not_come_to_rest_is_decoded_in_turn() {
         (Jacobi { segment: 0, ..Jacobi::default() }, "segments of 0"),
         (Jacobi { passes: 0, ..Jacobi::default() }, "0 passes"),
         (Jacobi { tolerance: f64::NAN, ..Jacobi::default() }, "tolerance NaN"),
-        (Jacobi { tolerance: 0.01, ..Jacobi::default() }, "give 0.001 or less"),
+        (Jacobi { tolerance: 0.01, ..Jacobi::default() }, "use 0.001 or less"),
     ] {
         let options = Options { decoding: Decoding::Jacobi(how), ..Options::default() };
         assert!(flow.with_options(options).err().unwrap().to_string().contains(word));
@@ -188,7 +188,7 @@ fn a_wrong_hand_has_no_density() {
         assert_eq!(log_q(&flow, &image).is_finite(), !expected.is_inside());
     }
     assert!((1..16).contains(&wrong), "{wrong}");
-    assert!(build(hand(4)).err().unwrap().to_string().contains("atom 5, beyond the 4"));
+    assert!(build(hand(4)).err().unwrap().to_string().contains("atom 5, but the model has 4"));
 }
 
 #[test]
@@ -315,12 +315,12 @@ fn a_perfect_model_keeps_all_effective_samples_with_gauss3_and_six_of_ten_with_c
         match (centroid, Generator::of_model(&model, Default::default())) {
             (Centroid::Gauss3, generator) => drop(Independence::new(generator.unwrap())),
             (Centroid::Chi3, generator) => {
-                assert!(generator.err().unwrap().to_string().contains("only an exact one may decide"))
+                assert!(generator.err().unwrap().to_string().contains("acceptance requires an exact density"))
             }
         }
     }
     let without = small(3, None).with_options(Options { centroid: Centroid::Chi3, ..Options::default() });
-    assert!(without.err().unwrap().to_string().contains("no noise"));
+    assert!(without.err().unwrap().to_string().contains("no centroid noise"));
 }
 
 /// Glycine alone with charged ends, and followed by alanine.
@@ -561,10 +561,10 @@ fn transferable_models_say_what_they_cannot_be() {
                 as Box<dyn Fn(&mut transferable::Config)>,
             "atoms = 10",
         ),
-        (Box::new(|c| c.network.orders.clear()), "no orders"),
+        (Box::new(|c| c.network.orders.clear()), "`orders` is empty"),
         (Box::new(|c| c.network.adaptive = false), "transition"),
         (Box::new(|c| c.network.embedding.atom_types = 20), "tables of 20"),
-        (Box::new(|c| c.network.embedding.base = 1.0), "base of the sines"),
+        (Box::new(|c| c.network.embedding.base = 1.0), "base of the sinusoidal embedding"),
         (Box::new(|c| c.network.heads = 3), "3 heads"),
         (Box::new(|c| c.units_per_nm = f64::NAN), "positive"),
     ] {

@@ -263,7 +263,7 @@ impl TarNetwork {
     pub fn of_peptide(config: &PeptideConfig, topology: &Topology) -> Result<TarNetwork> {
         let peptide = Peptide::of(topology)?;
         if config.orders.is_empty() {
-            return Err(Error::invalid("no orders of atoms"));
+            return Err(Error::invalid("`orders` is empty: at least one atom order is required"));
         }
         let orders = (0..config.blocks.min(config.orders.len())).map(|b| peptide.order(config.order(b)));
         TarNetwork::of_encoding(config, peptide.encoding.clone(), &orders.collect::<Vec<_>>())
@@ -292,18 +292,23 @@ impl TarNetwork {
             || encoding.residue_positions.len() != atoms
         {
             let message = format!(
-                "the encoding is not that of {atoms} atoms by tables of {atom_types} and {residue_types} types"
+                "the encoding does not match {atoms} atoms and tables of {atom_types} atom types and {residue_types} \
+                 residue types"
             );
             return Err(Error::invalid(message));
         }
         if orders.is_empty() || !orders.iter().all(|order| is_permutation(order, atoms)) {
-            return Err(Error::invalid(format!("an order of atoms is not one of {atoms} atoms")));
+            return Err(Error::invalid(format!(
+                "every atom order must be a permutation of the {atoms} atoms, and at least one is required"
+            )));
         }
         if !(base > 1.0 && base.is_finite()) {
-            return Err(Error::invalid(format!("base of the sines {base}: a number above 1 is needed")));
+            return Err(Error::invalid(format!(
+                "the base of the sinusoidal embedding must be finite and greater than 1, not {base}"
+            )));
         }
         if config.transition && !config.adaptive {
-            return Err(Error::invalid("a transition needs adaptive layer norms"));
+            return Err(Error::invalid("a transition requires adaptive layer norms"));
         }
         let mut layout = Layout::default();
         let embedder = Embedder {

@@ -187,7 +187,7 @@ impl Generator {
         trust.check()?;
         if screen.dimension() != self.dimension() {
             return Err(Error::invalid(format!(
-                "the generator has {} coordinates and the screening model {}",
+                "the generator has {} coordinates, but the screening model has {}",
                 self.dimension(),
                 screen.dimension()
             )));
@@ -295,21 +295,22 @@ impl Generator {
 fn check(density: &dyn Density, options: Options) -> Result<()> {
     if density.exactness() != Exactness::Exact {
         return Err(Error::Unsupported(format!(
-            "the model's density is {}, and only an exact one may decide an acceptance: use the model for reweighting \
-             or to screen the proposals of a generator",
+            "the model's density is {}, but acceptance requires an exact density: use the model for reweighting or to \
+             screen the proposals of a generator",
             density.exactness().name()
         )));
     }
     if let Some(error) = density.integration_error()?.filter(|error| *error > LARGEST_INTEGRATION_ERROR) {
         return Err(Error::Unsupported(format!(
-            "log q of a sample of the model is off by {error:.2} on the way back, and {LARGEST_INTEGRATION_ERROR} is the most that may \
-             decide an acceptance: smaller tolerances, or more steps, of its solver are needed"
+            "log q of a sample of the model is off by {error:.2} when integrated back, but acceptance allows at most \
+             {LARGEST_INTEGRATION_ERROR}: reduce its solver's tolerances, or increase its number of steps"
         )));
     }
     let Options { n_proposals, batch, stride, .. } = options;
     if !(1..=MOST_PROPOSALS).contains(&n_proposals) || !(1..=1 << 20).contains(&batch) {
         return Err(Error::invalid(format!(
-            "{n_proposals} proposals in batches of {batch}: use 1 to {MOST_PROPOSALS} proposals, 1 to {} attempts",
+            "{n_proposals} proposals in batches of {batch} are out of range: use 1 to {MOST_PROPOSALS} proposals and \
+             batches of 1 to {} attempts",
             1 << 20
         )));
     }
@@ -317,21 +318,23 @@ fn check(density: &dyn Density, options: Options) -> Result<()> {
     let numbers = (n_proposals * if stride > 0 { batch } else { 1 }).saturating_mul(dimension);
     if numbers > MOST_NUMBERS {
         return Err(Error::invalid(format!(
-            "{n_proposals} proposals of {dimension} coordinates in batches of {batch}: {numbers} numbers are drawn at once, and at most \
-             {MOST_NUMBERS} can be; use smaller batches"
+            "{n_proposals} proposals of {dimension} coordinates in batches of {batch} draw {numbers} numbers at once: \
+             must be at most {MOST_NUMBERS}; use smaller batches"
         )));
     }
     if let Scope::Shape { frame } = density.scope() {
         if !dimension.is_multiple_of(3) || frame.iter().any(|&i| 3 * i >= dimension) {
             return Err(Error::invalid(format!(
-                "frame atoms {frame:?} are beyond the {} atoms of the model",
+                "frame atoms {frame:?} are out of range for a model of {} atoms",
                 dimension / 3
             )));
         }
     }
     let has_centroid = matches!(density.scope(), Scope::Centred | Scope::Noisy { .. });
     if has_centroid && (dimension == 0 || !dimension.is_multiple_of(3)) {
-        return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
+        return Err(Error::invalid(format!(
+            "a model with a centroid must have three coordinates per atom, found {dimension} coordinates"
+        )));
     }
     Ok(())
 }

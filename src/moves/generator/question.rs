@@ -52,7 +52,7 @@ impl Question<'static> {
         let result = meanwhile();
         let answer = match take(&open) {
             Some(question) => Ok(question.answer()),
-            None => told.recv().expect("whoever takes the question tells the answer"),
+            None => told.recv().expect("the thread that takes the question sends the answer"),
         };
         result.and(answer.unwrap_or_else(|panic| resume_unwind(panic)))
     }

@@ -283,12 +283,12 @@ impl<R: Scalar> Tape<R> {
         let columns: usize = parts.iter().map(|x| x.columns).sum();
         assert!(
             parts.iter().all(|x| x.rows == parts[0].rows) && columns == weight.n_in,
-            "parts do not fit the weights"
+            "parts must match the weights"
         );
         let mut inputs = [None; 3];
         inputs.iter_mut().zip(parts).for_each(|(slot, &x)| *slot = Some(x));
         let output = self.allocate(parts[0].rows, weight.n_out);
-        assert!(residual.is_none_or(|r| r.len() == output.len()), "a residual has the shape of the output");
+        assert!(residual.is_none_or(|r| r.len() == output.len()), "a residual must have the shape of the output");
         self.run(parameters, LinearOp { inputs, weight, residual, output })
     }
 

@@ -61,7 +61,7 @@ impl Var {
 
     /// The same numbers as a matrix of another shape. Panics if the number of elements differs.
     pub fn reshape(self, rows: usize, columns: usize) -> Var {
-        assert_eq!(rows * columns, self.len(), "a reshape keeps the number of elements");
+        assert_eq!(rows * columns, self.len(), "a reshape must keep the number of elements");
         Var { rows, columns, ..self }
     }
 }

@@ -134,13 +134,13 @@ fn moving_averages_are_converted_unless_the_weights_themselves_are_wanted() {
         write(beside, moved.clone().into_iter().chain(networks).collect::<BTreeMap<_, _>>());
         let teacher = [options.as_slice(), &["--prefix", "state_dict.teacher.model."]].concat();
         let message = refusal(&folder, kind, beside, &config, &teacher);
-        assert!(message.contains("moving averages of weights that are not read (ema.shadow_params.0"), "{message}");
+        assert!(message.contains("moving averages of weights that cannot be used (ema.shadow_params.0"), "{message}");
         // whose they are is not to be seen of two
         let twice =
             moved.iter().filter_map(|(name, t)| Some((format!("other.{}", name.strip_prefix("ema.")?), t.clone())));
         write(beside, moved.clone().into_iter().chain(twice).collect::<BTreeMap<_, _>>());
         let message = refusal(&folder, kind, beside, &config, &options);
-        assert!(message.contains("moving averages of weights that are not read (ema.shadow_params.0"), "{message}");
+        assert!(message.contains("moving averages of weights that cannot be used (ema.shadow_params.0"), "{message}");
         // as Lightning's WeightAveraging has them
         let own = |name: &String| name.strip_prefix("net.model.").map(str::to_string);
         let raw_weights = tensors(&checkpoint);

@@ -54,11 +54,11 @@ fn a_topology_gives_names_and_hands() {
         modejump(&[&of[..], &["--topology", topology, "-o", output]].concat())
     };
     let [_, told] = realnvp(TOPOLOGY).texts();
-    assert!(told.contains("does not keep the hands"), "{told}");
+    assert!(told.contains("does not preserve the handedness"), "{told}");
     let model = load_with(&output, Precision::F64).unwrap();
     assert_eq!(model.card().topology.as_ref().unwrap().label(0), "ACE1:CH3 (atom 1)");
     let message = realnvp("models/ala3/topology.pdb").fails();
-    assert!(message.contains("the topology has 33 atoms for 66 coordinates"), "{message}");
+    assert!(message.contains("the topology has 33 atoms, but the model has 66 coordinates"), "{message}");
 }
 
 /// The golden checkpoint with some of its tensors changed.
@@ -109,7 +109,7 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
     let rising = |n: usize| tensor(&[n], (0..n).map(|i| 0.01 + 1e-3 * i as f64).collect::<Vec<_>>());
     refused(
         &|tensors| _ = tensors.insert("w._blocks.99.transformer._log_alpha".into(), rising(1)),
-        "tensor _blocks.99.transformer._log_alpha belongs to a block that is not known here",
+        "tensor _blocks.99.transformer._log_alpha belongs to an unknown block",
     );
     // as bgflow numbers what it has behind a layer without tensors, a constraint of chirality
     refused(
@@ -120,18 +120,18 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
             };
             *tensors = std::mem::take(tensors).into_iter().map(|(name, tensor)| (one_more(name), tensor)).collect();
         },
-        "a layer without tensors between them, such as a constraint of chirality, is not read",
+        "other layers without tensors, such as a chirality constraint, are not supported",
     );
     refused(
         &|tensors| _ = tensors.insert(of(9, "_upper_bound"), tensor(&[1], [3.1])),
-        "marginals of angles that reach to 3.1: angles in radian",
+        "marginals of angles extend to 3.1: angles in radians",
     );
-    refused(&|tensors| _ = tensors.remove(&of(9, "_mu")), "1 blocks with _mu, not 2 truncated-normal marginals");
-    refused(&|tensors| _ = tensors.remove(&of(10, "low")), "0 blocks with low, not 1 uniform marginal");
+    refused(&|tensors| _ = tensors.remove(&of(9, "_mu")), "1 blocks with _mu, expected 2 truncated-normal marginals");
+    refused(&|tensors| _ = tensors.remove(&of(10, "low")), "0 blocks with low, expected 1 uniform marginal");
     refused(&|tensors| _ = tensors.insert(of(11, "low"), rising(19)), "2 blocks with low");
     refused(
         &|tensors| _ = tensors.insert(of(8, "_lower_bound"), rising(21)),
-        "tensor _blocks.8._flow._delegate.distribution._lower_bound: another bound for each coordinate",
+        "tensor _blocks.8._flow._delegate.distribution._lower_bound: a separate bound for each coordinate",
     );
 }
 
@@ -145,7 +145,7 @@ fn constant_bonds_have_the_lengths_of_the_checkpoint() {
     write(&checkpoint, all);
     let mut command = modejump(&["convert", "--kind", "bgflow", "--config", &format!("{stem}.json"), "-o"]);
     let message = command.arg(output).arg(checkpoint).fails();
-    assert!(message.contains("in the order in which the checkpoint has the bonds"), "{message}");
+    assert!(message.contains("in the checkpoint's order of bonds"), "{message}");
 }
 
 #[test]
@@ -165,26 +165,16 @@ fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
         modejump(&["convert", &checkpoint, "--kind", "bgflow", "--config", config, "-o", output]).fails()
     };
     for (stem, key, value, reason) in [
-        ("icbg_ala2_flex_idinit", "n_bins", json!(8.5), "n_bins: a positive integer is needed, not 8.5"),
-        ("icbg_ala2_flex_idinit", "activation", json!(3), "activation 3: \"relu\""),
-        (
-            "icbg_ala2_hbonds_idinit",
-            "constrained_bond_len",
-            json!([0.218]),
-            "constrained_bond_len: the checkpoint says",
-        ),
+        ("icbg_ala2_flex_idinit", "n_bins", json!(8.5), "n_bins must be a positive integer, not 8.5"),
+        ("icbg_ala2_flex_idinit", "activation", json!(3), "activation 3 is not supported"),
+        ("icbg_ala2_hbonds_idinit", "constrained_bond_len", json!([0.218]), "constrained_bond_len: the checkpoint has"),
         (
             "realnvp_affine",
             "activation",
             json!("gelu"),
-            "activation \"gelu\": \"relu\", \"silu\" and \"tanh\" are known",
+            "activation \"gelu\" is not supported; known activations: \"relu\", \"silu\", \"tanh\"",
         ),
-        (
-            "realnvp_affine",
-            "dim",
-            json!(1_000_000_000_000u64),
-            "dim = 1000000000000, but the first network goes between",
-        ),
+        ("realnvp_affine", "dim", json!(1_000_000_000_000u64), "dim = 1000000000000, but the first network has"),
     ] {
         let message = given(stem, key, value);
         assert!(message.contains(reason), "{message}");
@@ -205,7 +195,8 @@ fn a_realnvp_has_the_activations_of_its_configuration() {
         modejump(&["convert", &format!("{stem}.safetensors"), "--kind", "bgflow", "--config", config, "-o", output])
     };
     let message = of(&[("activation", json!("relu"))]).fails();
-    let needed = ["config.json lacks", "scale_activation: of the networks", "final_swap: true or false"];
+    let needed =
+        ["config.json does not fully define", "scale_activation: activation function", "final_swap: true or false"];
     assert!(needed.iter().all(|part| message.contains(part)), "{message}");
     let golden = tensors(format!("{stem}.safetensors"));
     let x = &golden["x_eval"].data;
@@ -246,10 +237,10 @@ fn a_prior_of_another_density_is_refused() {
     ] {
         with(name, &standard).succeeds();
         let message = with(name, &other).fails();
-        assert!(message.contains(&format!("{name} holds ")) && message.contains("as its prior"), "{message}");
+        assert!(message.contains(&format!("{name} contains ")) && message.contains("the prior must be"), "{message}");
     }
     let [_, told] = with("_prior._temperature", &[1.0]).texts();
-    assert!(told.contains("_prior._temperature is not read"), "{told}");
+    assert!(told.contains("_prior._temperature is ignored"), "{told}");
 }
 
 #[test]
@@ -260,7 +251,7 @@ fn inputs_are_not_written_over() {
     let config = format!("{STEM}.json");
     let message =
         modejump(&["convert", &checkpoint, "--kind", "bgflow", "--config", &config, "-o", &checkpoint]).fails();
-    assert!(message.contains("would be written over") && std::fs::read(&checkpoint).unwrap() == before, "{message}");
+    assert!(message.contains("would overwrite") && std::fs::read(&checkpoint).unwrap() == before, "{message}");
 }
 
 #[test]

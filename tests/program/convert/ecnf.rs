@@ -66,11 +66,11 @@ fn what_an_ecnf_lacks_or_contradicts_is_said() {
     assert!(message.contains("units_per_nm is 10, but 1/std is 6.25"), "{message}");
     assert!(with(json!({ "std": 0.16, "tanh": false })).contains("tanh = false"));
     assert!(with(json!({ "std": 0.16, "num_layers": 9 })).contains("num_layers = 9"));
-    assert!(with(json!({ "std": -1.0 })).contains("std: a positive number is needed"));
+    assert!(with(json!({ "std": -1.0 })).contains("std: expected a positive number"));
     assert!(with(json!({ "std": 1.0, "h_initial_types": vec![21; 22] })).contains("atom 1"));
     let both = with(json!({ "std": 1.0, "features": vec![[0]; 22] }));
     assert!(both.contains("features and h_initial_types differ"), "{both}");
     let config = ecnf_config(json!({ "std": 0.16 }));
     let message = refusal(&folder, "ecnf", FIELD, &config, &[]);
-    assert!(message.contains("this is no ECNF of transferable-samplers"), "{message}");
+    assert!(message.contains("no ECNF of transferable-samplers found"), "{message}");
 }

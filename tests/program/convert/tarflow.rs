@@ -43,38 +43,41 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     let complain = |config: &str| refusal(&folder, "tarflow", TARFLOW, config, &[]);
     assert!(complain("{}").contains("std: standard deviation"));
     let message = refusal(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &["--std", "0.2"]);
-    assert!(message.contains("--std 0.2: `std` of --config is 0.16"), "{message}");
+    assert!(message.contains("--std 0.2 does not match `std` of --config, which is 0.16"), "{message}");
     assert!(complain(r#"{ "std": 0.16, "channels": 256 }"#).contains("channels = 256"));
-    assert!(complain(r#"{ "std": 0.16, "head_dim": 48 }"#).contains("heads of 48"));
+    assert!(complain(r#"{ "std": 0.16, "head_dim": 48 }"#).contains("the head size 48"));
     for size in ["16.0", "\"16\"", "-16", "0"] {
         let message = complain(&format!(r#"{{ "std": 0.16, "head_dim": {size} }}"#));
-        assert!(message.contains(&format!("head_dim: a positive integer is needed, not {size}")), "{message}");
+        assert!(message.contains(&format!("head_dim: expected a positive integer, found {size}")), "{message}");
     }
-    assert!(complain(r#"{ "std": 0.16, "com_augmentation": 0 }"#).contains("com_augmentation: true or false"));
+    assert!(complain(r#"{ "std": 0.16, "com_augmentation": 0 }"#).contains("com_augmentation: expected true or false"));
     // a misspelt key is named, and so is what is assumed, and what it means
     let config = folder.join("misspelt.json");
     std::fs::write(&config, r#"{ "std": 0.16, "head_size": 16, "com_augmentation": false }"#).unwrap();
     let output = folder.join("assumed.safetensors");
     let mut command = modejump(&["convert", TARFLOW, "--kind", "tarflow", "--config"]);
     let [_, text] = command.arg(config).arg("-o").arg(output).texts();
-    assert!(text.contains("heads of 64 columns are assumed"), "{text}");
-    assert!(text.contains("the density is one of the position as well"), "{text}");
-    let known = text.split("known are ").nth(1).unwrap().lines().next().unwrap();
+    assert!(text.contains("assuming attention heads of 64 columns"), "{text}");
+    assert!(text.contains("the density includes the position"), "{text}");
+    let known = text.split("known options: ").nth(1).unwrap().lines().next().unwrap();
     let mut keys: Vec<&str> = known.split(", ").collect();
     let n = keys.len();
     keys.sort_unstable();
     keys.dedup();
     assert_eq!(keys.len(), n, "named twice: {known}");
-    assert!(text.contains("not read: head_size") && text.contains("hands of stereocentres are not known"), "{text}");
+    assert!(
+        text.contains("ignored options: head_size") && text.contains("handedness of stereocentres is unknown"),
+        "{text}"
+    );
     let message = complain(r#"{ "std": 0.16, "permutation_keys": ["n2c_residue-by-residue_standard"] }"#);
-    assert!(message.contains("a TarFlow with permutations is read with the residues of its atoms only"), "{message}");
-    assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
+    assert!(message.contains("a TarFlow with permutations requires the residues of its atoms"), "{message}");
+    assert!(complain(r#"{ "std": 0 }"#).contains("std: expected a positive number"));
     let message = refusal(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]);
-    assert!(message.contains("this is no single-system TarFlow"), "{message}");
+    assert!(message.contains("no single-system TarFlow"), "{message}");
     // what is converted already would become another density
     let own = "models/ala2/model.safetensors";
     let message = refusal(&folder, "tarflow", own, r#"{ "std": 0.16 }"#, &[]);
-    assert!(message.contains("a model file of modejump already"), "{message}");
+    assert!(message.contains("already a modejump model file"), "{message}");
     let other = ["--topology", "tests/golden/openmm/peroxide.pdb"];
     refusal(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &other);
 }

@@ -87,7 +87,7 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
     let message = complain("prose", &checkpoint, "{}", &[]);
     assert!(message.contains("std: standard deviation"), "{message}");
     let message = complain("prose", &checkpoint, "{}", &["--std", "0.35"]);
-    assert!(message.contains("give --topology FILE.pdb as well"), "{message}");
+    assert!(message.contains("use --topology FILE.pdb to choose the peptide"), "{message}");
     let message = complain("prose", &checkpoint, &config, &["--topology", TOPOLOGY]);
     assert!(message.contains(TOPOLOGY) && message.contains("residue ACE1"), "{message}");
     let message = complain("tarflow", &checkpoint, &config, &[]);
@@ -96,10 +96,10 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
     assert!(message.contains("no adaptive layer norms"), "{message}");
     for (change, to, words) in [
         ("\"channels\":8", "\"channels\":384", "channels = 384"),
-        ("\"head_dim\":4", "\"head_dim\":64", "heads of 64"),
+        ("\"head_dim\":4", "\"head_dim\":64", "the head size 64"),
         ("\"use_transition\":true", "\"use_transition\":false", "use_transition = false"),
-        ("n2c_backbone-first_variant_flip", "n2c_sideways", "permutation_keys: order of atoms `n2c_sideways`"),
-        ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":0", "sinusoid_div_value: a positive number"),
+        ("n2c_backbone-first_variant_flip", "n2c_sideways", "permutation_keys: unknown atom order `n2c_sideways`"),
+        ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":0", "sinusoid_div_value: expected a positive number"),
         ("\"pos_embed_type\":\"sinusoidal\"", "\"pos_embed_type\":\"learned\"", "pos_embed_type = \"learned\""),
         ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":1000,\"hidden_dim\":99", "cond.hidden_dim = 99"),
         ("\"channels\":8", "\"channels\":8,\"gelu\":\"tanh\"", "gelu = \"tanh\""),
@@ -127,11 +127,11 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
     let bind = |model: &str, more: &[&str]| {
         modejump(&[&["convert", model, "--kind", "prose", "-o", output.to_str().unwrap()], more].concat()).fails()
     };
-    assert!(bind(&model, &[]).contains("--topology FILE.pdb is needed"));
+    assert!(bind(&model, &[]).contains("use --topology FILE.pdb"));
     assert!(bind(&model, &["--topology", TOPOLOGY]).contains("residue ACE1"));
-    assert!(bind(MODEL, &topology).contains("a model of the kind coupling"));
+    assert!(bind(MODEL, &topology).contains("a model of kind coupling"));
     for option in [&["--config", "config.json"][..], &["--prefix", "net."], &["--raw-weights"]] {
-        assert!(bind(&model, &[&topology[..], option].concat()).contains(&format!("leave {} out", option[0])));
+        assert!(bind(&model, &[&topology[..], option].concat()).contains(&format!("remove {}", option[0])));
     }
     // one that does not load is not bound
     let (mut tensors, metadata) = read_tensors("model", &std::fs::read(&model).unwrap()).unwrap();

@@ -30,9 +30,9 @@ fn frames_have_the_box_of_their_moment_and_another_one_of_the_topology_is_told()
     };
     let crystal = |a: f64| format!("CRYST1{a:9.3}{a:9.3}{a:9.3}  90.00  90.00  90.00 P 1           1 \n");
     let log = run(&crystal(40.0), &["-n", "200", "-o", &file("run.safetensors")]);
-    let told = "topology.pdb has a box of 4.000 × 4.000 × 4.000 nm, ";
+    let told = "topology.pdb has a box of 4.000 × 4.000 × 4.000 nm, but ";
     assert!(
-        log.matches(told).count() == 1 && log.contains("one of 3.000 × 3.000 × 3.000 nm: that of the System"),
+        log.matches(told).count() == 1 && log.contains("one of 3.000 × 3.000 × 3.000 nm: the box of the System"),
         "{log}"
     );
     for alike in [String::new(), crystal(1.0), crystal(30.0)] {

@@ -49,7 +49,7 @@ fn a_checkpoint_belongs_to_one_run_at_a_time() {
     wait_until(|| Path::new(&file("run.ckpt.lock")).exists());
     std::thread::sleep(Duration::from_millis(300));
     let message = run("2000").fails();
-    assert!(message.contains("run.ckpt") && message.contains("another modejump is at work"), "{message}");
+    assert!(message.contains("run.ckpt") && message.contains("another modejump process"), "{message}");
     endless.kill().unwrap();
     endless.wait().unwrap();
     run("200").succeeds();
@@ -139,10 +139,10 @@ fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
     assert!(run(&half, &[&checkpointed[..], &["-n", "400"]].concat()) == whole);
     let refusal = |more: &[&str]| md(&[&["--record", "20"], &checkpointed[..], more].concat()).fails();
     let message = refusal(&["--model", MODEL, "-n", "300"]);
-    assert!(message.contains("is 400 steps on, and --steps is 300"), "{message}");
+    assert!(message.contains("has already done 400 steps, but --steps is 300"), "{message}");
     let message = refusal(&["--model", MODEL, "-n", "500", "--seed", "2"]);
     assert!(
-        message.contains("run.ckpt") && message.contains("another run (here it is --seed 2 instead of 1)"),
+        message.contains("run.ckpt") && message.contains("another run (this run has --seed 2 instead of 1)"),
         "{message}"
     );
     let message = refusal(&["-n", "500", "--temperature", "310"]);
@@ -155,7 +155,7 @@ fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
 /// Before the first of a number of steps that no test waits for.
 #[test]
 fn a_trajectory_that_cannot_be_written_is_refused_at_once() {
-    for (output, text) in [("nowhere/run.dcd", "there is no folder nowhere"), ("run.mdcrd", "`mdcrd`")] {
+    for (output, text) in [("nowhere/run.dcd", "folder nowhere does not exist"), ("run.mdcrd", "`mdcrd`")] {
         let message = md(&["-n", "1000000000", "-o", output]).fails();
         assert!(message.contains(text), "{message}");
     }

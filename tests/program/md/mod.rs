@@ -66,7 +66,9 @@ fn a_centre_of_mass_that_only_jumps_move_in_a_field_is_told() {
     let told = |more: &[&str]| {
         let mut run = modejump(&["md", "--topology", TOPOLOGY, "--system", &path, "-n", "20"]);
         run.args(more);
-        String::from_utf8(run.output().unwrap().stderr).unwrap().contains("averages depend on how often they come")
+        String::from_utf8(run.output().unwrap().stderr)
+            .unwrap()
+            .contains("averages depend on how often jumps are attempted")
     };
     assert!(told(&["--model", MODEL, "--frequency", "20"]));
     assert!(!told(&[]), "no jumps");
@@ -113,10 +115,10 @@ fn annealed_proposals_may_be_trajectories() {
 #[test]
 fn options_without_effect_are_refused() {
     for (more, of) in [
-        (&["--anneal", "5", "--relaxation-steps", "3"][..], "--relaxation-steps is of --driven"),
-        (&["--latent-walk", "0.1", "--anneal-step", "1"], "--anneal-step is of --anneal"),
-        (&["--screen", MODEL, "--leapfrog", "3"], "--leapfrog is of --latent-walk or --anneal"),
-        (&["--relaxation-timestep", "0.1"], "--relaxation-timestep is of --driven"),
+        (&["--anneal", "5", "--relaxation-steps", "3"][..], "--relaxation-steps requires --driven"),
+        (&["--latent-walk", "0.1", "--anneal-step", "1"], "--anneal-step requires --anneal"),
+        (&["--screen", MODEL, "--leapfrog", "3"], "--leapfrog requires --latent-walk or --anneal"),
+        (&["--relaxation-timestep", "0.1"], "--relaxation-timestep requires --driven"),
     ] {
         let message = md(&[&["--model", MODEL], more].concat()).fails();
         assert!(message.contains(of), "{message}");
@@ -186,21 +188,21 @@ fn what_does_not_fit_is_refused() {
     assert!(md(&["--decoding", "jacobi"]).fails().contains("--model"));
     assert!(md(&["--model", MODEL, "--decoding", "jacobi"]).fails().contains("TarFlow"));
     let message = md(&["--model", MODEL, "-n", "100", "--frequency", "101"]).fails();
-    assert!(message.contains("in 100 steps there is no attempt"), "{message}");
+    assert!(message.contains("no jump would be attempted in 100 steps"), "{message}");
     for given in [TOPOLOGY, SYSTEM, MODEL, "models/ala2/../ala2/topology.pdb"] {
         let message = md(&["-n", "1000000000", "--model", MODEL, "-o", given]).fails();
-        assert!(message.contains("would be written over"), "{message}");
+        assert!(message.contains("would overwrite"), "{message}");
     }
     let message = md(&["--model", "models/ala2/model-hbonds.safetensors"]).fails();
-    assert!(message.contains("keeps the bond") && message.contains("constrain it"), "{message}");
+    assert!(message.contains("keeps the bond") && message.contains("constrain the bond"), "{message}");
     assert!(md(&["--model", MODEL, "--anneal", "0"]).fails().contains("--anneal"));
-    assert!(md(&["--model", MODEL, "--latent-walk", "0"]).fails().contains("one positive width"));
+    assert!(md(&["--model", MODEL, "--latent-walk", "0"]).fails().contains("one or more positive widths"));
     assert!(md(&["--model", MODEL, "--latent-walk", "0.1", "--draw-ahead"]).fails().contains("--latent-walk"));
     let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--latent-walk", "0.1"]).fails();
     assert!(message.contains("such as a coupling flow"), "{message}");
     let other = "models/double-well/generator.safetensors";
     let message = md(&["--model", MODEL, "--screen", other]).fails();
-    assert!(message.contains("2 coordinates, the generator has 66"), "{message}");
+    assert!(message.contains("2 coordinates, but the generator has 66"), "{message}");
 }
 
 /// A System that was written after `addForce(MonteCarloModeJump(…))`.
@@ -212,7 +214,7 @@ fn a_move_in_the_system_does_not_act() {
     std::fs::write(&file, system.replace("</Forces>", &force)).unwrap();
     let run = ["md", "-n", "2000", "--topology", TOPOLOGY, "--system", &file, "--json"];
     let [with, told] = modejump(&run).texts();
-    assert!(told.contains("holds a MonteCarloModeJump, which is left out"), "{told}");
+    assert!(told.contains("contains a MonteCarloModeJump, which is ignored"), "{told}");
     let with: Value = serde_json::from_str(&with).unwrap();
     assert_eq!(with["u_mean"], summary(&[])["u_mean"]);
 }
@@ -232,7 +234,7 @@ fn a_few_frames_have_no_means() {
     let [text, log] = md(&["-n", "300", "--json"]).texts();
     let summary: Value = serde_json::from_str(&text).unwrap();
     assert!(summary.get("u_mean").is_none() && count(&summary, "steps") == 300, "{summary}");
-    assert!(log.contains("of 3 frames") && log.contains("--record"), "{log}");
+    assert!(log.contains("too few frames") && log.contains("(3)") && log.contains("--record"), "{log}");
     assert!(!md(&["-n", "300"]).succeeds().contains("<U>"));
     assert!(md(&["-n", "400"]).succeeds().contains("<U>"));
 }

@@ -55,15 +55,15 @@ fn frames_of_the_ensemble_tell_what_samples_cover() {
     let [of_samples, of_frames] = [0, 1].map(|i| &document["series"][i]);
     assert_eq!([&of_samples["name"], &of_frames["name"]], ["model", "run"]);
     assert!(of_frames["phi"].as_array().unwrap().len() == 800 && of_frames["log_weight"].is_null(), "{of_frames}");
-    assert!(text.contains("800 of ") && !text.contains("hardly ever"), "{text}");
+    assert!(text.contains("800 of ") && !text.contains("rarely cover"), "{text}");
     let other = reweight(&["-n", "20", "--temperature", "310", "--frames", &run]).fails();
-    assert!(other.contains("run.safetensors: has frames of 300 K, and the weights are of 310 K"), "{other}");
+    assert!(other.contains("run.safetensors: has frames at 300 K, but the weights are for 310 K"), "{other}");
     // the other hand has no density at all
     let x = trajectory::read(Path::new(&run)).unwrap();
     let mirrored = Frames::new(66, [x.x.clone(), x.x.iter().map(|v| -v).collect()].concat());
     trajectory::write(Path::new(&mirror), &mirrored, None, &[]).unwrap();
     let text = reweight(&["-n", "2000", "--frames", &mirror]).succeeds();
-    assert!(text.contains("800 of them are outside") && text.contains("hardly ever show some"), "{text}");
+    assert!(text.contains("800 of them are outside") && text.contains("the samples rarely cover some"), "{text}");
 }
 
 /// The torsion of the default state, named by its atoms, and a distance; a molecule without a backbone has states, too.
@@ -81,7 +81,7 @@ fn a_state_may_be_a_region_of_any_torsion() {
     assert!(everywhere["state_population_stderr"].is_null(), "{everywhere}");
     for wrong in ["1,x,2", "x,0,2.2", "1.0,2.0deg,2.1", "1"] {
         let message = reweight(&["-n", "10", "--state", wrong]).fails();
-        assert!(message.contains("two numbers are needed"), "{wrong}: {message}");
+        assert!(message.contains("expected two numbers"), "{wrong}: {message}");
     }
     let [model, system] = steerable::files(&folder("reweight-region"));
     let mut command =
@@ -171,19 +171,19 @@ fn what_cannot_be_meant_or_written_is_refused_at_once() {
     std::fs::copy(MODEL, &energy).unwrap();
     let energy = energy.to_str().unwrap();
     for (more, text) in [
-        (&["--state", "0,120"][..], "give both in radian"),
+        (&["--state", "0,120"][..], "both must be in radians"),
         (&["--state", "-180,0"], "radian"),
         (&["--state", "0,nan"], "radian"),
         (&["--state", "0"], "two numbers"),
         (
             &["--state", r#"{"along": {"torsion": [4, 6, 8, 22]}, "range": [0, 2]}"#],
-            "--state: a reaction coordinate names atom 22",
+            "--state: the reaction coordinate uses atom 22",
         ),
-        (&["--state", r#"{"along": {"angle": [4, 6, 8]}, "range": [0, 2]}"#], "give a region such as"),
-        (&["-o", "nowhere/x.json"], "there is no folder nowhere"),
-        (&["-o", MODEL], "would be written over"),
-        (&["--surrogate", energy, "--calibrate", energy], "would be written over"),
-        (&["--surrogate", energy, "--calibrate", "x", "-o", "./x"], "would be written over"),
+        (&["--state", r#"{"along": {"angle": [4, 6, 8]}, "range": [0, 2]}"#], "expected a region such as"),
+        (&["-o", "nowhere/x.json"], "folder nowhere does not exist"),
+        (&["-o", MODEL], "would overwrite"),
+        (&["--surrogate", energy, "--calibrate", energy], "would overwrite"),
+        (&["--surrogate", energy, "--calibrate", "x", "-o", "./x"], "would overwrite"),
     ] {
         let message = reweight(&[&["-n", "1000000000"], more].concat()).fails();
         assert!(message.contains(text), "{more:?}: {message}");
@@ -216,8 +216,8 @@ fn torsions_may_be_the_users_own() {
     assert_eq!((&series["phi"], &series["psi"]), (&both["psi"], &both["phi"]));
     assert_eq!(series["axes"], serde_json::json!(["torsion 6,8,14,16", "torsion 4,6,8,14"]));
     for (wrong, reason) in [
-        ("4,6,8", "four numbers"),
-        ("4,6,8,14,16", "four numbers"),
+        ("4,6,8", "four atom indices"),
+        ("4,6,8,14,16", "four atom indices"),
         ("4,6,8,22", "atom 22 of 22"),
         ("4,6,8,4", "twice"),
     ] {
@@ -242,5 +242,5 @@ fn a_state_without_a_backbone_is_refused() {
     };
     run().succeeds();
     let message = run().args(["--state", "0,2"]).fails();
-    assert!(message.contains("--state is of a backbone's φ"), "{message}");
+    assert!(message.contains("--state requires a backbone φ"), "{message}");
 }

@@ -113,7 +113,7 @@ fn a_calibrated_energy_is_the_same_but_for_its_trust() {
 
     let flow = ["-n", "50", "--surrogate", MODEL, "--calibrate", to.to_str().unwrap()];
     let refused = reweight(&flow).fails();
-    assert!(refused.contains("energy-based models"), "{refused}");
+    assert!(refused.contains("energy-based model"), "{refused}");
 }
 
 #[test]
@@ -123,9 +123,9 @@ fn what_is_no_surrogate_is_refused() {
     energy(&path, 21);
     let path = path.to_str().unwrap();
     let message = reweight(&["-n", "10", "--surrogate", path]).fails();
-    assert!(message.contains("63 coordinates, the generator has 66"), "{message}");
+    assert!(message.contains("63 coordinates, but the generator has 66"), "{message}");
     let message = reweight(&["-n", "10", "--surrogate", MODEL, "--exact-subset", "11"]).fails();
-    assert!(message.contains("--exact-subset 11 of 10 samples: give 2 to 10"), "{message}");
+    assert!(message.contains("--exact-subset 11 of 10 samples: must be from 2 to 10"), "{message}");
     assert!(reweight(&["-n", "10", "--exact-subset", "5"]).fails().contains("--surrogate"));
 }
 

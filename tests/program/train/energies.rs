@@ -43,12 +43,12 @@ fn energies_are_trained_from_the_command_line() {
         // the network that goes on is believed anew
         edit_energy(&setting.path(&output), |energy| energy.trust.density = 0.5);
         let [_, text] = train("further.safetensors", Some(&output)).texts();
-        assert!(text.contains("find it anew with `modejump reweight --calibrate`"), "{kind}: {text}");
+        assert!(text.contains("fit it again with `modejump reweight --calibrate`"), "{kind}: {text}");
         edit_energy(&setting.path("further.safetensors"), |energy| assert_eq!(energy.trust, Trust::FULL));
         assert!(setting.tensors("further.safetensors") != setting.tensors(&output), "{kind} has not learned");
         if kind != kinds[0].0 {
             let text = train("never.safetensors", Some("graphormer_ebm.safetensors")).fails();
-            assert!(text.contains(&format!("of the kind graphormer_ebm, not {kind}")), "{text}");
+            assert!(text.contains(&format!("expected a model of kind {kind}, found graphormer_ebm")), "{text}");
         }
         edit_energy(&setting.path("further.safetensors"), |energy| energy.data_time = 1.0);
         let text = train("never.safetensors", Some("further.safetensors")).fails();
@@ -56,7 +56,9 @@ fn energies_are_trained_from_the_command_line() {
     }
     // what weights take out of a flow, and never out of an energy; held_out is looked at later
     let emphasis = r#"{"atoms": [4, 6, 8, 14], "range": [0.0, 2.2], "share": 0.2}"#;
-    for (kind, complaint) in [("gvp_ebm", "`emphasis` of `gvp_ebm.train` would make"), ("tarflow", "`held_out` is 2")] {
+    for (kind, complaint) in
+        [("gvp_ebm", "`emphasis` of `gvp_ebm.train` applies only to flows"), ("tarflow", "`held_out` = 2")]
+    {
         setting.configure(&format!(r#"{{"{kind}": {{"train": {{"held_out": 2, "emphasis": {emphasis}}}}}}}"#));
         let text = setting.train("never.safetensors").args(["--model", kind]).fails();
         assert!(text.contains(complaint), "{text}");

@@ -9,7 +9,7 @@ fn a_model_is_not_written_where_its_figure_goes() {
     let setting = Setting::new("figure");
     std::fs::write(setting.path("model.svg"), "a figure").unwrap();
     let message = setting.train("model.svg").fails();
-    assert!(message.contains("another extension, such as safetensors"), "{message}");
+    assert!(message.contains("another extension for the model, such as safetensors"), "{message}");
     assert_eq!(std::fs::read(setting.path("model.svg")).unwrap(), b"a figure");
 }
 
@@ -45,7 +45,7 @@ fn the_files_of_a_training_are_apart() {
         command.arg(&topology).arg("-o").arg(setting.path(output));
         options.iter().for_each(|(name, file)| _ = command.arg(name).arg(setting.path(file)));
         let text = command.fails();
-        assert!(text.contains("would be written over"), "{options:?}: {text}");
+        assert!(text.contains("would overwrite"), "{options:?}: {text}");
         text
     };
     let (frames, config) = (("--frames", "a.safetensors"), ("--config", "train.json"));
@@ -74,5 +74,5 @@ fn frames_are_kept_as_safetensors() {
     let path = files("train-kept");
     let (kept, output) = (path("kept.npy"), path("model.safetensors"));
     let text = modejump(&["train", "--topology", TOPOLOGY, "--keep-frames", &kept, "-o", &output]).fails();
-    assert!(text.contains("kept.npy: frames that are kept are written as safetensors"), "{text}");
+    assert!(text.contains("kept.npy: kept frames are written as safetensors"), "{text}");
 }

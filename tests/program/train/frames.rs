@@ -30,7 +30,7 @@ fn frames_of_the_other_hand_are_refused() {
         command
     };
     let message = train(&mirrored).fails();
-    assert!(message.contains("in 400 of 400 frames") && message.contains("is of the other hand"), "{message}");
+    assert!(message.contains("in 400 of 400 frames") && message.contains("has the opposite handedness"), "{message}");
     let [_, told] = train(&mixed).texts();
     assert!(told.contains("note: in 4 of 404 frames") && told.contains("written untrained"), "{told}");
 }
@@ -64,7 +64,7 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     let weight = |i: usize| if i % 4 == 0 { 3.0 } else { f64::NEG_INFINITY };
     write("weighted.safetensors", "log_weight", (0..40).map(weight).collect());
     let [_, text] = train("weighted.safetensors", &["--resample"]).texts();
-    assert!(text.contains("10 of 40 frames resampled, ESS 10"), "{text}");
+    assert!(text.contains("10 of 40 frames kept by resampling, ESS 10"), "{text}");
     let large = units_per_nm();
     write(
         "equal.safetensors",
@@ -74,13 +74,13 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     train("equal.safetensors", &["--resample", "truncated"]).succeeds();
     assert!((units_per_nm() / large - 1.5).abs() < 1e-9, "{} and {large}", units_per_nm());
     write("short.safetensors", "log_weight", vec![0.0; 39]);
-    assert!(train("short.safetensors", &["--resample"]).fails().contains("`log_weight` has 39 numbers for 40 frames"));
+    assert!(train("short.safetensors", &["--resample"]).fails().contains("`log_weight` has 39 values for 40 frames"));
     write("none.safetensors", "log_weight", vec![f64::NEG_INFINITY; 40]);
     assert!(train("none.safetensors", &["--resample"]).fails().contains("all 40 weights are zero"));
     write("plain.safetensors", "reduced_potential", vec![0.0; 40]);
     assert!(train("plain.safetensors", &["--resample"]).fails().contains("neither `log_weight`"));
     write("density.safetensors", "log_density", vec![0.0; 40]);
-    assert!(train("density.safetensors", &["--resample"]).fails().contains("give --system"));
+    assert!(train("density.safetensors", &["--resample"]).fails().contains("use --system"));
     write("damaged.safetensors", "log_density", (0..40).map(|i| if i == 7 { f64::NAN } else { 0.0 }).collect());
     let text = train("damaged.safetensors", &["--resample"]).fails();
     assert!(text.contains("damaged.safetensors: `log_density` is NaN in row 7"), "{text}");
@@ -88,7 +88,7 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     {
         let [_, text] = train("density.safetensors", &["--resample", "--system", SYSTEM]).texts();
         // a molecule half as long again has no weight beside one as it is
-        assert!(text.contains("30 of 40 frames resampled, ESS 30"), "{text}");
+        assert!(text.contains("30 of 40 frames kept by resampling, ESS 30"), "{text}");
         assert!((units_per_nm() / large - 1.5).abs() < 1e-9);
         let constrained = "models/ala2/system-hbonds.xml";
         let text = train("density.safetensors", &["--resample", "--system", constrained]).fails();
@@ -105,7 +105,7 @@ fn bonds_that_frames_keep_are_told() {
     let [rigid, flexible] = ["hbonds", "vacuum"].map(|name| format!("models/ala2/system-{name}.xml"));
     let note = |more: &[&str]| {
         let [_, text] = setting.train("model.safetensors").args(more).texts();
-        text.lines().find(|line| line.starts_with("note: the frames keep")).map(String::from)
+        text.lines().find(|line| line.starts_with("note: the bond")).map(String::from)
     };
     assert_eq!(note(&[]), None);
     // each hydrogen goes along its bond to where the constraint has it
@@ -127,7 +127,11 @@ fn bonds_that_frames_keep_are_told() {
         std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
     }
     let told = note(&[]).unwrap();
-    assert!(told.contains("(atom 2) at 0.1090 nm, and 11 more") && told.contains("give a --system"), "{told}");
+    assert!(
+        told.contains("(atom 2) keeps a length of 0.1090 nm in the frames, as do 11 more")
+            && told.contains("use a --system"),
+        "{told}"
+    );
     assert_eq!(note(&["--system", &flexible]), Some(told));
     assert_eq!(note(&["--system", &rigid]), None);
 }
@@ -144,6 +148,6 @@ fn a_system_with_atoms_in_another_order_is_refused() {
     for command in ["train", "adapt"] {
         let mut command = modejump(&[command, "--system", SYSTEM, "--topology"]);
         let message = command.arg(setting.path("topology.pdb")).arg("-o").arg(setting.path("model")).fails();
-        assert!(message.contains("system.xml: a mass of 12.0"), "{message}");
+        assert!(message.contains("system.xml: found a mass of 12.0"), "{message}");
     }
 }

@@ -62,7 +62,7 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
     interrupted(&mut cut(), "TERM", || wait_until(|| setting.path("cut.low.log").exists()));
     assert!(setting.path("state.low.ckpt").exists());
     let [printed, text] = cut().texts();
-    assert!(text.contains("going on from step"), "{text}");
+    assert!(text.contains("resuming from step"), "{text}");
     assert!(setting.tensors("cut.safetensors") == bundled, "the models differ");
     let summary: Value = serde_json::from_str(&printed).unwrap();
     assert!(
@@ -79,7 +79,7 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
         let text = train("never.safetensors", more).fails();
         assert!(text.contains(reason), "{text}");
     };
-    refusal("{}", &[], "give --system");
+    refusal("{}", &[], "use --system");
     refusal(r#"{ "phases": [{ "steps": 20 }] }"#, &energies, "reverse KL");
     refusal(r#"{ "clip": -1.0 }"#, &energies, "clip");
     refusal(r#"{ "held_out": 0.0 }"#, &energies, "too few for `jump`");

@@ -39,9 +39,9 @@ fn the_far_end_of_a_map_is_trained_on_the_frames_of_the_near_end() {
     let (near_tensors, far_tensors) = (setting.tensors("near.safetensors"), setting.tensors("far.safetensors"));
     assert!(near_tensors.iter().any(|(name, tensor)| tensor.data != far_tensors[name].data));
     for (arguments, config, message) in [
-        (vec!["--map-from", near], "map.json", "give --system"),
+        (vec!["--map-from", near], "map.json", "use --system"),
         (vec!["--map-from", near, "--system", VACUUM], "train.json", "reverse KL"),
-        (vec!["--map-from", near, "--system", VACUUM, "--model", "gvp_flow"], "map.json", "leave --model out"),
+        (vec!["--map-from", near, "--system", VACUUM, "--model", "gvp_flow"], "map.json", "remove --model"),
     ] {
         let text = train(&arguments, config, "never.safetensors").fails();
         assert!(text.contains(message), "{text}");

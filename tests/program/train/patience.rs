@@ -10,7 +10,7 @@ fn a_training_that_overfits_ends() {
     for (of_settings, evaluations) in [("", 10), (", \"patience\": 2", 2)] {
         setting.configure(&SETTINGS.replace(", \"patience\": 0", of_settings));
         let [_, told] = setting.train("model.safetensors").texts();
-        assert!(told.contains("of 2500 steps: so many evaluations as `patience` allows"), "{told}");
+        assert!(told.contains("of 2500 steps: the held-out likelihood has not improved"), "{told}");
         let lines = log(setting.path("model.log"));
         let held_out: Vec<f64> = lines.iter().map(|line| number(line, "held_out")).collect();
         let best = held_out.iter().position(|v| *v == held_out.iter().copied().fold(f64::MAX, f64::min)).unwrap();

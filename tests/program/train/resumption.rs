@@ -21,9 +21,9 @@ fn a_training_goes_on_where_nothing_can_be_written() {
     command.args(["-c", &limited, "sh"]).args(train.get_args());
     let run = command.output().unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
-    assert!(!run.status.success() && said.matches("the training goes on, and tries again").count() > 3, "{said}");
+    assert!(!run.status.success() && said.matches("the training continues and will try again").count() > 3, "{said}");
     let last = said.lines().last().unwrap();
-    assert!(last.starts_with("modejump: ") && !last.contains("goes on"), "{said}");
+    assert!(last.starts_with("modejump: ") && !last.contains("continues"), "{said}");
 }
 
 #[test]
@@ -46,20 +46,20 @@ fn a_killed_training_goes_on_to_the_same_model() {
     assert!(!cut.status.success() && text.contains("interrupted at step"), "{text}");
 
     let [_, text] = checkpointed("cut.safetensors").texts();
-    assert!(text.contains("going on from step"), "{text}");
+    assert!(text.contains("resuming from step"), "{text}");
     let log = |name: &str| std::fs::read(setting.path(name)).unwrap();
     assert!(setting.tensors("cut.safetensors") == setting.tensors("whole.safetensors"), "the models differ");
     assert!(log("cut.log") == log("whole.log"), "the logs differ");
 
     // a finished training has nothing left to do
     let [_, text] = checkpointed("again.safetensors").texts();
-    assert!(text.contains("going on from step 2500"), "{text}");
+    assert!(text.contains("resuming from step 2500"), "{text}");
     assert!(setting.tensors("again.safetensors") == setting.tensors("whole.safetensors"));
     // and belongs to its settings and frames
     for (from, to, reason) in [
-        ("\"batch\": 32", "\"batch\": 48", "here it is `phases[0].batch` 48 instead of 32"),
-        ("\"hidden\"", "\"seed\": 2, \"hidden\"", "here it is another set of first parameters (`seed`)"),
-        ("[12]", "[13]", "another design of the model"),
+        ("\"batch\": 32", "\"batch\": 48", "this run has `phases[0].batch` 48 instead of 32"),
+        ("\"hidden\"", "\"seed\": 2, \"hidden\"", "this run has a different set of first parameters (`seed`)"),
+        ("[12]", "[13]", "a different design of the model"),
     ] {
         setting.configure(&SETTINGS.replace(from, to));
         let text = checkpointed("other.safetensors").fails();
@@ -67,7 +67,7 @@ fn a_killed_training_goes_on_to_the_same_model() {
     }
     setting.configure(SETTINGS);
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
-    assert!(checkpointed("other.safetensors").fails().contains("(here it is another set of frames)"));
+    assert!(checkpointed("other.safetensors").fails().contains("(this run has a different set of frames)"));
 }
 
 #[cfg(feature = "openmm")]
@@ -98,17 +98,20 @@ fn frames_that_were_begun_are_gone_on_with() {
         }
         assert!(Command::new("kill").args(["-TERM", &cut.id().to_string()]).status().unwrap().success());
         told.read_to_string(&mut text).unwrap();
-        assert!(!cut.wait().unwrap().success() && text.contains("of 3000 frames; the same command goes on"), "{text}");
+        assert!(
+            !cut.wait().unwrap().success() && text.contains("of 3000 frames; run the same command again"),
+            "{text}"
+        );
         assert!(Path::new(&file("cut.frames.ckpt")).exists() && !Path::new(&file("cut.frames.safetensors")).exists());
         let [_, text] = train("cut").texts();
-        assert!(text.contains("going on with the frames of"), "{text}");
+        assert!(text.contains("resuming with the frames of"), "{text}");
         assert!(!Path::new(&file("cut.frames.ckpt")).exists());
         let bytes = |name: &str| std::fs::read(file(name)).unwrap();
         assert!(bytes("cut.frames.safetensors") == bytes("whole.frames.safetensors"), "{system}");
         std::fs::write(file("train.json"), settings.replace("\"stride\": 10", "\"stride\": 11")).unwrap();
         let text = train("whole").fails();
         assert!(text.contains("whole.frames.safetensors: has the frames of other settings"), "{text}");
-        assert!(text.contains("(here it is `explore.stride` 11 instead of 10)"), "{text}");
+        assert!(text.contains("(this run has `explore.stride` 11 instead of 10)"), "{text}");
         std::fs::write(file("train.json"), settings).unwrap();
         ["whole.ckpt", "cut.ckpt", "whole.frames.safetensors", "cut.frames.safetensors"]
             .iter()

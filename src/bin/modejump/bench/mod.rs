@@ -77,8 +77,8 @@ pub struct Bench {
     /// Number of threads
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Generator for sample, log_density and move instead of models/ala2/model.safetensors (or, if that file does not
-    /// exist, of a random one with the architecture of bgflow)
+    /// Generator for sample, log_density and move [default: models/ala2/model.safetensors or, if that file does not
+    /// exist, a random one with the architecture of bgflow]
     #[arg(long)]
     model: Option<PathBuf>,
 }
@@ -104,7 +104,10 @@ impl Bench {
         let selects = |w: &str, name: &str| name == w || !exact(w) && name.contains(w);
         let wanted = |name: &str| self.names.is_empty() || self.names.iter().any(|w| selects(w, name));
         if let Some(unknown) = self.names.iter().find(|w| !NAMES.iter().any(|name| name.contains(w.as_str()))) {
-            return Err(Error::invalid(format!("no benchmark `{unknown}`; there are: {}", NAMES.join(", "))));
+            return Err(Error::invalid(format!(
+                "unknown benchmark `{unknown}`; known benchmarks: {}",
+                NAMES.join(", ")
+            )));
         }
         let threads =
             self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()), usize::from);
@@ -164,7 +167,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             }
         }
         "gvp_flow/sample" if !Path::new(SHIPPED_FLOW).exists() => {
-            eprintln!("modejump: {name} is left out: it is of {SHIPPED_FLOW}, which is not here");
+            eprintln!("modejump: {name} is skipped: {SHIPPED_FLOW} is missing");
         }
         "gvp_flow/sample" => {
             let flow = cases::gvp_flow(SHIPPED_FLOW)?;

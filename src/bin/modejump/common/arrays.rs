@@ -17,7 +17,7 @@ pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
     let (mut tensors, _) = model_file::open_tensors(path)?;
     match tensors.remove(name).map(|tensor| tensor.data) {
         Some(data) if data.len() != n => {
-            Err(Error::file(path, format!("`{name}` has {} numbers for {n} frames", data.len())))
+            Err(Error::file(path, format!("`{name}` has {} values for {n} frames", data.len())))
         }
         data => Ok(data),
     }
@@ -47,18 +47,18 @@ pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: 
     if made > 0 {
         let (path, n) = (path.display(), frames.n());
         eprintln!(
-            "modejump: {path}: the box cuts the molecule in {made} of {n} frames: it was made whole along its bonds"
+            "modejump: {path}: the molecule is split across the periodic box in {made} of {n} frames: it was made whole along its bonds"
         );
     }
     match trajectory::torn_frames(frames, atoms, whose) {
         Some(torn) if torn.are_most => Err(Error::file(
             path,
             format!(
-                "{torn}; coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
+                "{torn}; check that coordinates are in nm, not Angstrom, that the atoms are in the right order, and that the molecule is whole"
             ),
         )),
         Some(torn) => {
-            eprintln!("modejump: {}: {torn}; is the molecule whole there?", path.display());
+            eprintln!("modejump: {}: {torn}; check that the molecule is whole in these frames", path.display());
             Ok(())
         }
         None => Ok(()),
@@ -69,7 +69,10 @@ pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: 
 /// reason to refuse them.
 pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
     if let Some(torn) = trajectory::torn_frames(samples, atoms, whose) {
-        eprintln!("modejump: {}: {torn}; a poor model has drawn them, or one of other atoms", path.display());
+        eprintln!(
+            "modejump: {}: {torn}; these samples are from a poor model, or from a model of other atoms",
+            path.display()
+        );
     }
 }
 
@@ -81,14 +84,14 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
         (vec![z.n(), z.dimension], z.x)
     } else {
         let (mut tensors, _) = model_file::open_tensors(path)?;
-        let z = tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?;
+        let z = tensors.remove("z").ok_or_else(|| Error::file(path, "tensor `z` is missing"))?;
         (z.shape, z.data)
     };
     if !matches!(shape[..], [_, width] if width == latent) {
-        return Err(Error::file(path, format!("`z` has shape {shape:?}, the model needs [n, {latent}]")));
+        return Err(Error::file(path, format!("`z` has shape {shape:?}, expected [n, {latent}]")));
     }
     match z.iter().position(|v| !v.is_finite()) {
-        Some(i) => Err(Error::file(path, format!("`z` holds {} in point {}", z[i], i / latent + 1))),
+        Some(i) => Err(Error::file(path, format!("`z` contains {} in point {}", z[i], i / latent + 1))),
         None => Ok(z),
     }
 }
@@ -102,7 +105,7 @@ pub fn log_density(path: &Path, n: usize) -> Result<Option<Vec<f64>>> {
         Some(row) => Err(Error::file(
             path,
             format!(
-                "`log_density` is NaN in row {row}: the file is damaged, or of a failed computation; write it anew"
+                "`log_density` is NaN in row {row}: the file is corrupt or from a failed computation; write it again"
             ),
         )),
     }

@@ -59,8 +59,8 @@ pub struct DecodingFlags {
     /// Tokens per segment, for `--decoding gauss-seidel`
     #[arg(long, default_value_t = 16, requires = "decoding")]
     segment: usize,
-    /// Iterative decoding: largest error of the latent point, beyond rounding (some 1e-5 in f32); at most 1e-3, within
-    /// which samples have the density that is reported for them
+    /// Iterative decoding: maximum error of the latent point, beyond rounding (about 1e-5 in f32); at most 1e-3, so that
+    /// samples have the density that is reported for them
     #[arg(long, default_value_t = 1e-4, requires = "decoding")]
     decoding_tolerance: f64,
     /// Iterative decoding: maximum number of passes over all tokens, or over a segment; a sample that needs more is

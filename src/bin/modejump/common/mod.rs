@@ -47,7 +47,7 @@ pub fn watch_signals() -> Result<()> {
             std::process::exit(130); // asked twice
         }
     })
-    .map_err(|e| Error::invalid(format!("signals cannot be handled: {e}")))
+    .map_err(|e| Error::invalid(format!("could not install the signal handler: {e}")))
 }
 
 pub fn interrupted() -> bool {
@@ -66,7 +66,7 @@ pub fn claim(checkpoint: &Path) -> Result<()> {
     // if no file can be created there, writing the checkpoint will report it; some file systems have no locks
     let Ok(file) = File::create(&beside) else { return Ok(()) };
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
-        return Err(Error::file(checkpoint, "another modejump is at work with this checkpoint"));
+        return Err(Error::file(checkpoint, "another modejump process is using this checkpoint"));
     }
     std::mem::forget(file);
     remove_leftovers(checkpoint);
@@ -83,7 +83,7 @@ pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     use serde_json::error::Category;
     serde_json::from_str(without_mark(text)).map_err(|e| match e.classify() {
         Category::Data => Error::file(path, e.to_string()),
-        _ => Error::file(path, format!("JSON is expected here, and this is none: {e}")),
+        _ => Error::file(path, format!("expected JSON: {e}")),
     })
 }
 

@@ -29,11 +29,11 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     let partner = load(path, precision)?;
     if partner.dimension() != generator.dimension() {
         let (a, b) = (partner.dimension(), generator.dimension());
-        return Err(Error::file(path, format!("{a} coordinates, the generator has {b}")));
+        return Err(Error::file(path, format!("has {a} coordinates, but the generator has {b}")));
     }
     if let (Some(a), Some(b)) = (&partner.card().topology, &generator.card().topology) {
         if let Some(i) = (0..a.n_atoms().min(b.n_atoms())).find(|&i| a.elements[i] != b.elements[i]) {
-            let reason = format!("{} stands where the generator has {}", a.label(i), b.label(i));
+            let reason = format!("found {} where the generator has {}", a.label(i), b.label(i));
             return Err(Error::file(path, reason));
         }
     }
@@ -51,7 +51,7 @@ pub fn warn_of_labels(path: &Path, model: &dyn Model, x: &[f64]) {
 /// The temperature asked for (K), else that of the model.
 pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     let temperature = asked.or(model.card().temperature);
-    temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
+    temperature.ok_or_else(|| Error::invalid("the model file has no temperature; pass --temperature"))
 }
 
 /// Warns if a model makes `moves` (jumps or exchanges) at a temperature `here` (K) other than its own; a steerable
@@ -61,7 +61,7 @@ pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
         return;
     }
     if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
-        eprintln!("modejump: the model was trained for {t} K; {moves} at {here} K are accepted less");
+        eprintln!("modejump: the model was trained for {t} K; {moves} at {here} K are accepted less often");
     }
 }
 

@@ -14,7 +14,7 @@ pub fn tail_index(k: f64) -> Value {
 /// k̂ for a report, with a warning if the weights are unreliable.
 pub fn tail_in_words(k: f64) -> String {
     let what = match k {
-        f64::NEG_INFINITY => return "none: the largest weights are alike".into(),
+        f64::NEG_INFINITY => return "none: the largest weights are nearly equal".into(),
         f64::INFINITY => "infinite".into(),
         k => format!("{k:.2}"),
     };
@@ -37,7 +37,7 @@ pub fn with_error(value: f64, error: f64, digits: usize) -> String {
 
 /// Explanation of the question mark of [`with_error`].
 pub fn without_error() -> String {
-    format!("±?: fewer than {} effective samples tell no error", weights::FEWEST_FOR_ERRORS)
+    format!("±?: no error estimate with fewer than {} effective samples", weights::FEWEST_FOR_ERRORS)
 }
 
 /// Marks numbers whose likelihood is not exact.

@@ -24,7 +24,7 @@ pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Re
     match options.temperature.filter(|given| *given != temperature) {
         None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
         Some(given) => Err(Error::invalid(format!(
-            "`explore` has temperature {given} K, and {giver} is {temperature} K: leave it out of the configuration"
+            "`explore` has temperature {given} K, but {giver} is {temperature} K: remove it from the configuration"
         ))),
     }
 }
@@ -36,7 +36,7 @@ pub fn read_system(path: &Path) -> Result<System> {
     if system.moves_left_out() > 0 {
         TOLD.call_once(|| {
             eprintln!(
-                "modejump: {} holds a MonteCarloModeJump, which is left out: moves here are those of the command line",
+                "modejump: {} contains a MonteCarloModeJump, which is ignored: moves are set by command-line options",
                 path.display()
             );
         });
@@ -54,7 +54,7 @@ pub fn warn_of_box(topology: &Path, path: &Path, system: &System) -> Result<()> 
         if !are_alike(&given, &used, TOLERANCE) {
             let [given, used] = [given, used].map(|vectors| Cell::new(&vectors));
             let [topology, path] = [topology, path].map(Path::display);
-            eprintln!("modejump: {topology} has a box of {given}, {path} one of {used}: that of the System is used");
+            eprintln!("modejump: {topology} has a box of {given}, but {path} has one of {used}: the box of the System is used");
         }
     }
     Ok(())
@@ -70,7 +70,7 @@ pub fn target(
     temperature: f64,
 ) -> Result<OpenMmTarget> {
     if 3 * system.n_particles() != dimension {
-        let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
+        let message = format!("has {} particles, but the model has {} atoms", system.n_particles(), dimension / 3);
         return Err(Error::file(path, message));
     }
     if let Some(atoms) = atoms {
@@ -135,13 +135,13 @@ fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], tur
     match here.iter().zip(&there).find(differs) {
         None => Ok(()),
         Some((here, there)) => {
-            let moved = if turned { "shifted and turned" } else { "shifted" };
+            let moved = if turned { "shifted and rotated" } else { "shifted" };
             Err(Error::file(
                 path,
                 format!(
-                    "energies depend on where the molecule is (an external force, a field, a small box): {here:.3} kT of a sample, \
-                     {there:.3} once it is {moved}. A density of shapes knows nothing of that, and its weights are wrong; \
-                     jumps in `modejump md` leave the place as it is, and are right"
+                    "the energies depend on the position or orientation of the molecule (external force, field or small box): {here:.3} kT for a \
+                     sample, {there:.3} kT after it is {moved}. The density does not describe these, so weights would be wrong; \
+                     jumps in `modejump md` keep the molecule in place, and are correct"
                 ),
             ))
         }
@@ -163,7 +163,9 @@ pub fn target_of_samples(
     let target = target(path, system, dimension, Some(topology), temperature)?;
     let mut target = target.with_kept_bonds(system, &kept, &|atom| topology.label(atom))?;
     if let Err(error) = require_same_elsewhere(path, &mut target, &x[..x.len().min(A_FEW * dimension)], true) {
-        eprintln!("modejump: unless the samples' density is one of positions and orientations: {error}");
+        eprintln!(
+            "modejump: {error} (this does not apply if the samples' density includes positions and orientations)"
+        );
     }
     Ok(target)
 }
@@ -189,7 +191,7 @@ mod tests {
             assert_eq!(explore_at(&of(given), "--temperature", 400.0).unwrap().kelvin(), 400.0);
         }
         let message = explore_at(&of(Some(300.0)), "--temperature", 400.0).unwrap_err().to_string();
-        assert!(message.contains("300 K, and --temperature is 400 K"), "{message}");
+        assert!(message.contains("300 K, but --temperature is 400 K"), "{message}");
         let config: ExploreOptions = serde_json::from_str(r#"{"temperature": 300}"#).unwrap();
         assert_eq!(config.temperature, Some(300.0));
     }

@@ -79,6 +79,6 @@ fn four_atoms(text: &str) -> std::result::Result<[usize; 4], String> {
     let atoms: Vec<usize> = text.split(',').map_while(|atom| atom.trim().parse().ok()).collect();
     match (<[usize; 4]>::try_from(atoms), text.split(',').count()) {
         (Ok(atoms), 4) => Ok(atoms),
-        _ => Err("four numbers of atoms are needed, such as 4,6,8,11".into()),
+        _ => Err("expected four atom indices, such as 4,6,8,11".into()),
     }
 }

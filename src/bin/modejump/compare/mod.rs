@@ -87,7 +87,7 @@ struct Distances {
 impl Compare {
     pub fn run(self) -> Result<()> {
         if self.points == 0 {
-            return Err(Error::invalid("--points 0: give 1 point or more"));
+            return Err(Error::invalid("--points 0: must be at least 1"));
         }
         if let Some(folder) = &self.output {
             modejump::io::make_folder(folder)?;
@@ -139,7 +139,7 @@ impl Compare {
     fn the_topology(&self) -> Result<Topology> {
         let has_names = |path: &&PathBuf| Format::Pdb.is_of(path);
         let path = self.topology.as_ref().or([&self.a, &self.b].into_iter().find(has_names));
-        let path = path.ok_or_else(|| Error::invalid("give the atoms with --topology, a PDB file"))?;
+        let path = path.ok_or_else(|| Error::invalid("--topology with a PDB file is required"))?;
         Ok(Topology::from_pdb(path)?.0)
     }
 
@@ -165,7 +165,7 @@ impl Compare {
         if system.is_periodic().unwrap_or(true) {
             PERIODIC.call_once(|| {
                 eprintln!(
-                    "modejump: {} is periodic: energies are those of its default box, whatever boxes the files have",
+                    "modejump: {} is periodic: energies are computed in its default box, and boxes in the files are ignored",
                     path.display()
                 );
             });
@@ -190,18 +190,18 @@ impl Compare {
             return None;
         }
         let fitted = match (&a.log_weight, a.has_density, a.by_turns) {
-            (Some(_), _, _) => Err(Error::invalid("weighted samples are no trajectory")),
+            (Some(_), _, _) => Err(Error::invalid("weighted samples are not a trajectory")),
             (None, true, _) => {
-                Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory"))
+                Err(Error::invalid("the file has `log_density`: samples of a generator are not a trajectory"))
             }
             (None, false, true) => Err(Error::invalid(
-                "frames of several walkers by turns, as `epoch` beside them says, are no trajectory",
+                "the file has `walker` or `epoch`: alternating frames of several walkers are not a trajectory",
             )),
             (None, false, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
                 match tica.eigenvalues[..] {
                     [largest, ..] if largest > 0.0 => Ok((features, tica)),
-                    _ => Err(Error::invalid(format!("after {} frames nothing is correlated any more", self.lag))),
+                    _ => Err(Error::invalid(format!("no correlation is left after {} frames", self.lag))),
                 }
             }),
         };
@@ -309,7 +309,7 @@ fn leave_out_other_temperatures(a: &mut Side, b: &mut Side) {
             let (a_name, b_name) = (&a.name, &b.name);
             eprintln!(
                 "modejump: the energies in {a_name} are divided by kT at {of_a} K, those in {b_name} at {of_b} K: they are not compared; \
-                 --system and --temperature give both at one"
+                 use --system and --temperature to compute both at one temperature"
             );
             (a.u, b.u) = (None, None);
         }
@@ -322,13 +322,13 @@ fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
         sides.iter().filter(|side| side.without_energy.is_none()).map(|side| side.name.as_str()).collect();
     if !without.is_empty() {
         let names = without.join(" and ");
-        eprintln!("modejump: no energies of {names} (`reduced_potential`): they are not compared; give --system and --temperature");
+        eprintln!("modejump: no energies in {names} (`reduced_potential`): energies are not compared; use --system and --temperature");
     }
     if of_a.torsions.is_empty() {
-        eprintln!("modejump: no backbone φ, ψ in this molecule: torsions are not compared; name some with --torsion");
+        eprintln!("modejump: no backbone φ, ψ in this molecule: torsions are not compared; choose some with --torsion");
     } else if of_a.pairs.is_empty() {
         eprintln!(
-            "modejump: no two torsions belong together, as φ and ψ of a residue do: their distribution is not compared"
+            "modejump: no pairs of torsions, such as φ and ψ of a residue: their joint distribution is not compared"
         );
     }
 }
@@ -337,13 +337,13 @@ fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
 fn require_density(a: &Side, b: &Side) -> Result<()> {
     if !a.has_density && !b.has_density {
         return Err(Error::invalid(format!(
-            "--reweight: neither {} nor {} has `log_density`, which `modejump sample` writes into safetensors files",
+            "--reweight: neither {} nor {} has `log_density`, which `modejump sample` writes to safetensors files",
             a.name, b.name
         )));
     }
     for side in [a, b].into_iter().filter(|side| !side.has_density) {
-        let weights = if side.raw.is_some() { "have the weights of the file" } else { "count the same" };
-        eprintln!("modejump: {} has no `log_density` to reweight by: its frames {weights}", side.name);
+        let weights = if side.raw.is_some() { "have the weights of the file" } else { "count equally" };
+        eprintln!("modejump: {} has no `log_density` and is not reweighted: its frames {weights}", side.name);
     }
     Ok(())
 }
@@ -379,15 +379,15 @@ fn report(s: &Value, pairs: &str) {
     for (name, side) in [("A", &s["a"]), ("B", &s["b"])] {
         println!("{name}  {}, {} frames", side["file"].as_str().unwrap_or_default(), side["n"]);
         if let Some(lost) = side["without_finite_energy"].as_u64().filter(|lost| *lost > 0) {
-            println!("   {lost} frames without a finite energy, left out of the energies");
+            println!("   {lost} frames without a finite energy, excluded from the energies");
         }
         if let (Some(ess), Some(used)) = (side["ess"].as_f64(), side["ess_of_weights"].as_f64()) {
             let k = tail_in_words(number(side, "pareto_k"));
             let rule = side["weights"].as_str().unwrap_or_default();
-            println!("   weighted: ESS {:.1} % of the raw weights, Pareto k {k}", 100.0 * ess);
+            println!("   raw weights: ESS {:.1} %, Pareto k {k}", 100.0 * ess);
             println!("   weights used: {rule}, ESS {:.1} %", 100.0 * used);
             if let Some(independent) = side["independent"].as_f64() {
-                println!("   worth {independent:.1} independent samples: the others descend from the same ones");
+                println!("   equivalent to {independent:.1} independent samples: the others are copies by resampling");
             }
         }
     }
@@ -414,6 +414,6 @@ fn report(s: &Value, pairs: &str) {
         println!("{label:34} {:>17} {:>17}", value("between"), value("halves_of_a"));
     }
     if ["torsion_w2_sd", "tica_w2_sd"].iter().any(|key| number(&s["between"], key) > 0.0) {
-        println!("(±: standard deviation over {DRAWS} draws of {} frames of either, of which the distance is the mean; distances of more are smaller)", s["points"]);
+        println!("(mean ± standard deviation over {DRAWS} draws of {} frames from each side; with more frames the distances are smaller)", s["points"]);
     }
 }

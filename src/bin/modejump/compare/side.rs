@@ -45,7 +45,10 @@ impl Side {
         let mut frames = trajectory::read_of(path, topology, "topology")?;
         let n = frames.n();
         if n < FEWEST {
-            return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
+            return Err(Error::file(
+                path,
+                format!("{n} frames are too few to compare; at least {FEWEST} are required"),
+            ));
         }
         let array = |name: &str| array(path, name, n);
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
@@ -56,7 +59,7 @@ impl Side {
         let temperatures = array("temperature")?.unwrap_or_default();
         let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));
         if let (Some(coldest), Some(hottest)) = (coldest, hottest.filter(|hottest| coldest != Some(*hottest))) {
-            eprintln!("note: {}: frames of {coldest} to {hottest} K are compared as one sample", path.display());
+            eprintln!("note: {}: frames at {coldest} to {hottest} K are compared as one sample", path.display());
         }
         let temperature = temperatures.first().copied();
         match has_density {
@@ -78,7 +81,7 @@ impl Side {
                 Some(importance(&total, &log_q))
             }
             (Some(_), None) => {
-                return Err(Error::file(path, "--reweight needs its energies: give --system and --temperature"))
+                return Err(Error::file(path, "--reweight requires energies: use --system and --temperature"))
             }
             _ => of_weights.filter(|_| !compare.unweighted),
         };
@@ -91,9 +94,9 @@ impl Side {
         let has_weight = |i: usize| log_weight.as_ref().is_none_or(|w| w[i].is_finite());
         let is_known = |u: &Vec<f64>| (0..n).any(|i| u[i].is_finite() && has_weight(i));
         if u.as_ref().is_some_and(|u| !is_known(u)) {
-            let weight = if log_weight.is_some() { " with weight" } else { "" };
+            let weight = if log_weight.is_some() { " with nonzero weight" } else { "" };
             eprintln!(
-                "modejump: no frame{weight} of {} has a finite energy: energies are not compared",
+                "modejump: no frame{weight} in {} has a finite energy: energies are not compared",
                 path.display()
             );
         }
@@ -105,7 +108,7 @@ impl Side {
         let inside: Vec<usize> = (0..n).filter(|i| raw.is_some() || is_inside(i)).collect();
         if inside.len() < n {
             eprintln!(
-                "note: {name}: {} of {n} frames are outside the support of their model, and left out",
+                "note: {name}: {} of {n} frames are outside the support of their model and are ignored",
                 n - inside.len()
             );
             x = inside.iter().flat_map(|&i| &x[i * frames.dimension..][..frames.dimension]).copied().collect();
@@ -134,7 +137,7 @@ fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
     match samples.n() {
         n if n < FEWEST => Err(Error::file(
             path,
-            format!("{n} frames with a finite `log_density` are too few to reweight; {FEWEST} are needed"),
+            format!("{n} frames with a finite `log_density` are too few to reweight; at least {FEWEST} are required"),
         )),
         _ => Ok(samples),
     }
@@ -210,7 +213,7 @@ impl Observed {
         let d = rows.len() / self.n();
         if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
             let reason =
-                format!("frame {} has no torsions, or no distances: atoms are in one place, or not finite", i / d + 1);
+                format!("frame {} has undefined torsions or distances: atoms coincide or are not finite", i / d + 1);
             return Err(Error::file(&self.name, reason));
         }
         Cloud::new(rows, d, weights)

@@ -98,7 +98,7 @@ pub fn named(own: &Tensors, averages: Vec<(usize, Tensor)>) -> Result<Option<Ten
     if averages.len() != names.len() || averages.iter().enumerate().any(|(i, (number, _))| i != *number) {
         let (found, needed) = (averages.len(), names.len());
         let message =
-            format!("{found} moving averages `{SHADOW}<i>` for {needed} parameters; --raw-weights leaves them out");
+            format!("{found} moving averages `{SHADOW}<i>` for {needed} parameters; use --raw-weights to ignore them");
         return Err(Error::invalid(message));
     }
     let named = names.into_iter().zip(averages).map(|((_, name), (number, average))| {
@@ -108,7 +108,7 @@ pub fn named(own: &Tensors, averages: Vec<(usize, Tensor)>) -> Result<Option<Ten
             false => {
                 let found = &average.shape;
                 let message = format!(
-                    "{SHADOW}{number} has shape {found:?}, but {name} {shape:?}; --raw-weights leaves moving averages out"
+                    "{SHADOW}{number} has shape {found:?}, but {name} has {shape:?}; use --raw-weights to ignore moving averages"
                 );
                 Err(Error::invalid(message))
             }

@@ -23,7 +23,7 @@ impl Convert {
             note_order(topology, &config);
         }
         let mut flow = bgflow::convert(&tensors, &config, molecule)
-            .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
+            .map_err(|e| Error::file(&self.checkpoint, format!("could not be read as a bgflow checkpoint: {e}")))?;
         self.complete(flow.card_mut(), &bytes);
         note_torsions(&flow);
         let (bytes, precision) = bytes_of(flow)?;
@@ -31,7 +31,7 @@ impl Convert {
         if config.get("z_matrix").is_some() {
             self.note_hands();
         } else if self.topology.is_some() {
-            eprintln!("note: a RealNVP does not keep the hands of stereocentres");
+            eprintln!("note: a RealNVP does not preserve the handedness of stereocentres");
         }
         Ok(())
     }
@@ -40,17 +40,17 @@ impl Convert {
     fn bgflow_config(&self) -> Result<Value> {
         let config = self.config_file()?;
         const GENERATOR: [(&str, &str); 4] = [
-            ("z_matrix", "rows of atom indices as bgflow takes them, the frame's with −1"),
-            ("enable_identity_init", "true or false; nflows' option, changes the density"),
+            ("z_matrix", "rows of atom indices as in bgflow, with −1 in those of the frame"),
+            ("enable_identity_init", "true or false; option of nflows, changes the density"),
             ("n_bins", "bins per spline"),
-            ("activation", "of the networks: silu, relu or tanh"),
+            ("activation", "activation function of the networks: silu, relu or tanh"),
         ];
         const REALNVP: [(&str, &str); 5] = [
             ("dim", "dimension of x"),
             ("preserve_volume", "true or false; changes the density"),
-            ("final_swap", "true or false: whether the halves of x are swapped after the last coupling, too"),
-            ("activation", "of the networks that shift: relu, tanh or silu"),
-            ("scale_activation", "of the networks that scale"),
+            ("final_swap", "true or false; whether the halves of x are also swapped after the last coupling"),
+            ("activation", "activation function of the networks that shift: relu, tanh or silu"),
+            ("scale_activation", "activation function of the networks that scale"),
         ];
         const OTHERS: [&str; 2] = ["constrained_bond_idx", "constrained_bond_len"];
         let asked_for = GENERATOR.iter().chain(&REALNVP).map(|(key, _)| *key);
@@ -62,8 +62,8 @@ impl Convert {
         };
         let (for_generator, for_realnvp) = (missing(&GENERATOR), missing(&REALNVP));
         let place = match &self.config {
-            Some(path) => format!("{} lacks", path.display()),
-            None => "the checkpoint does not say all of its density; give --config FILE.json with".to_string(),
+            Some(path) => format!("{} does not fully define the density; add", path.display()),
+            None => "the checkpoint does not fully define its density; use --config FILE.json with".to_string(),
         };
         let reason = match (has("z_matrix"), has("dim")) {
             (true, _) if for_generator.is_empty() => return Ok(config),
@@ -97,8 +97,8 @@ fn note_torsions(flow: &CouplingFlow<f64>) {
     if let Some(LayerConfig::Spline { transformed, features, ends: Ends::Circular, .. }) = config.layers.first() {
         let (moved, seen) = (transformed.len(), features.periodic.len());
         eprintln!(
-            "note: read as couplings of torsions of which the first moves the first {moved} given the last {seen}; a split by lists of torsions, or one \
-             whose last are moved first, has the same tensors and another density"
+            "note: assuming that the first coupling of torsions transforms the first {moved} given the last {seen}; a split by lists of torsions, or \
+             one that transforms the last first, has the same tensors but a different density"
         );
     }
 }
@@ -114,7 +114,10 @@ fn note_order(topology: &Topology, config: &Value) {
     let n = to_others.iter().filter(|row| !is_bond(row[0], row[1])).count();
     if n > 0 && !bonds.is_empty() {
         let rows = to_others.len();
-        eprintln!("note: {n} of {rows} rows of z_matrix have the distance of atoms that are not bonded in --topology: are its atoms in the model's order?");
+        eprintln!(
+            "note: {n} of {rows} rows of z_matrix have the distance between atoms that are not bonded in --topology; check that its atoms are in \
+             the model's order"
+        );
     }
 }
 
@@ -129,16 +132,13 @@ fn require_prior(tensors: &Tensors, prefix: &str) -> Result<()> {
             Some("scale" | "high") => 1.0,
             Some("_rot") => continue, // a rotation has no effect if all variances are equal
             _ => {
-                eprintln!(
-                    "note: {name} is not read: the prior is the standard normal density, or the uniform one on [0, 1]"
-                );
+                eprintln!("note: {name} is ignored: the prior is assumed to be standard normal, or uniform on [0, 1]");
                 continue;
             }
         };
         if let Some(value) = tensor.data.iter().find(|value| **value != expected) {
             return Err(Error::invalid(format!(
-                "{name} holds {value}, not {expected}: a flow is read with the standard normal density as its prior, or the uniform one on \
-                 [0, 1]"
+                "{name} contains {value}, expected {expected}: the prior must be standard normal, or uniform on [0, 1]"
             )));
         }
     }
@@ -156,7 +156,10 @@ fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
             tensors.entry(key.to_string()).or_insert_with(|| Tensor { shape: vec![data.len()], data: data.clone() });
         let same = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6 * b.abs(); // single precision
         if there.data.len() != data.len() || !there.data.iter().zip(&data).all(same) {
-            return Err(Error::invalid(format!("{key}: the checkpoint says {:?}, --config says {data:?}", there.data)));
+            return Err(Error::invalid(format!(
+                "{key}: the checkpoint has {:?}, but --config has {data:?}",
+                there.data
+            )));
         }
     }
     Ok(())

@@ -37,12 +37,12 @@ impl Convert {
         self.require(missing(&options))?;
         let topology = self.topology()?;
 
-        let as_boltznce = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let as_boltznce = |e: Error| Error::file(&self.checkpoint, format!("could not be read as a {WHAT}: {e}"));
         let ad2 = options["dataset"] == "ad2";
         let features = features(&options, "features")?.unwrap_or_else(|| AD2.map(|class| vec![class]).to_vec());
         if ad2 && features != AD2.map(|class| vec![class]) {
             return Err(as_boltznce(Error::invalid(
-                "`dataset` is \"ad2\", and `features` are others: leave one of them out",
+                "`dataset` is \"ad2\", but `features` does not match it: remove one of them",
             )));
         }
         let network = boltznce::network(&tensors, &options, features).map_err(as_boltznce)?;
@@ -66,7 +66,9 @@ impl Convert {
             false => self.write(&field.to_bytes(&card)?, Precision::F64)?,
         }
         if options.get("tmin").is_none() {
-            eprintln!("note: the integration ends at t = {LAST_TIME}, as BoltzNCE's; `tmin` in --config changes that");
+            eprintln!(
+                "note: the integration ends at t = {LAST_TIME}, as in BoltzNCE; set `tmin` in --config to change it"
+            );
         }
         self.note_hands();
         Ok(())
@@ -115,9 +117,9 @@ fn missing(options: &Value) -> Vec<String> {
     missing.extend(lacks(&[
         (
             options.get("features").is_some() || dataset,
-            "features: per atom the list of its set features; or dataset: \"ad2\" (alanine dipeptide, ACE CH3 first)",
+            "features: for each atom, the list of its set features; or dataset: \"ad2\" (alanine dipeptide, ACE CH3 first)",
         ),
-        (options["endpoint"].is_boolean(), "endpoint: true if the network gives the data point, false if the velocity"),
+        (options["endpoint"].is_boolean(), "endpoint: true if the network predicts the data point, false if the velocity"),
         (options["interpolant"].is_string(), "interpolant: \"linear\" or \"trig\""),
         (options["units_per_nm"].is_number(), UNITS),
     ]));
@@ -128,7 +130,12 @@ fn flow(options: &Value) -> Result<ContinuousConfig> {
     let interpolant = match options["interpolant"].as_str() {
         Some("linear") => Interpolant::Linear,
         Some("trig") => Interpolant::Trigonometric,
-        _ => return Err(Error::invalid(format!("interpolant: {}; linear and trig are known", options["interpolant"]))),
+        _ => {
+            return Err(Error::invalid(format!(
+                "unknown interpolant {}; known interpolants: linear, trig",
+                options["interpolant"]
+            )))
+        }
     };
     let last = options.get("tmin").map_or(Some(LAST_TIME), Value::as_f64).filter(|t| (0.0..1.0).contains(t));
     Ok(ContinuousConfig {
@@ -137,7 +144,7 @@ fn flow(options: &Value) -> Result<ContinuousConfig> {
             false => Parametrisation::Velocity,
         },
         interpolant,
-        times: [1.0, last.ok_or_else(|| Error::invalid("tmin: a number from 0 to 1 is needed"))?],
+        times: [1.0, last.ok_or_else(|| Error::invalid("tmin: must be at least 0 and less than 1"))?],
         units_per_nm: units_per_nm(options)?,
         stereocentres: Vec::new(),
         prior: Prior::default(),

@@ -22,7 +22,7 @@ impl Convert {
         self.require(missing(&options))?;
         let topology = self.topology()?;
 
-        let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
+        let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("could not be read as an {WHAT}: {e}"));
         let features = features_of(&options).map_err(as_ecnf)?;
         // a range per layer needs the number of layers, which the tensors give
         let (mut network, tensors) = format::of_ecnf(tensors, features, 1.0).map_err(as_ecnf)?;
@@ -73,11 +73,11 @@ fn missing(options: &Value) -> Vec<String> {
     lacks(&[
         (
             has("features") || has("h_initial_types"),
-            "features: per atom the list of its set features, without the time; or h_initial_types: per atom its class",
+            "features: for each atom, the list of its set features, without the time; or h_initial_types: for each atom, its class",
         ),
         (
             has("coords_range") || has("coords_range_layer"),
-            "coords_range: range of an atom over all layers (15 in transferable-samplers); or coords_range_layer of one",
+            "coords_range: range of an atom over all layers (15 in transferable-samplers); or coords_range_layer: range in one layer",
         ),
         (
             has("std") || has("units_per_nm"),
@@ -97,7 +97,7 @@ fn note_assumed(options: &Value) {
         .collect();
     if !assumed.is_empty() {
         eprintln!(
-            "note: {} are assumed, as in the published models: no tensor shows them, --config may",
+            "note: assuming {}, as in the published models; set them in --config if they differ",
             assumed.join(", ")
         );
     }
@@ -107,11 +107,11 @@ fn note_assumed(options: &Value) {
 fn features_of(options: &Value) -> Result<Vec<Vec<usize>>> {
     let types = features(options, "h_initial_types")?;
     if types.iter().flatten().any(|class| class.len() != 1) {
-        return Err(Error::invalid("h_initial_types: one class per atom is needed; lists belong into `features`"));
+        return Err(Error::invalid("h_initial_types: expected one class per atom; lists belong in `features`"));
     }
     match (features(options, "features")?, types) {
         (Some(features), Some(types)) if features != types => {
-            Err(Error::invalid("features and h_initial_types differ; give one of them"))
+            Err(Error::invalid("features and h_initial_types differ; use only one of them"))
         }
         (features, types) => Ok(features.or(types).unwrap_or_default()),
     }
@@ -141,7 +141,7 @@ fn scale(options: &Value) -> Result<f64> {
 fn agree((first, a): (&str, f64), (second, b): (&str, f64)) -> Result<f64> {
     match (a - b).abs() <= 1e-6 * b {
         true => Ok(a),
-        false => Err(Error::invalid(format!("{first} is {a}, but {second} is {b}: leave out the wrong one"))),
+        false => Err(Error::invalid(format!("{first} is {a}, but {second} is {b}: remove the wrong one"))),
     }
 }
 

@@ -23,7 +23,7 @@ impl Convert {
         self.require(missing(&options))?;
         let topology = self.topology()?;
 
-        let as_graphormer = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let as_graphormer = |e: Error| Error::file(&self.checkpoint, format!("could not be read as a {WHAT}: {e}"));
         let (network, tensors) =
             format::of_boltznce(tensors, types(&options)?, blocks(&options)?).map_err(as_graphormer)?;
         check_and_note(
@@ -67,9 +67,9 @@ fn missing(options: &Value) -> Vec<String> {
     lacks(&[
         (
             options.get("types").is_some() || options["dataset"] == "ad2",
-            "types: per atom its class from 0; or dataset: \"ad2\" (alanine dipeptide, ACE CH3 first)",
+            "types: for each atom, its class from 0; or dataset: \"ad2\" (alanine dipeptide, ACE CH3 first)",
         ),
-        (options["blocks"].is_number(), "blocks: how often the layers run one after the other (1 in BoltzNCE)"),
+        (options["blocks"].is_number(), "blocks: number of passes through all layers (1 in BoltzNCE)"),
         (options["units_per_nm"].is_number(), UNITS),
     ])
 }
@@ -78,13 +78,12 @@ fn types(options: &Value) -> Result<Vec<usize>> {
     let Some(types) = features(options, "types")? else { return Ok(AD2.to_vec()) };
     let class = |features: &Vec<usize>| match features[..] {
         [class] => Ok(class),
-        _ => Err(Error::invalid("types: one class per atom is needed")),
+        _ => Err(Error::invalid("types: expected one class per atom")),
     };
     types.iter().map(class).collect()
 }
 
 fn blocks(options: &Value) -> Result<usize> {
     let blocks = options["blocks"].as_u64().filter(|&b| b > 0).and_then(|b| usize::try_from(b).ok());
-    blocks
-        .ok_or_else(|| Error::invalid(format!("blocks: a positive whole number is needed, not {}", options["blocks"])))
+    blocks.ok_or_else(|| Error::invalid(format!("blocks: expected a positive integer, found {}", options["blocks"])))
 }

@@ -110,9 +110,13 @@ impl Convert {
             None => json!({}),
         };
         let Some(std) = self.std else { return Ok(options) };
-        let Some(into) = options.as_object_mut() else { return Err(Error::invalid("--config: not a JSON object")) };
+        let Some(into) = options.as_object_mut() else {
+            return Err(Error::invalid("--config: expected a JSON object"));
+        };
         match into.insert("std".into(), json!(std)).filter(|given| given.as_f64() != Some(std)) {
-            Some(given) => Err(Error::invalid(format!("--std {std}: `std` of --config is {given}"))),
+            Some(given) => {
+                Err(Error::invalid(format!("--std {std} does not match `std` of --config, which is {given}")))
+            }
             None => Ok(options),
         }
     }
@@ -129,7 +133,7 @@ impl Convert {
         card.provenance.insert("source".into(), format!("{file} ({})", model_file::hash(bytes)));
         card.provenance.insert("converted_by".into(), format!("modejump {}", env!("CARGO_PKG_VERSION")));
         if self.temperature.is_none() {
-            eprintln!("note: the model's temperature is not known; --temperature records it");
+            eprintln!("note: the model's temperature is unknown; use --temperature to record it");
         }
     }
 
@@ -149,19 +153,19 @@ impl Convert {
             (None, &[weights, averages]) if is_averaging(weights, averages) => {
                 let taken = if self.raw_weights { weights } else { averages };
                 if !self.raw_weights {
-                    eprintln!("note: the moving averages of the weights, {averages}…, are converted, not the weights themselves (--raw-weights)");
+                    eprintln!("note: converting the moving averages of the weights, {averages}…; use --raw-weights to convert the weights themselves");
                 }
                 return Ok(taken.to_string());
             }
-            (Some(given), _) => format!("no {what} with the prefix `{given}`; there are: {}", list(&names)),
+            (Some(given), _) => format!("no {what} with the prefix `{given}`; known prefixes: {}", list(&names)),
             (None, []) if tensors.keys().any(|name| name.contains("_modules.")) => {
-                "holds a whole module instead of its tensors: save the module's state_dict()".into()
+                "contains a whole module instead of its tensors: save the module's state_dict()".into()
             }
             (None, []) => {
                 let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
-                format!("no tensors `{mark}…`: this is no {what}. It holds {} …", list(&some))
+                format!("no {what} found: expected tensors `{mark}…`, found {} …", list(&some))
             }
-            (None, several) => format!("more than one {what}; choose with --prefix: {}", list(several)),
+            (None, several) => format!("more than one {what} found; choose one with --prefix: {}", list(several)),
         };
         Err(Error::file(&self.checkpoint, reason))
     }

@@ -22,7 +22,7 @@ impl Convert {
         let bytes = self.bytes()?;
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
         if metadata.contains_key(model_file::KEY) {
-            let reason = "a model file of modejump already, which says all of its density: there is nothing to convert";
+            let reason = "already a modejump model file: there is nothing to convert";
             return Err(Error::file(&self.checkpoint, reason));
         }
         let prefix = self.prefix(&tensors, mark, what)?;
@@ -32,8 +32,8 @@ impl Convert {
             averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty() && !self.raw_weights);
         if let Some(name) = unread {
             let reason = format!(
-                "{name} and others look like moving averages of weights, in a layout that is not read: --raw-weights converts the weights \
-                 themselves"
+                "{name} and others look like moving averages of weights in an unsupported layout: use --raw-weights to convert the \
+                 weights themselves"
             );
             return Err(Error::file(&self.checkpoint, reason));
         }
@@ -42,13 +42,13 @@ impl Convert {
         if !averages.is_empty() && !self.raw_weights {
             match averages::named(&own, averages).map_err(|e| Error::file(&self.checkpoint, e.to_string()))? {
                 Some(averages) => {
-                    eprintln!("note: the moving averages of the weights are converted, not the weights themselves (--raw-weights)");
+                    eprintln!("note: converting the moving averages of the weights; use --raw-weights to convert the weights themselves");
                     own.extend(averages);
                     metadata.insert("weights".into(), "moving averages".into());
                 }
                 None => {
-                    let reason = "the moving averages `shadow_params` have no names, and of this network their order is not known: \
-                                  --raw-weights converts the network's own weights";
+                    let reason = "the moving averages `shadow_params` have no names, and their order is unknown for this network: use \
+                                  --raw-weights to convert the weights themselves";
                     return Err(Error::file(&self.checkpoint, reason));
                 }
             }
@@ -63,7 +63,7 @@ impl Convert {
             Some(name) => Err(Error::file(
                 &self.checkpoint,
                 format!(
-                    "holds moving averages of weights that are not read ({name}, …): --raw-weights leaves them out"
+                    "contains moving averages of weights that cannot be used ({name}, …): use --raw-weights to ignore them"
                 ),
             )),
             None => Ok(()),
@@ -78,11 +78,11 @@ impl Convert {
                 .map_err(|e| Error::file(&self.checkpoint, format!("metadata `arch`: {e}")))?,
         };
         let mut options = self.config_file()?;
-        let into = options.as_object_mut().ok_or_else(|| Error::invalid("--config: not a JSON object"))?;
+        let into = options.as_object_mut().ok_or_else(|| Error::invalid("--config: expected a JSON object"))?;
         for (key, value) in arch.as_object().into_iter().flatten() {
             match into.get(key).filter(|given| !same(given, value)) {
                 Some(given) => {
-                    let reason = format!("{key}: the checkpoint says {value}, --config says {given}");
+                    let reason = format!("{key}: the checkpoint has {value}, but --config has {given}");
                     return Err(Error::file(&self.checkpoint, reason));
                 }
                 None => into.insert(key.clone(), value.clone()),
@@ -99,7 +99,7 @@ impl Convert {
         match missing.is_empty() {
             true => Ok(()),
             false => Err(Error::invalid(format!(
-                "{} does not say all of its density; give --config FILE.json with\n  {}",
+                "{} does not fully define its density; use --config FILE.json with\n  {}",
                 self.checkpoint.display(),
                 missing.join("\n  ")
             ))),
@@ -118,7 +118,9 @@ impl Convert {
 
     pub fn note_hands(&self) {
         if self.topology.is_none() {
-            eprintln!("note: the hands of stereocentres are not known, so samples are of both; --topology gives them");
+            eprintln!(
+                "note: the handedness of stereocentres is unknown, so samples have either; use --topology to set it"
+            );
         }
     }
 
@@ -169,7 +171,7 @@ pub fn features(options: &Value, key: &str) -> Result<Option<Vec<Vec<usize>>>> {
         Ok(classes.into_iter().map(|class| vec![class]).collect())
     });
     lists.map(Some).map_err(|e: serde_json::Error| {
-        Error::invalid(format!("{key}: {e}; an index or a list of indices per atom is needed"))
+        Error::invalid(format!("{key}: {e}; expected an index or a list of indices per atom"))
     })
 }
 
@@ -179,7 +181,7 @@ pub fn units_per_nm(options: &Value) -> Result<f64> {
 
 pub fn positive(options: &Value, key: &str) -> Result<f64> {
     let number = options[key].as_f64().filter(|u| *u > 0.0 && u.is_finite());
-    number.ok_or_else(|| Error::invalid(format!("{key}: a positive number is needed, not {}", options[key])))
+    number.ok_or_else(|| Error::invalid(format!("{key}: expected a positive number, found {}", options[key])))
 }
 
 /// Columns of an attention head in all published TarFlows.
@@ -189,12 +191,12 @@ const HEAD_SIZE: u64 = 64;
 /// Errors: not a positive integer.
 pub fn head_size(options: &Value) -> Result<usize> {
     let Some(given) = options.get("head_dim").filter(|given| !given.is_null()) else {
-        eprintln!("note: attention heads of {HEAD_SIZE} columns are assumed, as in the published models; `head_dim` of --config says otherwise");
+        eprintln!("note: assuming attention heads of {HEAD_SIZE} columns, as in the published models; set `head_dim` in --config if they differ");
         return Ok(HEAD_SIZE as usize);
     };
     let size = given.as_u64().filter(|size| *size > 0);
     size.map(|size| size as usize)
-        .ok_or_else(|| Error::invalid(format!("head_dim: a positive integer is needed, not {given}")))
+        .ok_or_else(|| Error::invalid(format!("head_dim: expected a positive integer, found {given}")))
 }
 
 /// Whether noise was added to the centroid of the training data: yes, unless `com_augmentation` is false. Errors: not a
@@ -203,11 +205,11 @@ pub fn noisy_centroid(options: &Value) -> Result<bool> {
     let Some(given) = options.get("com_augmentation").filter(|given| !given.is_null()) else { return Ok(true) };
     let noisy = given
         .as_bool()
-        .ok_or_else(|| Error::invalid(format!("com_augmentation: true or false is needed, not {given}")))?;
+        .ok_or_else(|| Error::invalid(format!("com_augmentation: expected true or false, found {given}")))?;
     if !noisy {
         eprintln!(
-            "note: `com_augmentation` is false, so the density is one of the position as well: where nothing holds the molecule in place there is no \
-             log Z, and a molecule that has drifted away makes no jump"
+            "note: `com_augmentation` is false, so the density includes the position: log Z is undefined unless something holds the molecule in \
+             place, and a molecule that has drifted away makes no jumps"
         );
     }
     Ok(noisy)
@@ -229,7 +231,7 @@ pub fn note_unread(options: &Value, read: &[&str]) {
     if !unread.is_empty() {
         let known = read.iter().enumerate().filter(|(i, key)| !read[..*i].contains(key));
         let known: Vec<&str> = known.map(|(_, key)| *key).collect();
-        eprintln!("note: not read: {}; known are {}", unread.join(", "), known.join(", "));
+        eprintln!("note: ignored options: {}; known options: {}", unread.join(", "), known.join(", "));
     }
 }
 
@@ -238,16 +240,18 @@ pub fn note_unread(options: &Value, read: &[&str]) {
 pub fn check_topology(topology: &Topology, features: &[Vec<usize>], elements: Option<&str>) -> Result<()> {
     let n = topology.n_atoms();
     if n != features.len() {
-        return Err(Error::invalid(format!("the topology has {n} atoms, the model {}", features.len())));
+        return Err(Error::invalid(format!("the topology has {n} atoms, but the model has {}", features.len())));
     }
     for atom in 0..n {
         let (element, label) = (&topology.elements[atom], topology.label(atom));
         if let Some(expected) = elements.and_then(|e| e.get(atom..=atom)).filter(|e| e != element) {
-            return Err(Error::invalid(format!("{label} is {element}, in BoltzNCE's order of ad2 it is {expected}")));
+            return Err(Error::invalid(format!(
+                "{label} is {element}, but in BoltzNCE's order of ad2 it must be {expected}"
+            )));
         }
         if let Some(same) = (0..atom).find(|&a| features[a] == features[atom] && topology.elements[a] != *element) {
             let first = topology.label(same);
-            return Err(Error::invalid(format!("{first} and {label} have the same features but other elements")));
+            return Err(Error::invalid(format!("{first} and {label} have the same features but different elements")));
         }
     }
     Ok(())

@@ -39,7 +39,7 @@ impl Convert {
     pub(super) fn tarflow(&self) -> Result<()> {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         if tensors.contains_key(transferable::MARK) {
-            let reason = "a transferable TarFlow or Prose; give --kind transferable-tarflow or prose, and --topology";
+            let reason = "a transferable TarFlow or Prose; use --kind transferable-tarflow or prose, and --topology";
             return Err(Error::file(&self.checkpoint, reason));
         }
         let options = self.options(metadata.get("arch"))?;
@@ -48,16 +48,16 @@ impl Convert {
             std_given,
             "std: standard deviation of the training data in nm after removal of the centroid, by which it was divided",
         )]))?;
-        let as_tarflow = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let as_tarflow = |e: Error| Error::file(&self.checkpoint, format!("could not be read as a {WHAT}: {e}"));
         if options.get("permutation_keys").is_some() {
-            let reason = "permutation_keys: its blocks take the atoms in one order and in the reverse one; a TarFlow with permutations is \
-                          read with the residues of its atoms only (--kind transferable-tarflow)";
+            let reason = "permutation_keys: the blocks of this kind take the atoms in one order and its reverse; a TarFlow with permutations \
+                          requires the residues of its atoms (use --kind transferable-tarflow)";
             return Err(as_tarflow(Error::invalid(reason)));
         }
         if tensors.contains_key("blocks.0.attn_blocks.0.mlp.main.2.weight") {
             eprintln!(
-                "note: mlp.main.2: read as a TarFlow whose blocks take the atoms in one order and in the reverse one by turns; one of \
-                 nn/tarflow/tarflow.py, with permutation_keys, has the same tensors and another density"
+                "note: mlp.main.2: assuming a TarFlow whose blocks take the atoms alternately in one order and its reverse; one of \
+                 nn/tarflow/tarflow.py, with permutation_keys, has the same tensors but a different density"
             );
         }
         let noisy_centroid = noisy_centroid(&options)?;
@@ -71,14 +71,14 @@ impl Convert {
             topology.as_ref().map(|(topology, _)| topology).filter(|t| 3 * t.n_atoms() != coordinates)
         {
             let (atoms, of_model) = (topology.n_atoms(), coordinates / 3);
-            return Err(Error::invalid(format!("the topology has {atoms} atoms, the model {of_model}")));
+            return Err(Error::invalid(format!("the topology has {atoms} atoms, but the model has {of_model}")));
         }
         let mut config = format::config(network, 1.0 / positive(&options, "std")?);
         if !noisy_centroid {
             config.centroid = None;
             eprintln!(
-                "note: without com_augmentation the density is one of places as well: as the generator of a molecule that moves about its \
-                 proposals are rejected wherever that is not at the origin"
+                "note: without com_augmentation the density includes the position: if the molecule moves freely, proposals are rejected \
+                 unless it is at the origin"
             );
         }
         config.stereocentres = topology.as_ref().map_or(Vec::new(), |(topology, x)| stereocentres(topology, x));

@@ -41,20 +41,20 @@ impl Convert {
         let topology = self.topology()?;
         self.require(lacks(&[(
             options.get("std").is_some(),
-            "std: standard deviation in nm by which the training data was divided (0.35 of Prose up to eight residues; --std gives it, too)",
+            "std: standard deviation in nm by which the training data was divided (0.35 for Prose up to eight residues; or use --std)",
         )]))?;
         let Some((topology, x)) = topology else {
-            let reason = "give --topology FILE.pdb as well: the peptide; the model file can be bound to others later";
+            let reason = "use --topology FILE.pdb to choose the peptide; the model file can be bound to others later";
             return Err(Error::invalid(reason));
         };
-        let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("could not be read as a {WHAT}: {e}"));
         let hidden = tensors.get(MARK).and_then(|tensor| tensor.shape.last().copied());
         check_cond(&options, hidden).map_err(as_transferable)?;
         let (network, tensors) = of_transferable_checkpoint(tensors, &unsaid(&options)?).map_err(as_transferable)?;
         let said = said(&network);
         check_and_note(&options, &said, &options, READ).map_err(as_transferable)?;
         if self.kind == "prose" && !network.adaptive {
-            let message = "no adaptive layer norms, so it is no Prose; give --kind transferable-tarflow";
+            let message = "no adaptive layer norms, so this is not Prose; use --kind transferable-tarflow";
             return Err(as_transferable(Error::invalid(message)));
         }
         let built = TarNetwork::of_peptide(&network, &topology).map_err(|e| self.of_topology(e))?;
@@ -91,18 +91,18 @@ impl Convert {
             ("--raw-weights", self.raw_weights),
         ];
         if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
-            let reason = format!("a model file of modejump, whose density is settled: leave {option} out, or give the checkpoint it was made of");
+            let reason = format!("already a modejump model file: remove {option}, or convert the original checkpoint");
             return Err(Error::file(&self.checkpoint, reason));
         }
         let name = self.checkpoint.display().to_string();
         let file = model_file::read(&name, bytes)?;
         let ModelConfig::TransferableTarflow(config) = &file.card.model else {
             let kind = file.card.model.kind();
-            let reason = format!("a model of the kind {kind}, which is for its own molecule only");
+            let reason = format!("a model of kind {kind} cannot be bound to another molecule");
             return Err(Error::file(&self.checkpoint, reason));
         };
         let Some((topology, x)) = self.topology()? else {
-            return Err(Error::invalid("--topology FILE.pdb is needed: the peptide to which the model is bound"));
+            return Err(Error::invalid("use --topology FILE.pdb to choose the peptide to which the model is bound"));
         };
         TarNetwork::of_peptide(&config.network, &topology).map_err(|e| self.of_topology(e))?;
         let model =
@@ -135,7 +135,7 @@ fn safetensors_metadata(bytes: &[u8]) -> Option<Value> {
 /// Errors: the sizes of the embedding in `cond` differ from those of the tensors.
 fn check_cond(options: &Value, hidden: Option<usize>) -> Result<()> {
     let Some(cond) = options.get("cond").filter(|cond| !cond.is_null()) else { return Ok(()) };
-    let Some(cond) = cond.as_object() else { return Err(Error::invalid("cond: a JSON object is needed")) };
+    let Some(cond) = cond.as_object() else { return Err(Error::invalid("cond: expected a JSON object")) };
     match cond.get("hidden_dim").filter(|given| given.as_u64() != hidden.map(|hidden| hidden as u64)) {
         Some(given) => Err(Error::invalid(format!(
             "cond.hidden_dim = {given}, but the tensors have {}",
@@ -150,7 +150,7 @@ fn unsaid(options: &Value) -> Result<Unsaid> {
     let orders = match options.get("permutation_keys") {
         None => {
             eprintln!(
-                "note: the orders of the published models are assumed; `permutation_keys` of --config says otherwise"
+                "note: assuming the atom orders of the published models; set `permutation_keys` in --config if they differ"
             );
             None
         }

@@ -328,8 +328,8 @@ fn beyond(values: &[(f64, f64)], axis: &Range<f64>) -> String {
     let share: f64 = values.iter().filter(|(v, _)| !axis.contains(v)).map(|(_, w)| w).sum();
     match 100.0 * share {
         percent if percent < 1e-9 => String::new(),
-        percent if percent < 0.1 => ", <0.1 % beyond".into(),
-        percent => format!(", {percent:.1} % beyond"),
+        percent if percent < 0.1 => ", <0.1 % outside".into(),
+        percent => format!(", {percent:.1} % outside"),
     }
 }
 
@@ -374,7 +374,11 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     }
     let axis = energy_axis(&curves);
     if !(axis.end - axis.start).is_finite() {
-        return Err(format!("reduced potentials from {} to {} have no figure", axis.start, axis.end).into());
+        return Err(format!(
+            "could not draw reduced potentials from {} to {}: the range is too large",
+            axis.start, axis.end
+        )
+        .into());
     }
     let curves: Vec<_> = curves
         .into_iter()
@@ -457,7 +461,7 @@ fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
         0 => String::new(),
         rejected => format!(", {rejected} rejected"),
     };
-    let rule = series.rule().map_or(String::new(), |rule| format!(", used {rule}"));
+    let rule = series.rule().map_or(String::new(), |rule| format!(", weights used: {rule}"));
     Ok(format!("{}: ESS {:.1} %, k = {k}{rejected}{rule}", series.name, 100.0 * ess))
 }
 

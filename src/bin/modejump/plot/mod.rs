@@ -83,7 +83,7 @@ impl Series {
         if let Some((first, values)) = given.next() {
             if let Some((other, others)) = given.find(|(_, others)| others.len() != values.len()) {
                 return Err(Error::invalid(format!(
-                    "series `{}` has {} numbers in `{first}` and {} in `{other}`: give one of each for a sample",
+                    "series `{}` has {} values in `{first}` but {} in `{other}`: every sample must have one of each",
                     self.name,
                     values.len(),
                     others.len()
@@ -92,7 +92,7 @@ impl Series {
         }
         match self.n > MOST_SAMPLES {
             true => Err(Error::invalid(format!(
-                "series `{}` has `n` of {}: figures are of {MOST_SAMPLES} samples at most",
+                "series `{}` has `n` = {}: figures can show at most {MOST_SAMPLES} samples",
                 self.name, self.n
             ))),
             false => Ok(()),
@@ -136,9 +136,9 @@ impl Plot {
         for path in &self.data {
             let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
             let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
-                Some(Log::Training) => Error::file(path, "the log of a training: give it with --log"),
-                Some(Log::Rounds) => Error::file(path, "the log of rounds: give it with --log"),
-                Some(Log::Annealing) => Error::file(path, "the log of annealing: give it with --log"),
+                Some(Log::Training) => Error::file(path, "a training log: pass it to --log"),
+                Some(Log::Rounds) => Error::file(path, "a log of rounds: pass it to --log"),
+                Some(Log::Annealing) => Error::file(path, "an annealing log: pass it to --log"),
                 None => e,
             })?;
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
@@ -156,7 +156,7 @@ impl Plot {
         if let Some(log) = &self.log {
             match draw_log(&self.output, log)? {
                 Some(path) => println!("{}", path.display()),
-                None => return Err(Error::file(log, "has nothing to draw yet")),
+                None => return Err(Error::file(log, "there is nothing to draw yet")),
             }
         }
         Ok(())
@@ -184,7 +184,7 @@ fn require_one_torsion(given: &[(&PathBuf, Vec<Series>)]) -> Result<()> {
         Some((path, other)) => Err(Error::file(
             path,
             format!(
-                "is of {other}, and {} of {name}: give files of one torsion, or draw each into a folder of its own",
+                "is along {other}, but {} is along {name}: use files of the same torsion, or draw each into its own folder",
                 first.display()
             ),
         )),
@@ -197,8 +197,8 @@ fn not_text(path: &Path, error: std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::InvalidData => Error::file(
             path,
-            "not text: figures are drawn of JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them, or \
-             with --log of a training log; `modejump compare` makes figures of trajectories",
+            "not a text file: figures are drawn from JSON files with series, as written by `modejump reweight`, `modejump compare` and the demo, \
+             or from a log with --log; use `modejump compare` to draw figures of trajectories",
         ),
         _ => Error::io(path, error),
     }
@@ -311,8 +311,10 @@ fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
 fn lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>> {
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {
-            let reason =
-                format!("line {}: {e}; a log of `modejump train --log` or `smc --log` has a JSON object a line", i + 1);
+            let reason = format!(
+                "line {}: {e}; a log of `modejump train --log` or `smc --log` must have one JSON object per line",
+                i + 1
+            );
             Error::file(path, reason)
         })
     };

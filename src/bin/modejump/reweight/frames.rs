@@ -27,7 +27,7 @@ impl Reweight {
         let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
         match temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
             Some(other) => {
-                Err(Error::file(path, format!("has frames of {other} K, and the weights are of {kelvin} K")))
+                Err(Error::file(path, format!("has frames at {other} K, but the weights are for {kelvin} K")))
             }
             None => Ok(frames),
         }
@@ -94,16 +94,16 @@ pub(super) fn report(summary: &Value) {
     }
     let ess = 100.0 * f("ess");
     let ess = if ess < 0.1 { format!("{ess:.1e}") } else { format!("{ess:.1}") };
-    println!("  ESS             {ess} % of the samples, by the frames");
-    println!("  log Z           {} by samples and frames", with_error(f("log_z"), f("log_z_stderr"), 4));
+    println!("  ESS             {ess} % of the samples, estimated from the frames");
+    println!("  log Z           {} from samples and frames", with_error(f("log_z"), f("log_z_stderr"), 4));
     if frames.get("state_population").is_some() {
         let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);
         println!("  P(state)        {population} % of the frames");
     }
     if f("ess") < COVERED * number(summary, "ess") {
         println!(
-            "(the samples hardly ever show some of what the frames do: averages with their weights may be wrong by more than their errors; take \
-             those of the frames, of a run with jumps)"
+            "(the samples rarely cover some of the configurations in the frames: averages with their weights may be wrong by more than their errors; \
+             use averages over the frames, from a run with jumps)"
         );
     }
 }

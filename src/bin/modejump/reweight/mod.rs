@@ -30,7 +30,7 @@ pub struct Reweight {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// Temperature, K [default: that of the model]. A steerable model is taken to it
+    /// Temperature, K [default: that of the model]. A steerable model is steered to it
     #[arg(long)]
     temperature: Option<f64>,
     /// Number of samples to draw and weight
@@ -39,7 +39,7 @@ pub struct Reweight {
     /// Seed of the samples
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// State whose population, and free energy relative to the rest, are computed: an interval from,to in radian of the
+    /// State whose population, and free energy relative to the rest, are computed: an interval from,to in radians of the
     /// first backbone φ [default: 0,2.2] or of the first --torsion [no default], or a region of any torsion or distance
     /// of atoms, counted from 0, in the form of `region` of `adapt`, such as '{"along": {"torsion": [0, 1, 2, 3]},
     /// "range": [-1.05, 1.05]}'
@@ -190,7 +190,7 @@ impl Reweight {
     /// Errors: invalid options.
     fn check(&self) -> Result<()> {
         match self.n {
-            0 => Err(Error::invalid("-n 0: no samples have no weights; give the number of samples to draw")),
+            0 => Err(Error::invalid("-n 0: must be at least 1")),
             _ => Ok(()),
         }
     }
@@ -265,7 +265,7 @@ impl Reweight {
         let in_state = self.state().and_then(|state| state.of(x, dimension, angles.first()));
         if self.state.is_some() && in_state.is_none() {
             return Err(Error::invalid(
-                "--state is of a backbone's φ, and the model's atoms have none: name a --torsion, give a region, or leave it out",
+                "--state requires a backbone φ, which the model's atoms do not have: use --torsion or a region, or remove --state",
             ));
         }
         Ok(Samples { u, log_metric, angles, axes: torsions.axes, in_state: in_state.unwrap_or_default() })
@@ -301,8 +301,8 @@ impl Reweight {
         if averaged && read_system(&self.system)?.is_periodic()? {
             return Err(Error::file(
                 &self.system,
-                "the System is periodic, and its box has directions: weights averaged over --rotations are not exact there; \
-                 leave the option out",
+                "the System is periodic, so the orientation matters and weights averaged over --rotations are not exact; \
+                 remove the option",
             ));
         }
         let mut target = target_of(&self.system, model, temperature, &self.platform)?;
@@ -416,7 +416,7 @@ fn rule_in_words(s: &Value) -> String {
     let name = s["weights"].as_str().unwrap_or_default();
     let what = match name {
         "truncated" => "at most √n times their mean",
-        "smoothed" => "of a fitted Pareto tail",
+        "smoothed" => "largest ones replaced by a fitted Pareto tail",
         "quantile_clipped" => "largest ones DELETED, biased",
         _ => return name.into(),
     };
@@ -427,7 +427,7 @@ fn report(s: &Value) {
     let f = |key: &str| number(s, key);
     let mark = mark(s["likelihood"].as_str().unwrap_or_default());
     println!("samples           {}", s["n"]);
-    println!("ESS               {:.1} % of the raw weights{mark}", 100.0 * f("ess"));
+    println!("ESS               {:.1} % (raw weights){mark}", 100.0 * f("ess"));
     println!("Pareto k          {}{mark}", tail_in_words(f("pareto_k")));
     if f("rejected") > 0.0 {
         let energies = f("rejected") - f("outside_support");
@@ -437,7 +437,7 @@ fn report(s: &Value) {
         );
     }
     let acceptance = with_error(100.0 * f("acceptance"), 100.0 * f("acceptance_stderr"), 1);
-    println!("acceptance        {acceptance} % for one fresh proposal in equilibrium{mark}");
+    println!("acceptance        {acceptance} % for a single new proposal in equilibrium{mark}");
     println!("weights           {}", rule_in_words(s));
     println!("<u>               {} kT{mark}", with_error(f("u_mean"), f("u_stderr"), 3));
     if s.get("log_z").is_some() {

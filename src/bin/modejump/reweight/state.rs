@@ -23,18 +23,18 @@ impl State {
     pub fn parse(text: &str) -> std::result::Result<State, String> {
         if text.trim_start().starts_with('{') {
             let region = serde_json::from_str(text);
-            return region.map(State::Region).map_err(|e| format!("{e}; give a region such as '{EXAMPLE}'"));
+            return region.map(State::Region).map_err(|e| format!("{e}; expected a region such as '{EXAMPLE}'"));
         }
         let numbers: Vec<Option<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
         let [Some(from), Some(to)] = numbers[..] else {
             return Err(format!(
-                "two numbers are needed, from,to of φ or of the first --torsion, or a region such as '{EXAMPLE}'"
+                "expected two numbers, from,to of φ or of the first --torsion, or a region such as '{EXAMPLE}'"
             ));
         };
         let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
         match is_angle(from) && is_angle(to) {
             true => Ok(State::Arc([from, to])),
-            false => Err("give both in radian, from -2 pi to 2 pi; 120 degrees are 2.094".into()),
+            false => Err("both must be in radians, from -2 pi to 2 pi; 120 degrees are 2.094".into()),
         }
     }
 

@@ -32,10 +32,10 @@ impl Reweight {
         let surrogate = if surrogate.steering().is_some() { follow(&surrogate, temperature)? } else { surrogate };
         let (m, n) = (self.exact_subset.unwrap_or(self.n), self.n);
         if n < 2 {
-            return Err(Error::invalid(format!("-n {n}: with a surrogate give 2 samples or more")));
+            return Err(Error::invalid(format!("-n {n}: must be at least 2 with a surrogate")));
         }
         if !(2..=n).contains(&m) {
-            return Err(Error::invalid(format!("--exact-subset {m} of {n} samples: give 2 to {n}")));
+            return Err(Error::invalid(format!("--exact-subset {m} of {n} samples: must be from 2 to {n}")));
         }
         let d = model.dimension();
         let mut own = Vec::new();
@@ -129,7 +129,8 @@ fn write_calibrated(from: &Path, to: &Path, trust: Trust) -> Result<()> {
     let name = from.display().to_string();
     let mut card = model_file::read(&name, &bytes)?.card;
     let energy = card.model.energy_mut();
-    energy.ok_or_else(|| Error::file(from, "--calibrate is for energy-based models; this is none"))?.trust = trust;
+    energy.ok_or_else(|| Error::file(from, "--calibrate requires an energy-based model; this is not one"))?.trust =
+        trust;
     write_atomically(to, &model_file::with_card(&name, &bytes, &card)?)
 }
 
@@ -208,11 +209,11 @@ pub(super) fn report(s: &Value) {
         println!("Pareto k of the {} weights: {}", name(side), tail_in_words(number(side, "pareto_k")));
     }
     println!("seconds of the samples     {:20.2}", number(s, "seconds_of_samples"));
-    println!("bias of the surrogate by {} samples with {} log q, c = q_surrogate/q:", bias["n"], name(bias));
+    println!("bias of the surrogate from {} samples with {} log q, c = q_surrogate/q:", bias["n"], name(bias));
     let f = |key: &str| number(bias, key);
     let estimate = |key: &str, error: &str, digits: usize| common::with_error(f(key), f(error), digits);
     let mean = estimate("mean_log_c", "mean_log_c_stderr", 3);
-    println!("  mean of ln c             {mean}  (contains the surrogate's constant)");
+    println!("  mean of ln c             {mean}  (includes the surrogate's constant)");
     let variance = match f("variance_log_c") {
         v if v.is_nan() => "?".into(), // all samples but one are outside
         v => format!("{v:.4}"),
@@ -234,12 +235,12 @@ pub(super) fn report(s: &Value) {
     let (screening, trust) = (&s["screening"], &s["screening"]["trust"]);
     if !trust.is_null() {
         println!(
-            "as a screen, believed by {:.2} in the energy and {:.2} in the density (--calibrate writes it so):",
+            "as a screen, with trust {:.2} in the energy and {:.2} in the density (written by --calibrate):",
             number(trust, "energy"),
             number(trust, "density")
         );
         println!(
-            "  standard deviation of ln c, outliers apart: {:.2} instead of {:.2}",
+            "  standard deviation of ln c, without outliers: {:.2} instead of {:.2}",
             number(screening, "left"),
             number(screening, "left_without")
         );

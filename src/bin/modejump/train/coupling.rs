@@ -37,7 +37,7 @@ impl Train {
                     true => Ok(flow),
                     false => Err(Error::file(
                         path,
-                        format!("a model of {own} coordinates, and {atoms} atoms have {}", 3 * atoms),
+                        format!("the model has {own} coordinates, but {atoms} atoms have {}", 3 * atoms),
                     )),
                 }
             }
@@ -54,7 +54,7 @@ impl Train {
         options: TrainOptions,
     ) -> Result<Value> {
         self.complete(flow.card_mut())?;
-        eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
+        eprintln!("{} parameters, {:.2} MFLOP per sample", flow.parameters().len(), flow.flops() * 1e-6);
         let mut target = self.target()?;
         let target: Option<&mut dyn Target> = match target.as_mut() {
             Some(target) => Some(target.as_mut()),

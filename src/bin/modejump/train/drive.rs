@@ -67,7 +67,7 @@ impl Train {
         // the training
         let try_again = |written: Result<()>| {
             if let Err(error) = written {
-                bar.suspend(|| eprintln!("modejump: {error}; the training goes on, and tries again"));
+                bar.suspend(|| eprintln!("modejump: {error}; the training continues and will try again"));
             }
         };
         let mut log: String = trainer.history().iter().map(log_line).collect();
@@ -100,7 +100,7 @@ impl Train {
             if stop && !trainer.is_finished() {
                 bar.abandon();
                 return Err(Error::invalid(format!(
-                    "interrupted at step {}; the same command goes on from there",
+                    "interrupted at step {}; run the same command again to resume",
                     trainer.step_count()
                 )));
             }
@@ -109,7 +109,7 @@ impl Train {
         let (done, all) = (trainer.step_count(), trainer.total_steps());
         if done < all {
             eprintln!(
-                "ended after {done} of {all} steps: so many evaluations as `patience` allows had no better held-out likelihood"
+                "stopped after {done} of {all} steps: the held-out likelihood has not improved for `patience` evaluations"
             );
         }
         if let Some(step) = trainer.history().last().and_then(|progress| progress.better) {

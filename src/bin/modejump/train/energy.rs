@@ -126,17 +126,14 @@ impl Default for MlpDesign {
 fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
     if energy.data_time != ANGSTROM.data_time {
         let reason = format!(
-            "has the data at time {}, and the training of energies puts them at {}: train a new model, without --start",
+            "has the data at time {}, but training puts them at time {}: train a new model, without --start",
             energy.data_time, ANGSTROM.data_time
         );
         return Err(Error::file(path, reason));
     }
     if energy.trust != Trust::FULL {
         energy.trust = Trust::FULL;
-        eprintln!(
-            "note: how far {} is to be believed is not taken over: find it anew with `modejump reweight --calibrate`",
-            path.display()
-        );
+        eprintln!("note: the trust of {} is reset: fit it again with `modejump reweight --calibrate`", path.display());
     }
     Ok(())
 }
@@ -203,7 +200,7 @@ impl Train {
         if let Some(path) = self.start.as_ref().filter(|_| own != given) {
             // its features are scaled by the noise of its own training
             let own = serde_json::json!(own);
-            let reason = format!("sees the noise of the interpolant {own}: set `interpolant` in `contrast` to {own}");
+            let reason = format!("was trained with the interpolant {own}: set `interpolant` in `contrast` to {own}");
             return Err(Error::file(path, reason));
         }
         let network = InvariantNetwork::new(begin.config.network.clone())?;

@@ -45,8 +45,7 @@ impl Train {
     fn trainings_of_modes(&self, path: &Path, jumps: bool) -> Result<Vec<Train>> {
         let description = Description::read(path)?;
         if let Some(name) = description.names().find(|name| name.contains(is_separator)) {
-            let reason =
-                format!("mode `{name}`: files of its training have this name; leave the separator of folders out");
+            let reason = format!("mode `{name}`: the name is used in file names and must not contain a path separator");
             return Err(Error::file(path, reason));
         }
         let generators = description.names().map(|name| self.of_mode(name));

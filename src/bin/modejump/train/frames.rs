@@ -57,7 +57,7 @@ impl Train {
             }
             if array(path, "log_weight", x.len() / dimension)?.is_some() {
                 eprintln!(
-                    "note: {}: all frames count alike, whatever their `log_weight`, which --resample looks at",
+                    "note: {}: `log_weight` is ignored and all frames count equally; use --resample to resample by weight",
                     path.display()
                 );
             }
@@ -78,11 +78,11 @@ pub(super) fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames
     let Some((most, label)) = counted.max_by_key(|(count, _)| *count).filter(|(count, _)| *count > 0) else {
         return Ok(());
     };
-    let what = format!("in {most} of {n} frames {label} is of the other hand than in {}", path.display());
+    let what = format!("in {most} of {n} frames {label} has the opposite handedness to that in {}", path.display());
     match 2 * most > n {
-        true => Err(Error::invalid(format!(
-            "{what}: give the topology with a configuration of the frames' own hand, or other frames"
-        ))),
+        true => {
+            Err(Error::invalid(format!("{what}: use a topology with the handedness of the frames, or other frames")))
+        }
         false => {
             eprintln!("note: {what}");
             Ok(())
@@ -114,15 +114,16 @@ impl Train {
             return self.frames_of(&self.frames, topology, config.held_out(self.model));
         }
         let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
-            return Err(Error::invalid("give --frames, or --system to generate them"));
+            return Err(Error::invalid("--frames is required, or --system to generate frames"));
         };
         let giver = if self.map_from.is_some() { "that of --map-from" } else { "--temperature" };
         let options = explore_at(&config.explore, giver, self.kelvin_of_frames()?)?;
-        let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        let explored = serde_json::to_string(&options)
+            .map_err(|e| Error::invalid(format!("could not serialise the settings: {e}")))?;
         let origin = format!("{} {explored} {}", hash_of(file)?, self.platform.platform);
         let keep = self.kept_frames();
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
-            eprintln!("frames of {}", kept.display());
+            eprintln!("using the frames of {}", kept.display());
             require_origin(kept, &origin)?;
             return read_frames(std::slice::from_ref(kept), topology);
         }
@@ -140,7 +141,7 @@ impl Train {
 impl Train {
     pub(super) fn frames(&self, config: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
         match self.frames.is_empty() {
-            true => Err(Error::invalid("give --frames")),
+            true => Err(Error::invalid("--frames is required")),
             false => self.frames_of(&self.frames, topology, config.held_out(self.model)),
         }
     }
@@ -183,7 +184,7 @@ impl Train {
             if interrupted() && done < n {
                 keep(&frames, &mut exploration)?;
                 return Err(Error::invalid(format!(
-                    "interrupted after {done} of {n} frames; the same command goes on from there"
+                    "interrupted after {done} of {n} frames; run the same command again to resume"
                 )));
             }
             kept.when_due(|| keep(&frames, &mut exploration));
@@ -194,7 +195,7 @@ impl Train {
         match 2 * failed > n {
             false => Ok(frames),
             true => Err(Error::invalid(format!(
-                "{failed} of {n} frames are not finite: the dynamics failed; take a smaller `explore.timestep`, {} ps now",
+                "{failed} of {n} frames are not finite: the dynamics failed; use a smaller `explore.timestep` (now {} ps)",
                 options.timestep
             ))),
         }
@@ -206,7 +207,7 @@ impl Train {
 fn go_on(path: &Path, origin: &Identity, exploration: &mut Exploration) -> Result<Vec<f64>> {
     let Some(Begun { walkers, x }) = checkpoint::load_run(path, BEGUN, origin)? else { return Ok(Vec::new()) };
     exploration.go_on_from(walkers)?;
-    eprintln!("going on with the frames of {}", path.display());
+    eprintln!("resuming with the frames of {}", path.display());
     Ok(x)
 }
 
@@ -225,14 +226,14 @@ fn require_origin(path: &Path, origin: &str) -> Result<()> {
     let kept = metadata.get(ORIGIN).map_or("", String::as_str);
     let reason = match identity(origin)?.difference(&identity(kept)?) {
         None => return Ok(()),
-        Some(_) if kept.is_empty() => "has frames of an origin that it does not tell".into(),
-        Some(difference) => format!("has the frames of other settings (here it is {difference})"),
+        Some(_) if kept.is_empty() => "has frames of unknown origin".into(),
+        Some(difference) => format!("has the frames of other settings (this run has {difference})"),
     };
     Err(Error::file(
         path,
         format!(
-            "{reason}: give those it began with, or remove it and the checkpoint beside it to begin anew (or give it as --frames, to train on \
-             it all the same)"
+            "{reason}: use the settings of that run, or remove it and the checkpoint beside it to start again (or pass it to --frames, to \
+             train on it anyway)"
         ),
     ))
 }

@@ -128,11 +128,11 @@ impl Train {
     pub fn run(mut self) -> Result<()> {
         if self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
             let reason =
-                "is where the figure of the training goes; give the model another extension, such as safetensors";
+                "this is the name of the training figure; use another extension for the model, such as safetensors";
             return Err(Error::file(&self.output, reason));
         }
         if self.map_from.is_some() && self.model != Kind::Coupling {
-            return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
+            return Err(Error::invalid("--map-from trains coupling flows: remove --model"));
         }
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
@@ -141,7 +141,7 @@ impl Train {
         self.check_files(&config)?;
         trajectory::require_tensors(&self.output, "models")?;
         if let Some(path) = &self.keep_frames {
-            trajectory::require_tensors(path, "frames that are kept")?;
+            trajectory::require_tensors(path, "kept frames")?;
         }
         self.temperature = Some(self.temperature()?);
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
@@ -204,7 +204,10 @@ impl Train {
         let temperature = self.temperature.or(of_start).unwrap_or(300.0);
         modejump::target::require_temperature(temperature)?;
         if let (Some(path), Some(of_start)) = (&self.start, of_start.filter(|t| *t != temperature)) {
-            eprintln!("note: {} is of {of_start} K, what is trained from it of {temperature} K", path.display());
+            eprintln!(
+                "note: {} is for {of_start} K, but the model trained from it is for {temperature} K",
+                path.display()
+            );
         }
         Ok(temperature)
     }
@@ -218,9 +221,8 @@ impl Train {
     /// ensemble does not state it.
     fn kelvin_of_frames(&self) -> Result<f64> {
         let Some(path) = &self.map_from else { return Ok(self.kelvin()) };
-        temperature_of(path)?.ok_or_else(|| {
-            Error::file(path, "does not say at which temperature it is: write it with `modejump train --temperature`")
-        })
+        temperature_of(path)?
+            .ok_or_else(|| Error::file(path, "has no temperature: train it with `modejump train --temperature`"))
     }
 
     /// Model to start from. Errors: its atoms are in another order than in --topology; another number of atoms is
@@ -239,7 +241,7 @@ impl Train {
         let (found, asked) = (found.kind(), self.model.name());
         Error::file(
             path,
-            format!("a model of the kind {found}, not {asked}: give --model {found}, or leave --start out"),
+            format!("expected a model of kind {asked}, found {found}: use --model {found}, or remove --start"),
         )
     }
 
@@ -247,7 +249,8 @@ impl Train {
     /// parameters, the frames, and the model to start from.
     fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<Identity> {
         let text = |part: serde_json::Result<String>| {
-            part.map_err(|e| Error::invalid(format!("the model's description: {e}"))).map(|text| text.into_bytes())
+            part.map_err(|e| Error::invalid(format!("could not serialise the model description: {e}")))
+                .map(|text| text.into_bytes())
         };
         let hash_of_text = |part| Ok::<_, Error>(model_file::hash(&text(part)?));
         let parameters: Vec<u8> = parameters.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -287,7 +290,7 @@ impl Train {
         let (step, of_run) = about(&state);
         let settings = |options: &O| Identity::default().with_settings("", options);
         settings(options)?.require(&settings(of_run)?).map_err(|reason| Error::file(path, reason))?;
-        eprintln!("going on from step {step} of {}", path.display());
+        eprintln!("resuming from step {step} of {}", path.display());
         Ok(Some(state))
     }
 

@@ -27,7 +27,7 @@ impl Train {
         let modes = description.regions(dimension).map_err(|e| Error::file(path, e.to_string()))?;
         if let Some(options) = &config.jump {
             if self.system.is_none() {
-                return Err(Error::invalid("`jump` trains by the energies at both ends: give --system"));
+                return Err(Error::invalid("`jump` trains on the energies at both ends: use --system"));
             }
             let checked = options.check_for_map().and_then(|()| options.check(dimension, false, true));
             checked.map_err(|e| Error::invalid(format!("`jump`: {e}")))?;
@@ -46,10 +46,11 @@ impl Train {
         for (name, frames) in modes.names().iter().zip(&of_mode) {
             eprintln!("{name}: {} frames", frames.len() / dimension);
             if frames.is_empty() {
-                return Err(Error::invalid(format!("no frame is in mode `{name}`: give frames that visit it")));
+                return Err(Error::invalid(format!("no frame is in mode `{name}`: use frames that visit it")));
             }
             if config.jump.as_ref().is_some_and(|jump| jump.held_out_of(frames.len() / dimension) < 2) {
-                let reason = "too few for `jump`, which holds out a share of them, `held_out`, and needs two: give more of either";
+                let reason =
+                    "too few for `jump`, which requires two held-out frames: use more frames or a larger `held_out`";
                 return Err(Error::invalid(format!("the frames of mode `{name}` are {reason}")));
             }
         }
@@ -96,7 +97,7 @@ impl Train {
         let flow = CouplingFlow::from_file(&to)?;
         eprintln!("{}: {} <-> {}", self.output.display(), modes.names()[0], modes.names()[mode]);
         let Some(mut target) = self.target()? else {
-            return Err(Error::invalid("`jump` trains by the energies at both ends: give --system"));
+            return Err(Error::invalid("`jump` trains on the energies at both ends: use --system"));
         };
         let mut potentials = |x: &[f64]| -> Result<Vec<f64>> {
             let mut u = vec![0.0; x.len() / from.dimension().max(1)];

@@ -27,7 +27,7 @@ impl Train {
         let dimension = network.dimension();
         if dimension != 3 * topology.n_atoms() {
             let (atoms, of_model) = (topology.n_atoms(), dimension / 3);
-            return Err(Error::file(&self.topology, format!("{atoms} atoms, the model has {of_model}")));
+            return Err(Error::file(&self.topology, format!("has {atoms} atoms, but the model has {of_model}")));
         }
         self.complete(&mut card)?;
         card.topology = Some(topology);

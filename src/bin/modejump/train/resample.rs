@@ -26,7 +26,7 @@ impl Train {
         let rule = weights.rule(CLIPPED_SHARE);
         if files.is_empty() {
             return Err(Error::invalid(
-                "--resample draws from --frames: give weighted samples, such as those of `smc -o`",
+                "--resample requires frames of every peptide: use weighted samples, such as those of `smc -o`",
             ));
         }
         let dimension = 3 * topology.n_atoms();
@@ -43,7 +43,11 @@ impl Train {
             resampled.push(frames.collect::<Vec<f64>>());
             let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
             drawn.dedup();
-            eprintln!("{}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", path.display(), drawn.len());
+            eprintln!(
+                "{}: {} of {n} frames kept by resampling, ESS {ess:.0} (raw weights)",
+                path.display(),
+                drawn.len()
+            );
             let ancestor = ancestors(path, n)?.unwrap_or_else(|| (0..n).collect());
             warn_of_few(path, n, weights::effective_families(&ruled, &ancestor));
         }
@@ -60,17 +64,18 @@ impl Train {
         let Some(log_q) = log_density(path, n)? else {
             return Err(Error::file(
                 path,
-                "neither `log_weight`, as `modejump smc` writes it, nor `log_density`, as `modejump sample` does: leave --resample out",
+                "has neither `log_weight`, as written by `modejump smc`, nor `log_density`, as written by `modejump sample`: remove --resample",
             ));
         };
         if peptide > 0 {
-            let reason = "`log_density` makes weights with energies, and --system is that of the peptide of --topology: give a file with \
-                          `log_weight`, as `modejump smc` writes it";
+            let reason = "weights from `log_density` require energies, but --system is for the peptide of --topology: use a file with \
+                          `log_weight`, as written by `modejump smc`";
             return Err(Error::file(path, reason));
         }
         let u = self.energies_of_samples(x, topology).map_err(|e| Error::file(path, e.to_string()))?;
-        let u =
-            u.ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;
+        let u = u.ok_or_else(|| {
+            Error::file(path, "the weights exp(-u)/q require energies: use --system and --temperature")
+        })?;
         Ok(importance(&u, &log_q))
     }
 }
@@ -82,8 +87,8 @@ const FEW: f64 = 0.02;
 fn warn_of_few(path: &Path, n: usize, independent: f64) {
     if independent < (FEW * n as f64).max(weights::FEWEST_FOR_ERRORS as f64) {
         eprintln!(
-            "warning: {}: the frames drawn are worth {independent:.1} independent ones of {n}. The model will learn these by heart, and held-out \
-             frames, copies of the same, will not show it: take samples with better weights, such as those of `smc` with more particles",
+            "warning: {}: the resampled frames are equivalent to only {independent:.1} independent frames of {n}: the model will memorise them, and held-out \
+             frames, copies of the same, will not show it; use samples with better weights, such as those of `smc` with more particles",
             path.display()
         );
     }

@@ -23,11 +23,11 @@ impl Train {
             let [i, j] = [i, j].map(|i| topology.label(i));
             let others = match bonds.len() {
                 1 => String::new(),
-                n => format!(", and {} more bonds at theirs", n - 1),
+                n => format!(", as do {} more bonds", n - 1),
             };
             eprintln!(
-                "note: the frames keep the bond {i} - {j} at {length:.4} nm{others}: give a --system that constrains what their simulation did, \
-                 or simulations with such constraints will refuse the model, which varies the bonds"
+                "note: the bond {i} - {j} keeps a length of {length:.4} nm in the frames{others}: use a --system with the constraints of \
+                 their simulation; otherwise the model varies these bonds, and simulations that constrain them will reject it"
             );
         }
         Ok(())

@@ -67,8 +67,7 @@ impl Train {
     fn check_sections(&self, path: &Path, sections: &Sections) -> Result<()> {
         let read = self.sections();
         if let Some(name) = sections.keys().find(|name| !read.contains(name)) {
-            let reason =
-                format!("`{name}` has no effect on this training, which reads {}: leave it out", read.join(", "));
+            let reason = format!("`{name}` has no effect on this training, which reads {}: remove it", read.join(", "));
             return Err(Error::file(path, reason));
         }
         let model = self.model.name();
@@ -76,21 +75,20 @@ impl Train {
         let given = |name: &&str| options.and_then(|options| options.get(name)).is_some_and(|value| !value.is_null());
         let matches_flows = matches!(self.model, Kind::GvpFlow | Kind::EgnnFlow);
         if let Some(name) = ["pairing", "largest_weight"].iter().find(|name| !matches_flows && given(name)) {
-            let reason =
-                format!("`{name}` of `{model}.train` has no effect: it is of flow matching alone; leave it out");
+            let reason = format!("`{name}` of `{model}.train` applies only to flow matching: remove it");
             return Err(Error::file(path, reason));
         }
         if self.model.name().ends_with("_ebm") && given(&"emphasis") {
             let reason = format!(
-                "`emphasis` of `{model}.train` would make the energy that of other frames than those of --frames, which no weight takes back: \
-                 it is of flows alone; leave it out"
+                "`emphasis` of `{model}.train` applies only to flows: an energy would learn a different distribution from that of the frames, and no \
+                 weights correct for that; remove it"
             );
             return Err(Error::file(path, reason));
         }
         let unused = [
             ("design", self.start.is_some(), "the model of --start has its own"),
             ("design", self.map_from.is_some() && self.start.is_none(), "the model of --map-from has its own"),
-            ("explore", !self.frames.is_empty(), "frames are those of --frames"),
+            ("explore", !self.frames.is_empty(), "the frames are those of --frames"),
         ];
         for (name, _, reason) in unused.iter().filter(|(name, is_unused, _)| *is_unused && sections.contains_key(*name))
         {
@@ -105,7 +103,9 @@ impl Train {
             .collect();
         if !sizes.is_empty() {
             let (sizes, path) = (sizes.join(", "), path.display());
-            eprintln!("note: of `{model}` in {path} not used: {sizes}; the model of --start has its own");
+            eprintln!(
+                "note: settings of `{model}` in {path} that are not used: {sizes}; the model of --start has its own"
+            );
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl Train {
         }
         match config.network(self.model) {
             Some(_) if dimension < 6 => Err(Error::invalid(
-                "a molecule of one particle has no shape that a network could learn: potentials of a point are for the Rust library \
+                "a molecule of one particle has no shape for a network to learn: for the potential of a point, use the Rust library \
                  (examples/double_well_generator.rs, examples/two_dimensional_ebm.rs)",
             )),
             Some(network) => network.check(),
@@ -160,7 +160,7 @@ impl Config {
 }
 
 pub(super) fn map_without_energies() -> Error {
-    Error::invalid("--map-from needs energies: give --system")
+    Error::invalid("--map-from requires energies: use --system")
 }
 
 #[cfg(test)]

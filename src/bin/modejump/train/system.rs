@@ -19,8 +19,8 @@ impl Train {
                 require_atoms(path, &system, topology)?;
                 if let Some(atom) = system.masses().iter().position(|&mass| mass == 0.0) {
                     let reason = format!(
-                        "{} has no mass, so it is a virtual site or a frozen particle, which a generator does not place: train with a System \
-                         and a topology without it, and name the atoms of the model where jumps are made (--solute, `particles`)",
+                        "{} has no mass: virtual sites and frozen particles are not supported by generators; train with a System and a \
+                         topology without it, and select the atoms of the model in the simulation (--solute, `particles`)",
                         topology.label(atom)
                     );
                     return Err(Error::file(path, reason));

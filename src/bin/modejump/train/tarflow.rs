@@ -37,7 +37,9 @@ impl TarflowDesign {
     fn network(&self, dimension: usize) -> Result<TarFlowConfig> {
         let TarflowDesign { token_size, channels, blocks, layers, head_size, expansion, .. } = *self;
         if token_size == 0 || !dimension.is_multiple_of(token_size) {
-            return Err(Error::invalid(format!("tokens of {token_size} do not share {dimension} coordinates evenly")));
+            return Err(Error::invalid(format!(
+                "`token_size` {token_size} does not divide the number of coordinates, {dimension}"
+            )));
         }
         let (tokens, heads) = (dimension / token_size, heads(channels, head_size)?);
         Ok(TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion })
@@ -48,7 +50,9 @@ impl TarflowDesign {
 pub(super) fn heads(channels: usize, head_size: usize) -> Result<usize> {
     match head_size > 0 && channels.is_multiple_of(head_size) {
         true => Ok(channels / head_size),
-        false => Err(Error::invalid(format!("heads of {head_size} do not share {channels} channels evenly"))),
+        false => {
+            Err(Error::invalid(format!("`head_size` {head_size} does not divide the number of channels, {channels}")))
+        }
     }
 }
 

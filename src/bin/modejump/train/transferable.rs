@@ -162,7 +162,7 @@ fn share_numbers(molecules: &mut [Molecule]) {
         let frames = count(molecule);
         if frames > fewest {
             let path = molecule.path.display();
-            eprintln!("note: {fewest} of the {frames} frames of {path} are used, as many as of the other peptides");
+            eprintln!("note: using {fewest} of the {frames} frames of {path}, as many as of the other peptides");
             let width = 3 * molecule.topology.n_atoms();
             let row = |i: usize| &molecule.frames[i * frames / fewest * width..][..width];
             molecule.frames = (0..fewest).flat_map(row).copied().collect();

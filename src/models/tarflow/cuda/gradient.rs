@@ -141,7 +141,11 @@ impl<R: Real> OnCard<R> {
     fn gradient_variant(&self, high: usize) -> Result<Variant> {
         let shared = Sizes::gradient_shared::<R>(high);
         if shared > self.driver.shared_memory() {
-            let message = format!("gradients of TarFlows need {} KiB of shared memory a block", shared.div_ceil(1024));
+            let message = format!(
+                "gradients of this TarFlow require {} KiB of shared memory per block, more than the GPU has; use \
+                 device cpu",
+                shared.div_ceil(1024)
+            );
             return Err(Error::Unsupported(message));
         }
         self.gradients.variants.get(high, || {

@@ -18,12 +18,12 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     // u has its own additive constant, so these lie elsewhere
     let energies = vec![
         curve("reverse KL of samples", |p| p.reverse_kl),
-        curve("loss of the reaction coordinate", |p| p.reaction_coordinate),
+        curve("reaction-coordinate loss", |p| p.reaction_coordinate),
     ];
     let matching = vec![curve("|F − ∂ ln q/∂x|² of frames", |p| p.force_matching)];
     let regression = vec![curve("training frames", |p| p.loss), curve("held-out frames", |p| p.held_out_loss)];
     let shares = vec![curve("effective sample size", |p| 100.0 * p.ess), curve("acceptance", |p| 100.0 * p.acceptance)];
-    let deviation = vec![curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation)];
+    let deviation = vec![curve("standard deviation of ln(q_model/q), held-out frames", |p| p.deviation)];
     let gradient = vec![curve("gradient norm", |p| p.gradient_norm)];
     let steps = 0.0..history.iter().map(|p| p.step as f64).fold(1.0, f64::max);
     let is_regression = regression.iter().any(|c| !c.points.is_empty());
@@ -56,13 +56,13 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
     let jumps = vec![
         curve("accepted jumps", |r| 100.0 * r.acceptance),
-        curve("of these, of production", |r| of_production(r, 100.0 * r.acceptance)),
+        curve("accepted jumps in production", |r| of_production(r, 100.0 * r.acceptance)),
         curve("effective sample size of proposals", |r| 100.0 * r.ess),
         curve("effective sample size after training", of_training),
     ];
     let population = vec![
         curve("frames in the region", |r| 100.0 * r.population),
-        curve("of these, of production", |r| of_production(r, 100.0 * r.population)),
+        curve("frames in the region in production", |r| of_production(r, 100.0 * r.population)),
     ];
     let errors = history.iter().filter(|r| r.delta_f.is_finite()).map(|r| r.delta_f_stderr).collect();
     let delta_f = vec![Curve { errors, ..curve("ΔF of the region", |r| r.delta_f) }];
@@ -89,8 +89,8 @@ pub fn annealing(history: &[AnnealingStage]) -> Vec<Panel> {
         panel("%", Some(0.0..100.0), shares),
         panel("t", Some(0.0..1.0), vec![curve("from the generator (t = 0) to the target (t = 1)", |s| s.t)]),
         panel("nats", None, vec![curve("ln Z of the path so far", |s| s.log_z)]),
-        panel("", None, vec![curve("log₁₀ of the step / nm²", |s| s.step.log10())]),
-        panel("", None, vec![curve("independent families that the particles are worth", |s| s.families)]),
+        panel("", None, vec![curve("log₁₀ (step / nm²)", |s| s.step.log10())]),
+        panel("", None, vec![curve("effective number of independent families", |s| s.families)]),
     ])
 }
 
@@ -162,7 +162,7 @@ impl Panel {
             let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
             let name = match curve.points.iter().filter(|p| !is_on(p)).count() {
                 0 => curve.name.into(),
-                beyond => format!("{}, {beyond} of {} points beyond", curve.name, curve.points.len()),
+                beyond => format!("{}, {beyond} of {} points outside", curve.name, curve.points.len()),
             };
             chart.draw_series(points)?.label(name).legend(swatch(colour));
         }
