@@ -11,10 +11,11 @@ use crate::error::{Error, Result};
 /// Gain in log q that counts as far likelier, in total and for each exchange.
 const FAR_LIKELIER: f64 = 25.0;
 
-/// log q of molecules in nm is above zero, and some hundreds of kT lower for hot or strained ones.
-const LOWEST: f64 = -1000.0;
+/// log q of molecules in nm is above zero, and a few hundred lower for hot or strained ones.
+const LOWEST: f64 = -300.0;
 
-/// Two equal parts of a molecule at one centre (two atoms, or two branches), as pairs of atoms to be swapped.
+/// Two equal parts of a molecule at one centre (two atoms, two branches, or the two sides of a ring), as pairs of atoms
+/// to be swapped.
 pub type Exchange = Vec<[usize; 2]>;
 
 /// Exchanges that make a configuration far likelier.
@@ -101,7 +102,7 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
 fn equal_parts(topology: &Topology) -> Vec<Exchange> {
     let (neighbours, classes) = (topology.neighbours(), classes(topology));
     let mut parts: Vec<Exchange> = Vec::new();
-    for (centre, around) in neighbours.iter().enumerate() {
+    for around in &neighbours {
         for (k, &a) in around.iter().enumerate() {
             let equal = |&&b: &&usize| match (neighbours[a].len(), neighbours[b].len()) {
                 (1, 1) => topology.elements[b] == topology.elements[a],
@@ -111,7 +112,7 @@ fn equal_parts(topology: &Topology) -> Vec<Exchange> {
                 continue; // not the first
             }
             if let Some(&b) = around[k + 1..].iter().find(equal) {
-                parts.extend(branches(&neighbours, &classes, centre, [a, b]));
+                parts.extend(sides(&neighbours, &classes, [a, b]).filter(|sides| !contains(&parts, sides)));
             }
         }
     }
@@ -119,30 +120,47 @@ fn equal_parts(topology: &Topology) -> Vec<Exchange> {
     parts
 }
 
-/// Atoms of two equal branches at a centre, in pairs; None where the branches are part of a ring.
-fn branches(neighbours: &[Vec<usize>], classes: &[usize], centre: usize, roots: [usize; 2]) -> Option<Exchange> {
-    let mut pairs = vec![roots];
-    let mut from = vec![[centre; 2]];
+/// Whether the exchange is there already: the sides of a ring are equal from both atoms on its axis.
+fn contains(parts: &[Exchange], exchange: &Exchange) -> bool {
+    let sorted = |exchange: &Exchange| {
+        let mut pairs: Vec<[usize; 2]> = exchange.iter().map(|&[a, b]| [a.min(b), a.max(b)]).collect();
+        pairs.sort_unstable();
+        pairs
+    };
+    parts.iter().any(|other| sorted(other) == sorted(exchange))
+}
+
+/// Atoms of the two sides that begin with these neighbours of one centre, in pairs: two branches, or the halves of a
+/// ring. None if swapping them would change bonds.
+fn sides(neighbours: &[Vec<usize>], classes: &[usize], roots: [usize; 2]) -> Option<Exchange> {
+    // where the swap takes an atom, as far as it is known
+    let mut image: Vec<Option<usize>> = vec![None; neighbours.len()];
+    let mut pairs: Exchange = Vec::new();
+    let add = |[a, b]: [usize; 2], image: &mut Vec<Option<usize>>, pairs: &mut Exchange| {
+        (image[a], image[b]) = (Some(b), Some(a));
+        pairs.push([a, b]);
+    };
+    add(roots, &mut image, &mut pairs);
     let mut done = 0;
-    while done < pairs.len() {
-        let ends = pairs[done];
-        let outward = [0, 1].map(|side| {
-            let mut next: Vec<usize> =
-                neighbours[ends[side]].iter().copied().filter(|&atom| atom != from[done][side]).collect();
-            next.sort_by_key(|&atom| classes[atom]);
-            next
-        });
-        for (&a, &b) in outward[0].iter().zip(&outward[1]) {
-            let seen = |atom: usize| atom == centre || pairs.iter().flatten().any(|&other| other == atom);
-            if a == b || seen(a) || seen(b) || classes[a] != classes[b] {
-                return None;
+    while let Some(&[a, b]) = pairs.get(done) {
+        let mut new = [Vec::new(), Vec::new()];
+        for (new, [from, to]) in new.iter_mut().zip([[a, b], [b, a]]) {
+            for &atom in &neighbours[from] {
+                if image[atom].is_none() && neighbours[to].contains(&atom) {
+                    image[atom] = Some(atom); // the centre, or where a ring closes
+                }
+                match image[atom] {
+                    Some(other) if neighbours[to].contains(&other) => {}
+                    Some(_) => return None,
+                    None => new.push(atom),
+                }
             }
-            pairs.push([a, b]);
-            from.push(ends);
+            new.sort_by_key(|&atom| classes[atom]);
         }
-        if outward[0].len() != outward[1].len() {
+        if !new[0].iter().map(|&atom| classes[atom]).eq(new[1].iter().map(|&atom| classes[atom])) {
             return None;
         }
+        new[0].iter().zip(&new[1]).for_each(|(&a, &b)| add([a, b], &mut image, &mut pairs));
         done += 1;
     }
     Some(pairs)
@@ -206,7 +224,7 @@ mod tests {
         assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);
     }
 
-    /// Methyl groups of isobutane are exchanged with their hydrogens; a ring has no branches.
+    /// Methyl groups of propane are exchanged with their hydrogens, the halves of a ring with all that is bound to them.
     #[test]
     fn equal_branches_change_places_as_a_whole() {
         let molecule = |elements: &[&str], bonds: &[[usize; 2]]| Topology {
@@ -222,7 +240,12 @@ mod tests {
         let expected =
             [vec![[3, 4]], vec![[6, 7]], vec![[8, 9]], vec![[0, 2], [3, 8], [4, 9], [5, 10]]].map(Exchange::from);
         assert_eq!(equal_parts(&propane), expected);
-        let ring = molecule(&["C", "C", "C"], &[[0, 1], [1, 2], [2, 0]]);
-        assert_eq!(equal_parts(&ring), Vec::<Exchange>::new());
+        // a square with a fluorine: its axis goes through atoms 0 and 2, and is found once
+        let bonds = [[0, 1], [1, 2], [2, 3], [3, 0], [0, 4], [1, 5], [3, 6]];
+        let ring = molecule(&["C", "C", "C", "C", "F", "H", "H"], &bonds);
+        assert_eq!(equal_parts(&ring), [vec![[1, 3], [5, 6]]]);
+        // a pentagon closes with a bond between paired atoms
+        let ring = molecule(&["C", "C", "C", "C", "C", "F"], &[[0, 1], [1, 2], [2, 3], [3, 4], [4, 0], [0, 5]]);
+        assert_eq!(equal_parts(&ring), [vec![[1, 4], [2, 3]]]);
     }
 }

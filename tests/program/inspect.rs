@@ -35,7 +35,12 @@ fn size(shape: &Value) -> u64 {
 fn inspect_lists_the_atoms() {
     let text = modejump(&["inspect", MODEL]).succeeds();
     let has = |line: &str| text.lines().any(|found| found.split_whitespace().eq(line.split_whitespace()));
-    assert!(has("atoms 22") && has("1 ACE1 CH3 C") && has("11 ALA2 CB C"), "{text}");
+    assert!(
+        has("atoms 22 (numbered from 1; options and settings count from 0)")
+            && has("1 ACE1 CH3 C")
+            && has("11 ALA2 CB C"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `adapt` and `explore` with settings too small to be of use: cut and gone on with, they make the same files.
 
 use crate::command::{folder, interrupted, log, modejump, tensors, wait_until, Run, TOPOLOGY};
+use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
+use modejump::io::trajectory::{self, Frames};
 use modejump::models;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const SETTINGS: &str = r#"{
@@ -173,6 +175,25 @@ fn the_log_of_rounds_is_drawn(setting: &Setting) {
     modejump(&["plot", "--log", &log, "-o", &folder]).succeeds();
     let [ours, again] = ["explored", ""].map(|name| std::fs::read_to_string(setting.path(name, "rounds.svg")).unwrap());
     assert!(ours == again && ours.contains("accepted jumps") && ours.contains("frames in the region"), "{ours}");
+}
+
+/// A generator would treat the two numberings of a CH₃ group as different states.
+#[test]
+fn structures_of_another_numbering_or_hand_are_refused() {
+    let setting = Setting::new("numbering");
+    let x = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap().1;
+    let mut exchanged = x.clone();
+    (0..3).for_each(|k| exchanged.swap(3 * 11 + k, 3 * 12 + k)); // HB1 and HB2
+    let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
+    let both = setting.path("", "both.npy");
+    for (other, reason) in [
+        (exchanged, "structure 2: ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13) are numbered the other way round"),
+        (mirror, "structure 2: ALA2:CA (atom 9) has the opposite handedness"),
+    ] {
+        trajectory::write(&both, &Frames::new(66, [&x[..], &other].concat()), None, &[]).unwrap();
+        let message = setting.command("explore", "system-vacuum.xml", "never").arg("--structures").arg(&both).fails();
+        assert!(message.contains(reason), "{message}");
+    }
 }
 
 /// Frames of an earlier run may start another, in another folder.

@@ -133,7 +133,8 @@ fn text(report: &Value, atoms: Option<&Topology>) -> String {
                 map.iter().for_each(|(name, v)| out += &format!("  {name:44} {}\n", plain(v)));
             }
             Value::Array(list) if key == "atoms" => {
-                out += &format!("{key:18} {}\n{}", list.len(), atoms.map(table).unwrap_or_default());
+                let numbers = "numbered from 1; options and settings count from 0";
+                out += &format!("{key:18} {} ({numbers})\n{}", list.len(), atoms.map(table).unwrap_or_default());
             }
             Value::Array(list) if list.iter().any(Value::is_object) => {
                 out += &format!("{key}\n");

@@ -42,7 +42,7 @@ mod run {
     use super::*;
     use crate::common::{
         claim, describe_training, explore_at, hash_of, interrupted, parse_settings, read_frames, require_atoms,
-        threads, warn_of_box, watch_signals, CHECKPOINT_INTERVAL,
+        require_one_numbering, threads, warn_of_box, watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
@@ -145,7 +145,9 @@ mod run {
             if structures.is_empty() {
                 return Ok(x0.to_vec());
             }
-            read_frames(structures, topology)
+            let starts = read_frames(structures, topology)?;
+            require_one_numbering(topology, &starts)?;
+            Ok(starts)
         }
 
         fn open_system(&self, topology: &Topology) -> Result<System> {

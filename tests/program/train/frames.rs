@@ -32,7 +32,20 @@ fn frames_of_the_other_hand_are_refused() {
     let message = train(&mirrored).fails();
     assert!(message.contains("in 400 of 400 frames") && message.contains("has the opposite handedness"), "{message}");
     let [_, told] = train(&mixed).texts();
-    assert!(told.contains("note: in 4 of 404 frames") && told.contains("written untrained"), "{told}");
+    assert!(told.contains("note: in 4 of 404 frames ALA2:CA") && told.contains("written untrained"), "{told}");
+    // only two hydrogens of a methyl group exchanged
+    let exchanged = x.chunks_exact(66).map(|x| [&x[..33], &x[36..39], &x[33..36], &x[39..]].concat());
+    let exchanged: Vec<f64> = exchanged.flatten().collect();
+    for (frames, remedy) in
+        [(&exchanged[66 * 200..], "exchange these atoms"), (&exchanged[..], "start simulations from one")]
+    {
+        let kept = &x[..66 * 400 - frames.len()];
+        trajectory::write(&mixed, &Frames::new(66, [kept, frames].concat()), None, &[]).unwrap();
+        let [_, told] = train(&mixed).texts();
+        let n = frames.len() / 66;
+        let what = format!("note: in {n} of 400 frames ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13) are numbered");
+        assert!(told.contains(&what) && told.contains(remedy), "{told}");
+    }
 }
 
 /// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the

@@ -2,6 +2,7 @@
 
 mod arrays;
 mod flags;
+mod hands;
 mod models;
 mod progress;
 mod report;
@@ -11,6 +12,7 @@ mod torsions;
 
 pub use arrays::*;
 pub use flags::*;
+pub use hands::*;
 pub use models::*;
 pub use progress::Progress;
 pub use report::*;

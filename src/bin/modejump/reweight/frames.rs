@@ -1,8 +1,9 @@
 //! Comparison of samples of the generator with frames of the ensemble: whether the samples cover what the frames show.
 //!
 //! Weights of samples cannot reveal configurations that the generator hardly ever draws. Samples and frames together
-//! give Z by Bennett's acceptance ratio, and with this Z the weights of the frames say how much of the ensemble the
-//! samples represent: their effective share is 1/⟨w/Z⟩ over the frames.
+//! give Z by Bennett's acceptance ratio. With this Z the weights of the frames tell the effective share of the samples,
+//! 1/⟨w/Z⟩ over the frames, and how much of the ensemble n samples cover: a frame with w/Z > n is drawn less than once,
+//! given its share of the ensemble.
 
 use super::{extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
@@ -16,8 +17,10 @@ use modejump::{weights, Error, Result};
 use serde_json::{json, Value};
 use std::path::Path;
 
-/// Fraction of the effective share claimed by the samples; if the frames give less, the samples cover too little.
-const COVERED: f64 = 0.2;
+/// A frame is not covered if one sample like it would have more than this share of the weight of all.
+const LARGEST_SHARE: f64 = 0.1;
+/// Share of frames that are not covered, above which averages over the samples are in doubt.
+const TOLERATED: f64 = 1e-3;
 
 impl Reweight {
     /// Reads frames as the model's density takes them. Errors: frames of another temperature, or not of the model's
@@ -52,11 +55,14 @@ impl Reweight {
         let log_z = -delta.value;
         let n = frames.n() as f64;
         let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
+        let largest = log_z + (LARGEST_SHARE * log_weight.len() as f64).ln();
+        let uncovered = log_w.iter().filter(|w| **w > largest).count();
         let mut found = json!({
             "file": path.display().to_string(),
             "n": frames.n(),
             "outside_support": log_q.iter().filter(|e| !e.is_inside()).count(),
             "ess": ess.min(1.0),
+            "uncovered": uncovered as f64 / n,
             "log_z": log_z,
             "log_z_stderr": delta.standard_error,
         });
@@ -100,10 +106,11 @@ pub(super) fn report(summary: &Value) {
         let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);
         println!("  P(state)        {population} % of the frames");
     }
-    if f("ess") < COVERED * number(summary, "ess") {
+    println!("  not covered     {:.2} % of the frames", 100.0 * f("uncovered"));
+    if f("uncovered") > TOLERATED {
         println!(
-            "(the samples rarely cover some of the configurations in the frames: averages with their weights may be wrong by more than their errors; \
-             use averages over the frames, from a run with jumps)"
+            "(configurations like these are missing among the samples, or represented by very few: averages with their weights may be wrong by more \
+             than their errors; use averages over the frames, from a run with jumps)"
         );
     }
 }

@@ -3,7 +3,6 @@
 use super::settings::Config;
 use super::Train;
 use crate::common::{array, read_frames};
-use modejump::coordinates::chirality::{stereocentres, Stereocentre};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory;
 use modejump::{Error, Result};
@@ -65,28 +64,6 @@ impl Train {
         };
         let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
         Ok(held_out_first(files, dimension, held_out))
-    }
-}
-
-/// Reports how many frames have a stereocentre of the opposite handedness to that of the PDB file. Errors: most of them
-/// have, which a model with the handedness of that file would exclude, and another one would learn as if it were
-/// intended.
-pub(super) fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64]) -> Result<()> {
-    let (centres, n) = (stereocentres(topology, x0), frames.len() / x0.len());
-    let of_another_hand = |centre: &Stereocentre| frames.chunks_exact(x0.len()).filter(|x| !centre.holds(x)).count();
-    let counted = centres.iter().map(|centre| (of_another_hand(centre), topology.label(centre.centre)));
-    let Some((most, label)) = counted.max_by_key(|(count, _)| *count).filter(|(count, _)| *count > 0) else {
-        return Ok(());
-    };
-    let what = format!("in {most} of {n} frames {label} has the opposite handedness to that in {}", path.display());
-    match 2 * most > n {
-        true => {
-            Err(Error::invalid(format!("{what}: use a topology with the handedness of the frames, or other frames")))
-        }
-        false => {
-            eprintln!("note: {what}");
-            Ok(())
-        }
     }
 }
 

@@ -16,10 +16,9 @@ mod system;
 mod tarflow;
 mod transferable;
 
-use crate::common::{claim, describe_training, hash_of, watch_signals, PlatformFlag, Weights};
+use crate::common::{claim, describe_training, hash_of, require_hands, watch_signals, PlatformFlag, Weights};
 use crate::dynamics::check_start;
 use clap::{Args, ValueEnum};
-use frames::require_hands;
 use modejump::coordinates::Topology;
 use modejump::io::checkpoint::{self, Identity};
 use modejump::io::model_file::{self, ModelFile};

@@ -1,9 +1,9 @@
 //! Transferable TarFlow and Prose, trained by maximum likelihood on one or more peptides.
 
 use super::beginning::Beginning;
-use super::frames::require_hands;
 use super::tarflow::{default_training, heads, standard_deviation};
 use super::Train;
+use crate::common::require_hands;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
