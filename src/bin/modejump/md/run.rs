@@ -1,0 +1,242 @@
+//! The run: the engine with its moves, frames and checkpoints.
+
+use super::Md;
+use crate::common::{
+    hash_of, interrupted, load, mark, require_order, warn_of_labels, warn_of_temperature, watch_signals, Progress,
+};
+use crate::dynamics::{earlier, failed, require_frames, require_whole, start, tell_of_memory, Kept, Record};
+use modejump::coordinates::vector::atom;
+use modejump::coordinates::Topology;
+use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
+use modejump::io::checkpoint::{self, Identity, Kind};
+use modejump::io::{check_apart, check_writable, trajectory};
+use modejump::moves::{Options, Statistics};
+use modejump::rng::{Stream, StreamId};
+use modejump::Result;
+use serde::{Deserialize, Serialize};
+
+const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 6 };
+
+/// State from which a run continues.
+#[derive(Default, Serialize, Deserialize)]
+struct Saved {
+    /// OpenMM's checkpoint.
+    simulation: Vec<u8>,
+    jumps: Option<(Statistics, [u64; 2])>,
+    record: Record,
+    /// s.
+    wall: f64,
+}
+
+pub(super) enum Engine {
+    Plain(Simulation),
+    Jumping(Box<JumpingSimulation>),
+}
+
+impl Engine {
+    fn step(&mut self, n: u64) -> Result<()> {
+        match self {
+            Engine::Plain(simulation) => simulation.step(n as usize),
+            Engine::Jumping(jumping) => jumping.step(n),
+        }
+    }
+
+    fn simulation(&mut self) -> &mut Simulation {
+        match self {
+            Engine::Plain(simulation) => simulation,
+            Engine::Jumping(jumping) => &mut jumping.simulation,
+        }
+    }
+
+    fn statistics(&self) -> Option<&Statistics> {
+        match self {
+            Engine::Plain(_) => None,
+            Engine::Jumping(jumping) => Some(jumping.jump().statistics()),
+        }
+    }
+
+    /// Statistics of the jumps, and numbers of relaxations: tried, accepted.
+    fn jumps(&self) -> Option<(Statistics, [u64; 2])> {
+        match self {
+            Engine::Plain(_) => None,
+            Engine::Jumping(jumping) => Some((jumping.jump().statistics().clone(), jumping.relaxations())),
+        }
+    }
+
+    fn go_on_from(&mut self, simulation: &[u8], jumps: Option<(Statistics, [u64; 2])>) -> Result<()> {
+        if let (Engine::Jumping(jumping), Some((statistics, relaxations))) = (&mut *self, jumps) {
+            jumping.count_from(statistics, relaxations);
+        }
+        self.simulation().load_checkpoint(simulation)
+    }
+}
+
+impl Md {
+    pub fn run(self) -> Result<()> {
+        self.check_options()?;
+        watch_signals()?;
+        let (topology, x0, system) = start(&self.topology, &self.system)?;
+        let given = || [&self.topology, &self.system].into_iter().chain(&self.model).chain(&self.screen);
+        if let Some(path) = &self.output {
+            check_apart(path, given().chain(&self.checkpoint))?;
+            trajectory::check(path, x0.len(), Some(&topology))?;
+        }
+        if self.keeps_positions() {
+            tell_of_memory(self.steps.div_ceil(self.record), system.n_particles());
+        }
+        let mut engine = self.engine(&system, &topology, &x0)?;
+        let identity = self.identity()?;
+        let done = |saved: &Saved| saved.record.steps;
+        let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
+        let mut saved = match before {
+            Some(before) => {
+                if system.has_barostat() {
+                    eprintln!("modejump: the System has a barostat, which counts steps from zero again: the run continues, but not bit for bit");
+                }
+                engine.go_on_from(&before.simulation, before.jumps.clone())?;
+                before
+            }
+            None => {
+                if let Some(path) = &self.checkpoint {
+                    check_apart(path, given())?;
+                    check_writable(path)?;
+                }
+                let simulation = engine.simulation();
+                simulation.set_positions(&x0)?;
+                simulation.minimise(10.0, 500)?;
+                simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
+                self.equilibrate(&mut engine)?;
+                Saved::default()
+            }
+        };
+        let (beginning, before) = (std::time::Instant::now(), saved.wall);
+        let dynamics = self.dynamics.at(self.temperature);
+        let write = |record: &Record| match &self.output {
+            Some(path) if record.n() > 0 => record.write(path, &topology, &dynamics),
+            _ => Ok(()),
+        };
+        let mut kept = Kept::of(self.output.as_slice());
+        let keep = |engine: &mut Engine, saved: &mut Saved| -> Result<()> {
+            saved.wall = before + beginning.elapsed().as_secs_f64();
+            let Some(path) = &self.checkpoint else { return Ok(()) };
+            (saved.simulation, saved.jumps) = (engine.simulation().checkpoint()?, engine.jumps());
+            checkpoint::save_run(path, RUN, &identity, saved)
+        };
+        let run = self.record_run(&mut engine, &mut saved, &mut |engine, saved| {
+            kept.when_due(|| write(&saved.record).and(keep(engine, saved)))
+        });
+        // the frames before a failure are kept, and the report is printed even if the disk is full by now
+        let written = write(&saved.record);
+        run?;
+        let written = written.and(keep(&mut engine, &mut saved));
+        self.report(&engine, &saved.record, saved.wall)?;
+        written.and(require_whole(saved.record.steps, self.steps, "steps"))
+    }
+
+    /// Identity of the run: everything that changes its results, except the number of steps.
+    fn identity(&self) -> Result<Identity> {
+        let files = [
+            ("file for --topology", Some(&self.topology)),
+            ("file for --system", Some(&self.system)),
+            ("file for --model", self.model.as_ref()),
+            ("file for --screen", self.screen.as_ref()),
+        ];
+        let mut run = Identity::default();
+        for (name, path) in files.into_iter().filter_map(|(name, path)| Some((name, path?))) {
+            run = run.with_content(name, hash_of(path)?);
+        }
+        let run = self.dynamics.identify(run).with("--temperature", self.temperature);
+        let run = run.with("--record", self.record).with("--equilibrate", self.equilibrate);
+        Ok(self.identify_jumps(run))
+    }
+
+    fn engine(&self, system: &System, topology: &Topology, x0: &[f64]) -> Result<Engine> {
+        let dynamics = self.dynamics.at(self.temperature);
+        let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
+        let model = self.decoding.of(load(path, &self.precision)?)?;
+        let method = self.method(model.as_ref())?;
+        warn_of_temperature(model.as_ref(), self.temperature, "jumps");
+        if system.holds_centre_of_mass_in_a_field() {
+            eprintln!(
+                "modejump: the System has a CMMotionRemover, and a CustomExternalForce or massless particles: the dynamics keeps the centre of mass fixed, \
+                 but jumps do not, so averages depend on how often jumps are attempted; remove the CMMotionRemover"
+            );
+        }
+        if let Some(error) = model.integration_error()? {
+            eprintln!("log q of a sample differs by {error:.1e} between forward and backward integration");
+        }
+        let options = Options {
+            n_proposals: self.proposals,
+            seed: self.dynamics.seed,
+            draw_ahead: self.draw_ahead,
+            ..Options::default()
+        };
+        let solute = self.solute.as_ref().map(|ranges| Solute {
+            particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
+            relaxation_steps: self.relaxation_steps(),
+            relaxation_timestep: self.relaxation_timestep(),
+        });
+        let described = (&model, solute);
+        let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
+        require_order(&self.topology, &self.described(topology), model.as_ref())?;
+        let x: Vec<f64> = self.described_atoms(topology.n_atoms()).flat_map(|i| atom(x0, i)).collect();
+        warn_of_labels(&self.topology, model.as_ref(), &x);
+        Ok(Engine::Jumping(Box::new(jumping)))
+    }
+
+    /// Indices below n of the atoms that the model describes.
+    fn described_atoms(&self, n: usize) -> impl Iterator<Item = usize> + '_ {
+        let all = 0..=n.saturating_sub(1);
+        let ranges = self.solute.as_ref().map_or_else(|| vec![all], |ranges| ranges.clone());
+        ranges.into_iter().flatten().take_while(move |&i| i < n)
+    }
+
+    /// Names, elements and residues of the atoms that the model describes.
+    fn described(&self, all: &Topology) -> Topology {
+        let of = |list: &[String]| self.described_atoms(all.n_atoms()).map(|i| list[i].clone()).collect();
+        let [names, elements, residues] = [&all.names, &all.elements, &all.residues].map(|list| of(list));
+        Topology { names, elements, residues, bonds: Vec::new() }
+    }
+
+    fn equilibrate(&self, engine: &mut Engine) -> Result<()> {
+        let mut progress = Progress::new(self.equilibrate, "equilibration steps");
+        let mut done = 0;
+        while done < self.equilibrate && !interrupted() {
+            let n = self.record.min(self.equilibrate - done);
+            engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
+            done += n;
+            progress.show(done, String::new());
+        }
+        progress.end();
+        Ok(())
+    }
+
+    fn keeps_positions(&self) -> bool {
+        self.output.is_some() || self.checkpoint.is_some()
+    }
+
+    /// Runs and records the steps; `after` gets engine and record after every frame.
+    fn record_run(
+        &self,
+        engine: &mut Engine,
+        saved: &mut Saved,
+        after: &mut dyn FnMut(&mut Engine, &mut Saved),
+    ) -> Result<()> {
+        let mut progress = Progress::new(self.steps, "steps");
+        let mut done = saved.record.steps;
+        while done < self.steps && !interrupted() {
+            let n = (self.record - done % self.record).min(self.steps - done);
+            engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
+            done += n;
+            saved.record.take(engine.simulation(), done, self.keeps_positions())?;
+            after(engine, saved);
+            let accepted = engine.statistics().map(|statistics| {
+                let mark = mark(statistics.likelihood().name());
+                format!("accepted {:.0} %{mark}", 100.0 * statistics.acceptance())
+            });
+            progress.show(done, accepted.unwrap_or_default());
+        }
+        progress.end();
+        require_frames(done, self.steps)
+    }
+}
