@@ -80,7 +80,7 @@ impl Modes {
             mode.within.iter().try_for_each(|region| region.check(dimension)).map_err(says)?;
             if mode.centre.len() != along.len() || mode.centre.iter().any(|v| !v.is_finite()) {
                 return Err(Error::invalid(format!(
-                    "mode `{name}`: `centre` is {:?}; expected {} finite numbers, one for each reaction coordinate of `nearest_along`",
+                    "mode `{name}`: `centre` is {:?}; expected a finite number for each reaction coordinate of `nearest_along`, {} in all",
                     mode.centre,
                     along.len()
                 )));
@@ -209,6 +209,6 @@ mod tests {
         let beyond = one.replace("\"component\": 0", "\"component\": 3").replace("\"a\"", "\"b\"");
         assert!(refusal("[]", &format!("[{one}, {beyond}]")).contains("component 3 of 3"));
         let centred = r#"{ "name": "b", "centre": [0.0, 1.0] }"#;
-        assert!(refusal(r#"[{ "component": 0 }]"#, &format!("[{centred}]")).contains("2 numbers for 1"));
+        assert!(refusal(r#"[{ "component": 0 }]"#, &format!("[{centred}]")).contains("`nearest_along`, 1 in all"));
     }
 }

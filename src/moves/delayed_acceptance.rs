@@ -49,18 +49,9 @@ impl DelayedAcceptance {
         // ln c(x′) − ln c(x) is the log α of an independence move whose target is q_s.
         let (u_current, screened_current) = (generator.u_current(), generator.current().log_density);
         let proposal = Proposal { x, forward, reverse };
-        let (fate, log_acceptance) = accept(&proposal, -screened_current, -screened.log_density, uniform);
-        self.statistics.record_correction(2, log_acceptance);
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: -u_current - reverse.log_density,
-            log_weight_proposed: crate::weights::log_weight(u_proposed, &forward),
-            log_density_current: reverse.log_density,
-            log_density_proposed: forward.log_density,
-            reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        let test = accept(&proposal, -screened_current, -screened.log_density, uniform);
+        self.statistics.record_correction(2, test.1);
+        Ok(Outcome::of_test(test, (u_current, reverse), (u_proposed, forward), reduced_potential))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Independence Metropolis–Hastings: proposals do not depend on the current configuration.
 
-use super::{accept, Fate, Generator, Move, Outcome, Proposal, State, Statistics};
+use super::{accept, Generator, Move, Outcome, Proposal, State, Statistics};
 use crate::density::{Density, Exactness};
 use crate::error::Result;
 use crate::rng::{Stream, StreamId};
@@ -62,23 +62,15 @@ pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mu
     for k in 0..generator.n_proposals() {
         let (x, forward, u_proposed) = generator.proposal(k);
         let proposal = Proposal { x, forward, reverse };
-        let (fate, log_acceptance) = accept(&proposal, u_current, u_proposed, uniforms.uniform());
-        let outcome = Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: -u_current - reverse.log_density,
-            log_weight_proposed: generator.log_weight(k),
-            log_density_current: reverse.log_density,
-            log_density_proposed: forward.log_density,
-            reduced_potential,
-            probability: 0.0,
-        };
+        let test = accept(&proposal, u_current, u_proposed, uniforms.uniform());
+        let outcome = Outcome::of_test(test, (u_current, reverse), (u_proposed, forward), reduced_potential);
         let (_, from_start) = accept(&Proposal { x, forward, reverse: start }, u_start, u_proposed, 1.0);
         log_stays += (-from_start.min(0.0).exp()).ln_1p();
-        if fate == Fate::Accepted {
+        if outcome.accepted() {
             (u_current, reverse, taken) = (u_proposed, forward, Some(k));
         }
-        let show = shown.is_none_or(|s| outcome.accepted() || (!s.accepted() && log_acceptance > s.log_acceptance));
+        let show =
+            shown.is_none_or(|s| outcome.accepted() || (!s.accepted() && outcome.log_acceptance > s.log_acceptance));
         if show {
             shown = Some(outcome);
         }

@@ -314,21 +314,13 @@ impl Move for LatentWalk {
             reverse: reached(current, -kinetic[1]),
         };
         let uniform = Stream::new(self.options.seed, StreamId::Accept, state.step, state.replica).uniform();
-        let (fate, log_acceptance) = accept(&proposal, current.u_total, proposed.u_total, uniform);
-        if fate == Fate::Accepted {
+        let test = accept(&proposal, current.u_total, proposed.u_total, uniform);
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(&proposed.x);
             state.reduced_potential = proposed.u;
         }
-        let outcome = Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: crate::weights::log_weight(current.u_total, &current.evaluation),
-            log_weight_proposed: crate::weights::log_weight(proposed.u_total, &proposed.evaluation),
-            log_density_current: current.evaluation.log_density,
-            log_density_proposed: proposed.evaluation.log_density,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        };
+        let [from, to] = [current, proposed].map(|point| (point.u_total, point.evaluation));
+        let outcome = Outcome::of_test(test, from, to, state.reduced_potential);
         self.statistics.record(&outcome);
         Ok(outcome)
     }

@@ -168,6 +168,26 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Outcome of a single Metropolis test, [`accept`], between the current state and a proposal, each given by u and
+    /// the log-density of proposing it; u is `reduced_potential` after the attempt.
+    pub fn of_test(
+        (fate, log_acceptance): (Fate, f64),
+        current: (f64, Evaluation),
+        proposed: (f64, Evaluation),
+        reduced_potential: f64,
+    ) -> Outcome {
+        Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: -current.0 - current.1.log_density,
+            log_weight_proposed: crate::weights::log_weight(proposed.0, &proposed.1),
+            log_density_current: current.1.log_density,
+            log_density_proposed: proposed.1.log_density,
+            reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
+        }
+    }
+
     /// Whether the configuration has changed.
     pub fn accepted(&self) -> bool {
         self.fate == Fate::Accepted

@@ -11,7 +11,6 @@ use crate::modes::Modes;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::transport::assignment;
-use crate::weights::log_weight;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -342,21 +341,12 @@ impl ModeJump {
         };
         let (forward, reverse) = (with(proposed, log_choice[0]), with(current, log_choice[1]));
         let uniform = Stream::new(self.seed, StreamId::Accept, state.step, state.replica).uniform();
-        let (fate, log_acceptance) = accept(&Proposal { x: y, forward, reverse }, u_current, u_proposed, uniform);
-        if fate == Fate::Accepted {
+        let test = accept(&Proposal { x: y, forward, reverse }, u_current, u_proposed, uniform);
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(y);
             state.reduced_potential = u[0];
         }
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: log_weight(u_current, &reverse),
-            log_weight_proposed: log_weight(u_proposed, &forward),
-            log_density_current: reverse.log_density,
-            log_density_proposed: forward.log_density,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        Ok(Outcome::of_test(test, (u_current, reverse), (u_proposed, forward), state.reduced_potential))
     }
 }
 

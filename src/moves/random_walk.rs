@@ -1,6 +1,6 @@
 //! Random-walk Metropolis: the local move for systems without dynamics of their own.
 
-use super::{accept, Move, Outcome, Proposal, State, Statistics};
+use super::{accept, Fate, Move, Outcome, Proposal, State, Statistics};
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
@@ -46,22 +46,13 @@ impl Move for RandomWalk {
         // The Gaussian step density is symmetric and its constant cancels.
         let symmetric = Evaluation::inside(0.0);
         let proposal = Proposal { x: &self.proposed, forward: symmetric, reverse: symmetric };
-        let (fate, log_acceptance) = accept(&proposal, state.reduced_potential, u[0], uniform);
-        let mut outcome = Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: -state.reduced_potential,
-            log_weight_proposed: -u[0],
-            log_density_current: 0.0,
-            log_density_proposed: 0.0,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        };
-        if outcome.accepted() {
+        let u_current = state.reduced_potential;
+        let test = accept(&proposal, u_current, u[0], uniform);
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(proposal.x);
             state.reduced_potential = u[0];
-            outcome.reduced_potential = u[0];
         }
+        let outcome = Outcome::of_test(test, (u_current, symmetric), (u[0], symmetric), state.reduced_potential);
         self.statistics.record(&outcome);
         Ok(outcome)
     }

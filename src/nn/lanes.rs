@@ -152,7 +152,7 @@ impl<R: Real> Lanes<R> for Portable<R> {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        self.mul(factor).add(term)
+        Portable(std::array::from_fn(|i| self.0[i].fused(factor.0[i], term.0[i])))
     }
     #[inline(always)]
     fn at_least(self, floor: Self) -> Self {
@@ -165,7 +165,7 @@ impl<R: Real> Lanes<R> for Portable<R> {
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
-        Portable(self.0.map(|v| R::from_f64(v.to_f64().sqrt())))
+        Portable(self.0.map(R::sqrt))
     }
     #[inline(always)]
     fn exp(mut self) -> Self {

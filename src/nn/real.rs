@@ -209,10 +209,22 @@ pub(crate) fn instruction_set() -> InstructionSet {
 pub trait Real: Scalar + bytemuck::Pod {
     /// Runs a kernel with the widest instructions of this processor.
     fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
+
+    /// self · factor + term, in one instruction where every processor of the target has it, otherwise with two
+    /// roundings.
+    fn fused(self, factor: Self, term: Self) -> Self;
 }
 
 impl Real for f64 {
     dispatch_kernel!(f64, Avx512Double, Avx2Double);
+
+    #[inline(always)]
+    fn fused(self, factor: f64, term: f64) -> f64 {
+        match cfg!(target_arch = "aarch64") {
+            true => self.mul_add(factor, term),
+            false => self * factor + term,
+        }
+    }
 }
 
 impl Scalar for f64 {
@@ -259,6 +271,14 @@ impl Scalar for f64 {
 
 impl Real for f32 {
     dispatch_kernel!(f32, Avx512, Avx2);
+
+    #[inline(always)]
+    fn fused(self, factor: f32, term: f32) -> f32 {
+        match cfg!(target_arch = "aarch64") {
+            true => self.mul_add(factor, term),
+            false => self * factor + term,
+        }
+    }
 }
 
 impl Scalar for f32 {

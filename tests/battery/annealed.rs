@@ -178,21 +178,12 @@ impl Move for Sketch {
         let (ux, uy) = (state.reduced_potential, y.target[0]);
         let inside = |log_w: f64, u: f64| Evaluation::inside(-u - log_w);
         let proposal = Proposal { x: &y.x, forward: inside(of_y, uy), reverse: inside(of_x, ux) };
-        let (fate, log_acceptance) = accept(&proposal, ux, uy, stream(3).uniform());
-        if fate == Fate::Accepted {
+        let test = accept(&proposal, ux, uy, stream(3).uniform());
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(&y.x);
             state.reduced_potential = uy;
         }
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: of_x,
-            log_weight_proposed: of_y,
-            log_density_current: proposal.reverse.log_density,
-            log_density_proposed: proposal.forward.log_density,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        Ok(Outcome::of_test(test, (ux, proposal.reverse), (uy, proposal.forward), state.reduced_potential))
     }
     fn statistics(&self) -> &Statistics {
         &self.statistics

@@ -292,20 +292,12 @@ impl Move for Sketch {
         };
         let proposal = Proposal { x: &drawn, forward: self.log_q(end), reverse: self.log_q(start) };
         let uniform = stream(StreamId::Accept).uniform();
-        let (fate, log_acceptance) = accept(&proposal, state.reduced_potential, u, uniform);
-        if fate == Fate::Accepted {
+        let before = state.reduced_potential;
+        let test = accept(&proposal, before, u, uniform);
+        if test.0 == Fate::Accepted {
             (state.x[0], state.reduced_potential) = (end, here);
         }
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: 0.0,
-            log_weight_proposed: 0.0,
-            log_density_current: proposal.reverse.log_density,
-            log_density_proposed: proposal.forward.log_density,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        Ok(Outcome::of_test(test, (before, proposal.reverse), (u, proposal.forward), state.reduced_potential))
     }
     fn statistics(&self) -> &Statistics {
         &self.statistics

@@ -307,23 +307,15 @@ impl Move for Sketch {
         let factor = if self.fault == Fault::JacobianForgotten { 0.0 } else { -1.0 };
         let (forward, reverse) = (Evaluation::inside(factor * log_det_to[0]), Evaluation::inside(factor * log_det));
         let proposal = Proposal { x: &x, forward, reverse };
-        let (fate, log_acceptance) = accept(&proposal, state.reduced_potential, u[0], stream.uniform());
+        let before = state.reduced_potential;
+        let test = accept(&proposal, before, u[0], stream.uniform());
         self.last = Some((z, log_det));
-        if fate == Fate::Accepted {
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(&x);
             state.reduced_potential = u[0];
             self.last = Some((to, log_det_to[0]));
         }
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: 0.0,
-            log_weight_proposed: 0.0,
-            log_density_current: 0.0,
-            log_density_proposed: 0.0,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        Ok(Outcome::of_test(test, (before, reverse), (u[0], forward), state.reduced_potential))
     }
 
     fn statistics(&self) -> &Statistics {

@@ -320,21 +320,12 @@ impl Move for Faulty {
         target.reduced_potential(&y, &mut u)?;
         let Mapped { forward, reverse } = mapped;
         let uniform = Stream::new(5, StreamId::Accept, state.step, state.replica).uniform();
-        let (fate, log_acceptance) =
-            accept(&Proposal { x: &y, forward, reverse }, state.reduced_potential, u[0], uniform);
-        if fate == Fate::Accepted {
+        let before = state.reduced_potential;
+        let test = accept(&Proposal { x: &y, forward, reverse }, before, u[0], uniform);
+        if test.0 == Fate::Accepted {
             state.x.copy_from_slice(&y);
         }
-        Ok(Outcome {
-            fate,
-            log_acceptance,
-            log_weight_current: 0.0,
-            log_weight_proposed: 0.0,
-            log_density_current: 0.0,
-            log_density_proposed: 0.0,
-            reduced_potential: state.reduced_potential,
-            probability: log_acceptance.min(0.0).exp(),
-        })
+        Ok(Outcome::of_test(test, (before, reverse), (u[0], forward), state.reduced_potential))
     }
     fn statistics(&self) -> &Statistics {
         &self.statistics
