@@ -98,6 +98,27 @@ impl Topology {
         lists
     }
 
+    /// A torsion about every bond that may turn: it is in no ring, and both its atoms have other neighbours, the first
+    /// of which is taken.
+    pub fn rotatable(&self) -> Vec<[usize; 4]> {
+        let neighbours = self.neighbours();
+        let is_in_ring = |j: usize, k: usize| {
+            let (mut seen, mut reached) = (vec![false; neighbours.len()], vec![j]);
+            while let Some(i) = reached.pop() {
+                let next = neighbours[i].iter().filter(|&&to| (i, to) != (j, k));
+                for &to in next {
+                    if !std::mem::replace(&mut seen[to], true) {
+                        reached.push(to);
+                    }
+                }
+            }
+            seen[k]
+        };
+        let end = |of: usize, not: usize| neighbours[of].iter().copied().find(|&i| i != not);
+        let torsion = |&[j, k]: &[usize; 2]| Some([end(j, k)?, j, k, end(k, j)?]);
+        self.bonds.iter().filter(|&&[j, k]| !is_in_ring(j, k)).filter_map(torsion).collect()
+    }
+
     /// Index of the atom with this name in this residue, e.g. `("ALA2", "CA")`.
     pub fn find(&self, residue: &str, name: &str) -> Option<usize> {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
@@ -351,6 +372,26 @@ mod tests {
     }
 
     /// CONECT records follow all models.
+    #[test]
+    fn bonds_of_chains_turn_and_those_of_rings_do_not() {
+        let molecule = |elements: &str, bonds: &[[usize; 2]]| Topology {
+            names: elements.chars().map(String::from).collect(),
+            residues: vec!["LIG1".into(); elements.len()],
+            elements: elements.chars().map(String::from).collect(),
+            bonds: bonds.to_vec(),
+        };
+        // three atoms in a ring, with a chain of three
+        let bonds = [[0, 1], [1, 2], [2, 0], [2, 3], [3, 4], [4, 5]];
+        assert_eq!(molecule("CCCCCC", &bonds).rotatable(), [[0, 2, 3, 4], [2, 3, 4, 5]]);
+        let (ala2, _) = Topology::from_pdb(Path::new("models/ala2/topology.pdb")).unwrap();
+        let turns = |a: [&str; 2], b: [&str; 2]| {
+            let [j, k] = [a, b].map(|[residue, name]| ala2.find(residue, name).unwrap());
+            ala2.rotatable().iter().any(|t| [t[1], t[2]] == [j, k] || [t[1], t[2]] == [k, j])
+        };
+        assert!(turns(["ACE1", "C"], ["ALA2", "N"]) && turns(["ALA2", "CA"], ["ALA2", "CB"]));
+        assert_eq!(ala2.rotatable().len(), 7); // φ, ψ, two amide bonds and three methyl groups
+    }
+
     #[test]
     fn the_first_model_of_a_pdb_file_has_the_bonds_of_all() {
         let atom = |serial: usize, name: &str, element: &str, x: f64| {

@@ -31,6 +31,10 @@ fn frames_of_the_other_hand_are_refused() {
     };
     let message = train(&mirrored).fails();
     assert!(message.contains("in 400 of 400 frames") && message.contains("has the opposite handedness"), "{message}");
+    // of samples in which all other bonds turn
+    let [_, told] = train(&frames).texts();
+    let amide = "no frame is turned by more than 90° about these bonds: ACE1:C (atom 5) - ALA2:N (atom 7), ALA2:C (atom 15) - NME3:N (atom 17); if";
+    assert!(told.contains(amide), "{told}");
     let [_, told] = train(&mixed).texts();
     assert!(told.contains("note: in 4 of 404 frames ALA2:CA") && told.contains("written untrained"), "{told}");
     // only two hydrogens of a methyl group exchanged

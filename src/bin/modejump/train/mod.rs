@@ -15,6 +15,7 @@ mod settings;
 mod system;
 mod tarflow;
 mod transferable;
+mod turns;
 
 use crate::common::{claim, describe_training, hash_of, require_hands, watch_signals, PlatformFlag, Weights};
 use crate::dynamics::check_start;
@@ -162,6 +163,7 @@ impl Train {
         };
         require_hands(&self.topology, &topology, &x0, &frames)?;
         self.tell_rigid_bonds(&topology, &frames)?;
+        self.tell_turns(&topology, &frames);
         let summary = match self.model {
             Kind::Coupling => match plan {
                 Some(plan) => self.modes(plan, config, &topology, &frames),
