@@ -43,6 +43,15 @@ fn inspect_lists_the_atoms() {
     );
 }
 
+/// A checkpoint may hold tensors of unsupported types beside the network.
+#[test]
+fn tensors_that_are_not_read_are_listed() {
+    let text = modejump(&["inspect", "tests/pytorch/unread.pt"]).succeeds();
+    assert!(text.contains("net.weight") && text.contains("not_read") && text.contains("UInt16Storage"), "{text}");
+    let message = modejump(&["convert", "tests/pytorch/unread.pt", "--kind", "tarflow", "-o", "never"]).fails();
+    assert!(message.contains("`net.weight`") && !message.contains("UInt16"), "{message}");
+}
+
 #[test]
 fn names_give_the_terminal_no_commands() {
     let file = folder("inspect-names").join("cleared.safetensors");

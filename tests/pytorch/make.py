@@ -148,6 +148,14 @@ def hostile(path, evidence):
     save(path, {"weight": weight, "trap": Hostile(f"touch {evidence}")}, storages)
 
 
+def unread(path):
+    """A tensor of a type that is not read, beside a network's."""
+    storages = Storages()
+    weight = Tensor(storages.add("FloatStorage", "f", [1.5]), 0, (1,), (1,))
+    tokens = Tensor(storages.add("UInt16Storage", "H", [1, 2]), 0, (2,), (1,))
+    save(path, {"net": {"weight": weight}, "tokens": tokens}, storages)
+
+
 def generator(path, source):
     """The checkpoint inside a golden file (its arrays `w.…`), as Lightning would keep it."""
     data = source.read_bytes()
@@ -173,4 +181,5 @@ if __name__ == "__main__":
     types_and_views(HERE / "types.pt", 2)
     types_and_views(HERE / "types-protocol4.pt", 4)
     hostile(HERE / "hostile.pt", "modejump-was-executed")
+    unread(HERE / "unread.pt")
     generator(HERE / "icbg.ckpt", HERE / "../golden/flows/icbg_ala2_flex_idinit.safetensors")

@@ -1,6 +1,6 @@
 //! `modejump inspect`
 
-use super::convert::read_any;
+use super::convert::{read_any, Checkpoint};
 use clap::Args;
 use modejump::coordinates::{Coordinates, CoordinatesConfig, Topology};
 use modejump::io::model_file::{self, ModelFile, Tensor};
@@ -34,8 +34,12 @@ impl Inspect {
             let model = models::load_bytes(&name, &bytes)?;
             (describe(&file, model.as_ref())?, file.card.topology)
         } else {
-            let (tensors, _) = read_any(&self.file, &bytes)?;
-            (json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) }), None)
+            let Checkpoint { tensors, unread, .. } = read_any(&self.file, &bytes)?;
+            let mut report = json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) });
+            if !unread.is_empty() {
+                report["not_read"] = json!(unread);
+            }
+            (report, None)
         };
         match self.json {
             true => println!("{report}"),

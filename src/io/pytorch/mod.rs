@@ -23,27 +23,33 @@ const MOST_VISITS: usize = 1 << 20;
 const LONGEST_NAME: usize = 1024;
 /// Prefix of the functions that make tensors; kinds not read here are sparse, quantised and fp8 ones.
 const REBUILT: &str = "torch._utils._rebuild_";
-/// Parts of a checkpoint that do not belong to the network.
-const BESIDE: [&str; 5] = ["optimizer", "optimizer_states", "lr_schedulers", "callbacks", "loops"];
 /// PyTorch's own limit is 64; no weight has that many, and every view stores its own sizes.
 const MOST_DIMENSIONS: usize = 16;
 /// Largest number of elements of all tensors together per byte of the file (views can overlap), and its lower bound.
 const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
-/// All tensors of a PyTorch file as f64, named by the path to each: `state_dict.net.0.weight`. Elements of lists and
-/// tuples are numbered. Supported are f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool, and complex numbers of f32
-/// and f64, whose parts form a last dimension of 2.
+/// Contents of a PyTorch file, named by the path to each tensor: `state_dict.net.0.weight`. Elements of lists and tuples
+/// are numbered.
+#[derive(Debug, Default, PartialEq)]
+pub struct Contents {
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Tensors of unsupported kinds, with the reason.
+    pub unread: BTreeMap<String, String>,
+}
+
+/// All tensors of a PyTorch file as f64. Supported are f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool, and complex
+/// numbers of f32 and f64, whose parts form a last dimension of 2; others are named, since a network may not need them.
 ///
 /// `name` stands for the path in error messages. Errors: not a zip archive, entries that are compressed, missing or
-/// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
-pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+/// damaged, an unknown pickle instruction, views beyond their storage, no supported tensor; each names the place.
+pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<Contents> {
     read(bytes).map_err(|reason| Error::file(name, reason))
 }
 
 type Outcome<T> = std::result::Result<T, String>;
 
-fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
+fn read(bytes: &[u8]) -> Outcome<Contents> {
     if bytes.get(..4) != Some(&MAGIC[..]) {
         return Err(
             "not a zip archive: not a PyTorch file, or saved before PyTorch 1.6; load it in PyTorch and save it again"
@@ -60,17 +66,19 @@ fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
     let mut collector = Collector {
         pickle: &pickle,
         archive,
-        tensors: BTreeMap::new(),
+        found: Contents::default(),
         path: BTreeSet::new(),
         barren: BTreeSet::new(),
         visits: 0,
         elements_left: FEWEST_ELEMENTS.max(ELEMENTS_PER_BYTE.saturating_mul(bytes.len())),
     };
     collector.visit(pickle.root, "", 0)?;
-    if collector.tensors.is_empty() {
-        return Err(format!("contains {} but no tensors", describe(&pickle)));
+    let Contents { tensors, unread } = &collector.found;
+    match unread.first_key_value() {
+        _ if !tensors.is_empty() => Ok(collector.found),
+        Some((name, reason)) => Err(format!("tensor `{name}`: {reason}")),
+        None => Err(format!("contains {} but no tensors", describe(&pickle))),
     }
-    Ok(collector.tensors)
 }
 
 fn describe(pickle: &Pickle) -> String {
@@ -143,7 +151,7 @@ impl Archive<'_> {
 struct Collector<'a> {
     pickle: &'a Pickle,
     archive: Archive<'a>,
-    tensors: BTreeMap<String, Tensor>,
+    found: Contents,
     /// Containers that enclose the current one; back references to them, as in OmegaConf, add nothing new.
     path: BTreeSet<Id>,
     /// Containers known to hold no tensor.
@@ -162,10 +170,11 @@ impl Collector<'_> {
         if self.barren.contains(&id) || !self.path.insert(id) {
             return Ok(());
         }
-        let found = self.tensors.len();
+        let found = |Contents { tensors, unread }: &Contents| tensors.len() + unread.len();
+        let before = found(&self.found);
         self.look_into(id, path, depth)?;
         self.path.remove(&id);
-        if self.tensors.len() == found {
+        if found(&self.found) == before {
             self.barren.insert(id);
         }
         Ok(())
@@ -175,21 +184,26 @@ impl Collector<'_> {
         let pickle = self.pickle;
         match &pickle.nodes[id] {
             Node::Tensor(view) => {
-                let tensor = self.tensor(view).map_err(|reason| format!("tensor `{path}`: {reason}"))?;
-                if self.tensors.insert(path.to_string(), tensor).is_some() {
+                let view = &view_as_real(view);
+                let (width, decode) = match number_type(&view.storage.class) {
+                    Ok(known) => known,
+                    Err(reason) => {
+                        self.found.unread.insert(path.to_string(), reason);
+                        return Ok(());
+                    }
+                };
+                let tensor = self.tensor(view, width, decode).map_err(|reason| format!("tensor `{path}`: {reason}"))?;
+                if self.found.tensors.insert(path.to_string(), tensor).is_some() {
                     return Err(format!("two tensors are named `{path}`"));
                 }
                 Ok(())
             }
             Node::List(parts) | Node::Tuple(parts) => self.visit_all(parts, path, depth),
             Node::Dict(items) => self.visit_items(items, path, depth),
-            Node::Object(object)
-                if object.class.contains(REBUILT) && !path.split('.').any(|part| BESIDE.contains(&part)) =>
-            {
-                Err(format!(
-                    "tensor `{path}` is of an unsupported kind ({}): save it as a dense float32 tensor",
-                    object.class
-                ))
+            Node::Object(object) if object.class.contains(REBUILT) => {
+                let reason = format!("unsupported kind {}: save it as a dense float32 tensor", object.class);
+                self.found.unread.insert(path.to_string(), reason);
+                Ok(())
             }
             Node::Object(object) => {
                 self.visit_all(&object.elements, path, depth)?;
@@ -216,9 +230,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn tensor(&mut self, view: &View) -> Outcome<Tensor> {
-        let view = &view_as_real(view);
-        let (width, decode) = number_type(&view.storage.class)?;
+    fn tensor(&mut self, view: &View, width: usize, decode: Decode) -> Outcome<Tensor> {
         if view.shape.len() > MOST_DIMENSIONS {
             return Err(format!("{} dimensions are not supported", view.shape.len()));
         }

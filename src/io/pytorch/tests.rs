@@ -18,14 +18,14 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// Reads a file with this pickle and one storage `0` of eight bytes.
-fn with_pickle(pickle: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
+fn with_pickle(pickle: &[u8]) -> Outcome<Contents> {
     read(&zip(&[("m/data.pkl", pickle), ("m/data/0", &[0; 8])]))
 }
 
 #[test]
 fn every_type_and_every_view_is_read() {
     for name in ["types.pt", "types-protocol4.pt"] {
-        let tensors = read_tensors(name, &file(name)).unwrap();
+        let tensors = read_tensors(name, &file(name)).unwrap().tensors;
         let check = |key: &str, shape: &[usize], data: &[f64]| {
             let tensor = tensors.get(key).unwrap_or_else(|| panic!("{name}: no {key}"));
             assert_eq!((&tensor.shape[..], &tensor.data[..]), (shape, data), "{name}: {key}");
@@ -57,7 +57,7 @@ fn a_hostile_file_executes_nothing() {
     let bytes = file("hostile.pt");
     let is_there = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
     assert!(is_there(b"system") && is_there(b"touch modejump-was-executed"));
-    let tensors = read_tensors("hostile.pt", &bytes).unwrap();
+    let tensors = read_tensors("hostile.pt", &bytes).unwrap().tensors;
     assert_eq!(
         tensors.into_iter().collect::<Vec<_>>(),
         [("weight".into(), Tensor { shape: vec![1], data: vec![1.5] })]
@@ -143,7 +143,7 @@ fn tensor(class: &str, offset: i32, shape: [i32; 2], stride: [i32; 2]) -> Vec<u8
 fn small_integers_have_signs() {
     for (class, bytes) in [("CharStorage", &b"\xff\x02"[..]), ("ShortStorage", b"\xff\xff\x02\x00")] {
         let read = read(&zip(&[("m/data.pkl", &tensor(class, 0, [1, 2], [2, 1])), ("m/data/0", bytes)])).unwrap();
-        assert_eq!(read["t"].data, [-1.0, 2.0], "{class}");
+        assert_eq!(read.tensors["t"].data, [-1.0, 2.0], "{class}");
     }
 }
 
@@ -153,12 +153,15 @@ fn complex_numbers_are_read_as_their_parts() {
     let bytes: Vec<u8> = [1.0_f32, -2.0, 3.0, 4.0].iter().flat_map(|part| part.to_le_bytes()).collect();
     let pickle = tensor("ComplexFloatStorage", 0, [2, 1], [1, 1]);
     let read = read(&zip(&[("m/data.pkl", &pickle), ("m/data/0", &bytes)])).unwrap();
-    assert_eq!((&read["t"].shape[..], &read["t"].data[..]), (&[2, 1, 2][..], &[1.0, -2.0, 3.0, 4.0][..]));
+    assert_eq!(
+        (&read.tensors["t"].shape[..], &read.tensors["t"].data[..]),
+        (&[2, 1, 2][..], &[1.0, -2.0, 3.0, 4.0][..])
+    );
 }
 
 #[test]
 fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
-    assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap()["t"].data, [0.0, 0.0]);
+    assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap().tensors["t"].data, [0.0, 0.0]);
     for (pickle, reason) in [
         (tensor("FloatStorage", 1, [1, 2], [2, 1]), "exceed the storage of 2 numbers"),
         (tensor("FloatStorage", 0, [2, 2], [i32::MAX, i32::MAX]), "exceed the storage"),
@@ -185,7 +188,7 @@ fn tensors_beside_containers_that_refer_back_are_read() {
     // {"t": the tensor, "l": [l, l]}
     let cyclic = b"X\x01\x00\x00\x00l]q\x07h\x07ah\x07as.";
     let read = with_pickle(&[&of_tensor[..of_tensor.len() - 1], cyclic].concat()).unwrap();
-    assert!(read.keys().eq(["t"]), "{:?}", read.keys());
+    assert!(read.tensors.keys().eq(["t"]), "{:?}", read.tensors.keys());
 }
 
 #[test]
@@ -220,13 +223,17 @@ fn a_view_that_negates_is_refused() {
     assert!(message.contains("negated or conjugated view"), "{message}");
 }
 
-/// Except for tensors outside the network.
+/// A network may not need them.
 #[test]
 fn tensors_of_kinds_that_are_not_read_are_named() {
-    let sparse = b"ctorch._utils\n_rebuild_sparse_tensor\n)Rs";
-    let of = |before: &[u8], after: &[u8]| with_pickle(&[before, b"X\x01\0\0\0w", sparse, after].concat()).unwrap_err();
-    let said = of(b"\x80\x02}", b".");
-    assert!(said.contains("tensor `w` is of an unsupported kind (torch._utils._rebuild_sparse_tensor)"), "{said}");
-    let said = of(b"\x80\x02}X\x09\0\0\0optimizer}", b"s.");
-    assert!(said.contains("no tensors"), "{said}");
+    let sparse = b"X\x01\0\0\0wctorch._utils\n_rebuild_sparse_tensor\n)Rs";
+    let alone = with_pickle(&[b"\x80\x02}", &sparse[..], b"."].concat()).unwrap_err();
+    assert!(alone.contains("tensor `w`: unsupported kind torch._utils._rebuild_sparse_tensor"), "{alone}");
+    let numbers = tensor("UInt16Storage", 0, [1, 1], [1, 1]);
+    let unknown = with_pickle(&numbers).unwrap_err();
+    assert!(unknown.contains("tensor `t`: ") && unknown.contains("UInt16Storage"), "{unknown}");
+    // beside one that is read
+    let dense = tensor("FloatStorage", 0, [1, 2], [2, 1]);
+    let found = with_pickle(&[&dense[..dense.len() - 1], &sparse[..], b"."].concat()).unwrap();
+    assert!(found.tensors.keys().eq(["t"]) && found.unread.keys().eq(["w"]), "{found:?}");
 }

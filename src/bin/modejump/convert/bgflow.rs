@@ -1,7 +1,7 @@
 //! `--kind bgflow`.
 
 use super::options::note_unread;
-use super::{fits_f32, read_any, Convert, Tensors};
+use super::{fits_f32, Checkpoint, Convert, Tensors};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::models::card::ModelConfig;
@@ -9,13 +9,13 @@ use modejump::models::coupling::{bgflow, CouplingFlow, Ends, LayerConfig};
 use modejump::models::{Model, Precision};
 use modejump::{Error, Result};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 impl Convert {
     pub(super) fn bgflow(&self) -> Result<()> {
-        let bytes = self.bytes()?;
-        let tensors = read_any(&self.checkpoint, &bytes)?.0;
+        let (Checkpoint { tensors, unread, .. }, bytes) = self.read()?;
         self.refuse_averages(&tensors)?;
-        let mut tensors = self.select(tensors)?;
+        let mut tensors = self.select(tensors, &unread)?;
         let config = self.bgflow_config()?;
         add_constraints(&mut tensors, &config)?;
         let molecule = self.topology()?;
@@ -79,9 +79,10 @@ impl Convert {
 
     /// The tensors of one flow without their prefix: those named PREFIX`_blocks.…`, and the constrained bonds beside
     /// them.
-    fn select(&self, tensors: Tensors) -> Result<Tensors> {
+    fn select(&self, tensors: Tensors, unread: &BTreeMap<String, String>) -> Result<Tensors> {
         const MARK: &str = "_blocks.";
         let prefix = self.prefix(&tensors, MARK, "bgflow flow")?;
+        self.refuse_unread(unread, &prefix)?;
         require_prior(&tensors, &prefix).map_err(|e| Error::file(&self.checkpoint, e.to_string()))?;
         let strip = |name: String| match name.strip_prefix(&prefix) {
             Some(rest) if rest.starts_with(MARK) || rest.starts_with("constrained_bond_") => Some(rest.to_string()),

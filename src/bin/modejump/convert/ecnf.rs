@@ -97,7 +97,7 @@ fn note_assumed(options: &Value) {
         .collect();
     if !assumed.is_empty() {
         eprintln!(
-            "note: assuming {}, as in the published models; set them in --config if they differ",
+            "note: assuming {}, as in the published models: no other values are supported, and a network with others has a different density",
             assumed.join(", ")
         );
     }

@@ -103,6 +103,27 @@ impl Convert {
         std::fs::read(&self.checkpoint).map_err(|e| Error::io(&self.checkpoint, e))
     }
 
+    /// The checkpoint and its bytes. Errors: a file that cannot be read, or is a model file of modejump.
+    fn read(&self) -> Result<(Checkpoint, Vec<u8>)> {
+        let bytes = self.bytes()?;
+        let checkpoint = read_any(&self.checkpoint, &bytes)?;
+        match checkpoint.metadata.contains_key(model_file::KEY) {
+            true => {
+                let reason = "already a modejump model file: there is nothing to convert";
+                Err(Error::file(&self.checkpoint, reason))
+            }
+            false => Ok((checkpoint, bytes)),
+        }
+    }
+
+    /// Errors: one of these tensors, which are not read, belongs to the network with this prefix.
+    fn refuse_unread(&self, unread: &BTreeMap<String, String>, prefix: &str) -> Result<()> {
+        match unread.iter().find(|(name, _)| name.starts_with(prefix)) {
+            Some((name, reason)) => Err(Error::file(&self.checkpoint, format!("tensor `{name}`: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
     /// The JSON object of --config, or an empty one, with --std added. Errors: --std contradicts `std` of --config.
     fn config_file(&self) -> Result<Value> {
         let mut options = match &self.config {
@@ -177,17 +198,28 @@ fn is_averaging(weights: &str, averages: &str) -> bool {
     network.is_some() && network == averages.strip_prefix("state_dict.")
 }
 
-/// Tensors of a safetensors or PyTorch file, distinguished by their first bytes, and the metadata of a safetensors
-/// file.
-pub fn read_any(path: &Path, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
+/// A safetensors or PyTorch file.
+pub struct Checkpoint {
+    pub tensors: Tensors,
+    /// Metadata of a safetensors file.
+    pub metadata: HashMap<String, String>,
+    /// Tensors of unsupported kinds, with the reason.
+    pub unread: BTreeMap<String, String>,
+}
+
+/// Reads a safetensors or PyTorch file, distinguished by their first bytes.
+pub fn read_any(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     let name = path.display().to_string();
     let pytorch_name =
         ["pt", "pth", "ckpt"].iter().any(|known| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)));
     match (bytes.starts_with(&pytorch::MAGIC), model_file::read_tensors(&name, bytes)) {
-        (true, _) => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
-        // neither format, but named like a PyTorch file
-        (false, Err(_)) if pytorch_name => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
-        (false, read) => read,
+        (false, Ok((tensors, metadata))) => Ok(Checkpoint { tensors, metadata, unread: BTreeMap::new() }),
+        (false, Err(error)) if !pytorch_name => Err(error),
+        // a PyTorch file, or neither format, but named like one
+        _ => {
+            let pytorch::Contents { tensors, unread } = pytorch::read_tensors(&name, bytes)?;
+            Ok(Checkpoint { tensors, metadata: HashMap::new(), unread })
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Shared part of the converters of networks of Cartesian coordinates: the options beside a checkpoint, features,
 //! topology.
 
-use super::{averages, fits_f32, read_any, Convert, Tensors};
+use super::{averages, fits_f32, Checkpoint, Convert, Tensors};
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
 use modejump::models::card::ModelCard;
@@ -19,21 +19,17 @@ impl Convert {
     /// Tensors of the only network that has the tensor `mark`, without their prefix; and the metadata and the bytes of
     /// the checkpoint. Moving averages replace the weights unless --raw-weights is given.
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
-        let bytes = self.bytes()?;
-        let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
-        if metadata.contains_key(model_file::KEY) {
-            let reason = "already a modejump model file: there is nothing to convert";
-            return Err(Error::file(&self.checkpoint, reason));
-        }
+        let (Checkpoint { mut tensors, mut metadata, unread }, bytes) = self.read()?;
         let prefix = self.prefix(&tensors, mark, what)?;
+        self.refuse_unread(&unread, &prefix)?;
         let averages = averages::take(&mut tensors, &prefix, self.prefix.is_none());
         self.refuse_averages(&tensors)?;
         let unread =
             averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty() && !self.raw_weights);
         if let Some(name) = unread {
             let reason = format!(
-                "{name} and others look like moving averages of weights in an unsupported layout: use --raw-weights to convert the \
-                 weights themselves"
+                "{name} and others look like moving averages of weights: use --prefix to convert them if they are named like the \
+                 weights (--prefix ema.), or --raw-weights to convert the weights themselves"
             );
             return Err(Error::file(&self.checkpoint, reason));
         }
