@@ -397,6 +397,13 @@ int32_t modejump_model_steering(const struct modejump_model *model,
                                 double *variance,
                                 uint64_t *auxiliary);
 
+// Writes the standard deviation, nm, of each component of the centroid of x if that is noise, as in a TarFlow, or 0.
+// Such a density is one of x relative to that of its centroid, so log q depends on where the centroid is. Moves take
+// care of it; before a log-density of other configurations is used in a weight, move the centroid of each to a point
+// drawn from that normal distribution.
+int32_t modejump_model_centroid_noise(const struct modejump_model *model,
+                                      double *sigma);
+
 // Makes a model at another temperature, in K, from a steerable one: its samples and densities are those of that
 // temperature. It shares the parameters of the old model, which does not change. Refused (6) for a model with a fixed
 // temperature. On success `*out` is a new handle, to be freed with `modejump_model_free`.
@@ -454,7 +461,7 @@ int32_t modejump_model_sample(const struct modejump_model *model,
                               double *log_density);
 
 // Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is
-// zero or undefined, which includes configurations with NaN.
+// zero or undefined, which includes configurations with NaN. See also `modejump_model_centroid_noise`.
 int32_t modejump_model_log_density(const struct modejump_model *model,
                                    uint64_t n,
                                    const double *x,

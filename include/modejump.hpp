@@ -122,6 +122,15 @@ public:
     /// Number of auxiliary coordinates, which come last. The configurations of a move do not have them.
     std::size_t auxiliary() const noexcept { return auxiliary_; }
 
+    /// Standard deviation, nm, of each component of the centroid of x if that is noise, as in a TarFlow, or 0. Before
+    /// log_density of such a model is used in a weight, move the centroid of each configuration to a point drawn from
+    /// that normal distribution; moves do so.
+    double centroid_noise() const {
+        double sigma = 0;
+        check(modejump_model_centroid_noise(handle(), &sigma));
+        return sigma;
+    }
+
     /// Number of coordinates of a configuration that a move changes.
     std::size_t move_dimension() const noexcept { return dimension_ - auxiliary_; }
 

@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -168,6 +169,9 @@ def test_moves_with_gradients_weigh_two_wells(generator, method, settings):
         move.attempt(x, double_well, step=0, gradient=lambda x: 1 / 0)
     with pytest.raises(ValueError, match=r"shapes \(1,\) and \(1,\)"):
         move.attempt(x, double_well, step=0, gradient=lambda x: (double_well(x), double_well(x)))
+    if method == "annealed":
+        with pytest.raises(modejump.Error, match="gradient of the reduced potential is not finite"):
+            move.attempt(x, double_well, step=0, gradient=lambda x: (double_well(x), np.full_like(x, np.nan)))
 
 
 def test_a_driven_move_takes_its_bath_along(generator):
@@ -486,6 +490,30 @@ def tarflow(tmp_path_factory):
     return write_tarflow(tmp_path_factory.mktemp("tarflow") / "tarflow.safetensors", 5, 0.05, spread=0.2)
 
 
+def test_a_tarflow_warns_of_centroids_that_are_not_its_noise(tarflow):
+    """Its log q depends on the centroid: that of frames of a simulation, which are anywhere, means nothing in a weight."""
+    model = modejump.Model(tarflow)
+    assert model.centroid_noise == pytest.approx(0.05 / np.sqrt(5)) and modejump.Model(ALA2).centroid_noise == 0
+    x, log_q = model.sample(4, seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.abs(model.log_density(x) - log_q).max() < 1e-3
+        modejump.Model(ALA2).log_density(modejump.Model(ALA2).sample(1)[0] + 1.0)
+    for evaluate in (model.log_density, model.log_density_gradient, model.encode):
+        with pytest.warns(UserWarning, match="centroids of x are up to 1.0. nm from the origin"):
+            evaluate(x + 1.0)
+
+
+def test_configurations_of_atoms_without_names(tarflow):
+    model = modejump.Model(tarflow)
+    x, log_q = model.sample(4, seed=3)
+    assert model.shape == (15,) and np.abs(model.log_density(x.reshape(4, 5, 3)) - log_q).max() < 1e-3
+    with pytest.raises(ValueError, match="expected configurations of shape"):
+        model.log_density(x.reshape(4, 3, 5))
+    with pytest.raises(TypeError, match="complex"):
+        model.log_density(x + 0j)
+
+
 def test_a_tarflow_in_other_precisions(tarflow):
     x, log_q = modejump.Model(tarflow).sample(20, seed=3)
     double, rounded = (modejump.Model(tarflow, precision=p).log_density(x) for p in ("f64", "bf16"))
@@ -557,7 +585,9 @@ def test_weights_averaged_over_rotations_vary_less(tarflow, method):
         (lambda m: modejump.Move(m, proposals=-1), ValueError, "proposals is -1"),
         (lambda m: modejump.Move(m, "driven", steps=-1), ValueError, "steps is -1"),
         (lambda m: modejump.Move(m, "annealed", leapfrog=-2), ValueError, "leapfrog is -2"),
-        (lambda m: modejump.Model(DOUBLE_WELL, segment=-4), ValueError, "segment is -4"),
+        (lambda m: modejump.Model(DOUBLE_WELL, decoding="gauss_seidel", segment=-4), ValueError, "segment is -4"),
+        (lambda m: modejump.Model(DOUBLE_WELL, segment=4), ValueError, "segment requires the decoding gauss_seidel"),
+        (lambda m: modejump.Model(DOUBLE_WELL, decoding_passes=4), ValueError, "decoding_passes require the decoding"),
         (lambda m: m.sample(3, seed=-1), ValueError, "seed is -1"),
         (lambda m: modejump.Exchange(modejump.Bijection(m, m), seed=-1), ValueError, "seed is -1"),
     ],

@@ -3,7 +3,7 @@
 use super::status::{computing, guarded};
 use super::structs::*;
 use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
-use crate::density::Evaluation;
+use crate::density::{Evaluation, Scope};
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::models::labels::require_labels;
@@ -216,6 +216,26 @@ pub unsafe extern "C" fn modejump_model_steering(
     })
 }
 
+/// Writes the standard deviation, nm, of each component of the centroid of x if that is noise, as in a TarFlow, or 0.
+/// Such a density is one of x relative to that of its centroid, so log q depends on where the centroid is. Moves take
+/// care of it; before a log-density of other configurations is used in a weight, move the centroid of each to a point
+/// drawn from that normal distribution.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `sigma` is NULL or points to a number.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_centroid_noise(model: *const modejump_model, sigma: *mut f64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(sigma, "sigma")?) };
+        *out = match model.model.scope() {
+            Scope::Noisy { sigma } => sigma,
+            _ => 0.0,
+        };
+        Ok(())
+    })
+}
+
 /// Makes a model at another temperature, in K, from a steerable one: its samples and densities are those of that
 /// temperature. It shares the parameters of the old model, which does not change. Refused (6) for a model with a fixed
 /// temperature. On success `*out` is a new handle, to be freed with `modejump_model_free`.
@@ -382,7 +402,7 @@ pub unsafe extern "C" fn modejump_model_sample(
 }
 
 /// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is
-/// zero or undefined, which includes configurations with NaN.
+/// zero or undefined, which includes configurations with NaN. See also `modejump_model_centroid_noise`.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` and `log_density` are NULL or point to that many numbers.

@@ -88,6 +88,13 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io(path, e))
 }
 
+/// As [`read_tensors`], for a file that may also be a PyTorch checkpoint, as errors say.
+pub fn read_checkpoint(name: &str, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
+    const ADVICE: &str = "; expected tensors in safetensors or a PyTorch checkpoint (.pt, .pth, .ckpt)";
+    let (tensors, header) = parse(bytes, ADVICE).map_err(|reason| Error::file(name, reason))?;
+    Ok((tensors, metadata_of(&header)))
+}
+
 /// All tensors of a safetensors file as f64, and its metadata.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
     let (tensors, header) = read_with_header(name, bytes)?;

@@ -164,6 +164,12 @@ impl Annealed {
         let mut placed = Placed { generator, target };
         let mut bridge = Bridge { space, ..Bridge::new(density.as_ref(), &mut placed) };
         let mut x = bridge.evaluate(current)?;
+        if x.target[0].is_finite() && x.target_gradient.iter().any(|g| !g.is_finite()) {
+            return Err(Error::invalid(
+                "the gradient of the reduced potential is not finite at the current configuration, although the potential is: no \
+                 step of a path would be accepted",
+            ));
+        }
         let of_current = path.backward(&mut bridge, &mut x, &mut [stream(0)])?;
         let mut y = bridge.evaluate(starts)?;
         let mut streams: Vec<Stream> = usable.iter().map(|&k| stream(k + 1)).collect();

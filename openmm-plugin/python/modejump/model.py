@@ -6,6 +6,7 @@ coordinates (dimension,).
 
 import json
 import os
+import warnings
 from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_void_p
 
 import numpy as np
@@ -16,6 +17,7 @@ from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
 DECODINGS = ("sequential", "jacobi", "gauss_seidel")
+FARTHEST_CENTROID = 8  # standard deviations: less likely than 1e-14
 
 
 def set_device(name):
@@ -65,6 +67,9 @@ class Model(_SharedOwner):
         Number of auxiliary coordinates, which come last.
     latent_temperature : float
         For a steerable model, its temperature divided by that of its training; 0 for a model with a fixed temperature.
+    centroid_noise : float
+        Standard deviation, nm, of each component of the centroid of x if that is noise, as in a TarFlow; else 0. Moves take care of
+        it. Before log_density is used in a weight, center every configuration and shift it by such noise.
     metadata : dict
         Description of the model in its file: kind, coordinates, topology, temperature, provenance.
     hash : str
@@ -88,6 +93,10 @@ class Model(_SharedOwner):
         if precision not in PRECISIONS or decoding not in DECODINGS:
             names = "; ".join(", ".join(names) for names in (PRECISIONS, DECODINGS))
             raise ValueError(f"unknown precision {precision!r} or decoding {decoding!r}; known values: {names}")
+        if segment is not None and decoding != "gauss_seidel":
+            raise ValueError("segment requires the decoding gauss_seidel")
+        if decoding == "sequential" and (decoding_tolerance, decoding_passes) != (None, None):
+            raise ValueError("decoding_tolerance and decoding_passes require the decoding jacobi or gauss_seidel")
         options, handle = _ModelOptions(), c_void_p()
         _call("model_options_init", byref(options))
         options.precision, options.decoding = PRECISIONS.index(precision), DECODINGS.index(decoding)
@@ -112,6 +121,9 @@ class Model(_SharedOwner):
         self.hash = text.value.decode()
         _call("model_device", self._handle, byref(text))
         self.device = text.value.decode()
+        sigma = c_double()
+        _call("model_centroid_noise", self._handle, byref(sigma))
+        self.centroid_noise = sigma.value
         variance, auxiliary = c_double(), c_uint64()
         _call("model_steering", self._handle, byref(variance), byref(auxiliary))
         self.latent_temperature = variance.value
@@ -134,11 +146,29 @@ class Model(_SharedOwner):
 
     def _rows(self, x):
         """x as float64 [n][dimension], and the shape of an array with one value per configuration."""
-        x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
+        x = in_unit(x, unit.nanometer, "the configuration")
+        if np.iscomplexobj(x):
+            raise TypeError("expected real coordinates, found complex numbers")
+        x = np.ascontiguousarray(x, dtype=np.float64)
         k = len(self.shape)
-        if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
+        atoms = (self.dimension // 3, 3)  # also taken for a model without names of atoms
+        if self.shape == (3 * atoms[0],) and x.shape[-2:] == atoms:
+            k = 2
+        elif x.ndim < k or x.shape[x.ndim - k :] != self.shape:
             raise ValueError(f"expected configurations of shape {self.shape}, found an array of shape {x.shape}")
         return x.reshape(-1, self.dimension), x.shape[: x.ndim - k]
+
+    def _warn_of_centroids(self, rows):
+        """Warns of configurations whose centroid is not the noise that it is for this model."""
+        if self.centroid_noise and len(rows):
+            centroids = rows.reshape(len(rows), -1, 3).mean(axis=1)
+            farthest = np.abs(np.where(np.isfinite(centroids), centroids, 0.0)).max()
+            if farthest > FARTHEST_CENTROID * self.centroid_noise:
+                warnings.warn(
+                    f"centroids of x are up to {farthest:.3g} nm from the origin, but for this model they are noise with a standard "
+                    f"deviation of {self.centroid_noise:.3g} nm (centroid_noise): center the configurations and add such noise",
+                    stacklevel=3,
+                )
 
     def sample(self, n, seed=1, first=0):
         """x [n, *shape] in nm and log q [n] of samples number first to first + n - 1 of the sequence that belongs to the seed.
@@ -154,6 +184,7 @@ class Model(_SharedOwner):
     def log_density(self, x):
         """log q of each configuration in x [..., *shape]; -inf where the density is zero or undefined."""
         rows, shape = self._rows(x)
+        self._warn_of_centroids(rows)
         log_density = np.empty(len(rows))
         _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
         return log_density.reshape(shape)[()]
@@ -181,6 +212,7 @@ class Model(_SharedOwner):
         """Maps configurations x [n, *shape] to latent points z [n, latent_dimension]; also returns ln|∂x/∂z| [n] and log q [n].
         Where log q is -inf there is no latent point, and z is meaningless or NaN."""
         rows, _ = self._rows(x)
+        self._warn_of_centroids(rows)
         n = len(rows)
         z, log_det, log_density = np.full((n, self.latent_dimension), np.nan), np.empty(n), np.empty(n)
         _call("model_encode", self._handle, c_uint64(n), *map(_pointer, (rows, z, log_det, log_density)))
@@ -196,6 +228,7 @@ class Model(_SharedOwner):
     def log_density_gradient(self, x):
         """log q [...] and its gradient with respect to x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
         rows, shape = self._rows(x)
+        self._warn_of_centroids(rows)
         log_density, gradient = np.empty(len(rows)), np.empty_like(rows)
         pointers = (_pointer(rows), _pointer(log_density), _pointer(gradient))
         _call("model_log_density_gradient", self._handle, c_uint64(len(rows)), *pointers)

@@ -64,12 +64,27 @@ pub fn is_buffer(name: &str) -> bool {
     name.ends_with(".attn_mask")
 }
 
+/// Errors: a mask of a checkpoint lets a token see later ones, which no invertible flow could.
+fn require_causal(tensors: &Tensors) -> Result<()> {
+    let is_causal = |mask: &Tensor| match mask.shape[..] {
+        [rows, columns] => (0..rows * columns).all(|k| (mask.data[k] != 0.0) == (k % columns <= k / columns)),
+        _ => false,
+    };
+    match tensors.iter().find(|(name, mask)| is_buffer(name) && !is_causal(mask)) {
+        Some((name, _)) => Err(Error::invalid(format!(
+            "tensor {name} is not a lower triangle of ones: only causal attention is supported"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Configuration of a single-system TarFlow checkpoint, from the shapes of its tensors, and the tensors that belong to
 /// it: masks are left out, and the second layer of the perceptrons is renamed to one of its two names.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_checkpoint(tensors: Tensors, head_size: usize) -> Result<(TarFlowConfig, Tensors)> {
     const WHAT: &str = "single-system TarFlow";
+    require_causal(&tensors)?;
     let used: Tensors = tensors
         .into_iter()
         .filter(|(name, _)| !is_buffer(name))
@@ -122,6 +137,7 @@ pub fn published_orders(adaptive: bool) -> Vec<AtomOrder> {
 /// Errors: a checkpoint of another architecture.
 pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(PeptideConfig, Tensors)> {
     const WHAT: &str = "transferable TarFlow";
+    require_causal(&tensors)?;
     let mask = tensors.get("blocks.0.attn_mask").and_then(|mask| mask.shape.first().copied());
     let used: Tensors = tensors.into_iter().filter(|(name, _)| !is_buffer(name)).collect();
     if used.contains_key("blocks.0.pos_embed") {
@@ -168,4 +184,17 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
 pub fn config(network: TarFlowConfig, units_per_nm: f64) -> Config {
     let atoms = (network.tokens * network.token_size / 3) as f64;
     Config { network, units_per_nm, centroid: Some(1.0 / atoms.sqrt()), stereocentres: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_of_other_attention_are_refused() {
+        let mask = |data: Vec<f64>| Tensors::from([("blocks.0.attn_mask".into(), Tensor { shape: vec![2, 2], data })]);
+        assert!(require_causal(&mask(vec![1.0, 0.0, 1.0, 1.0])).is_ok());
+        let message = require_causal(&mask(vec![1.0; 4])).unwrap_err().to_string();
+        assert!(message.contains("blocks.0.attn_mask") && message.contains("causal"), "{message}");
+    }
 }

@@ -212,7 +212,7 @@ pub fn read_any(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     let name = path.display().to_string();
     let pytorch_name =
         ["pt", "pth", "ckpt"].iter().any(|known| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)));
-    match (bytes.starts_with(&pytorch::MAGIC), model_file::read_tensors(&name, bytes)) {
+    match (bytes.starts_with(&pytorch::MAGIC), model_file::read_checkpoint(&name, bytes)) {
         (false, Ok((tensors, metadata))) => Ok(Checkpoint { tensors, metadata, unread: BTreeMap::new() }),
         (false, Err(error)) if !pytorch_name => Err(error),
         // a PyTorch file, or neither format, but named like one
