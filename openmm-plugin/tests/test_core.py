@@ -93,6 +93,24 @@ def test_hydrogens_that_are_numbered_the_other_way_round_are_named(ala2):
         ala2.check_labels(x[0, 0])
 
 
+def test_many_rows_are_those_of_several_calls(generator):
+    n = 2 * modejump.model.ROWS + 10
+    x, log_q = generator.sample(n, seed=4, first=7)
+    y, log_p = generator.sample(30, seed=4, first=7 + n - 30)
+    assert (x[-30:] == y).all() and (log_q[-30:] == log_p).all()
+    assert (generator.log_density(x)[-30:] == generator.log_density(y)).all()
+    assert all((a[-30:] == b).all() for a, b in zip(generator.log_density_gradient(x), generator.log_density_gradient(y)))
+    assert generator.sample(0)[0].shape == (0, 2) and generator.log_density(np.empty((0, 2))).shape == (0,)
+
+
+def test_ctrl_c_is_heard_between_the_rows_of_a_long_call(generator):
+    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            generator.sample(20 * modejump.model.ROWS)
+
+
 def test_the_gradient_is_that_of_the_density(generator):
     x, _ = generator.sample(50, seed=2)
     z, log_det, of_encoding = generator.encode(x)

@@ -17,6 +17,7 @@ from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
 DECODINGS = ("sequential", "jacobi", "gauss_seidel")
+ROWS = 4096  # of one call into the library, between which Ctrl-C is heard
 FARTHEST_CENTROID = 8  # standard deviations: less likely than 1e-14
 
 
@@ -26,6 +27,11 @@ def set_device(name):
     """
     _call("set_device", name.encode())
     os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
+
+
+def _parts(n):
+    """Slices of n rows, each for one call into the library; one at least, so that a call checks its arguments."""
+    return [slice(start, min(start + ROWS, n)) for start in range(0, max(n, 1), ROWS)]
 
 
 def device():
@@ -176,9 +182,11 @@ class Model(_SharedOwner):
         log q = -inf marks a sample that must not be used. The volume that densities refer to differs between kinds of models by a
         constant, given in docs/comparing.md. Raises Error for an energy-based model, which has no samples.
         """
-        numbers = [_whole(value, name) for name, value in (("seed", seed), ("first", first), ("n", n))]
+        seed, first, n = (_whole(value, name) for name, value in (("seed", seed), ("first", first), ("n", n)))
         x, log_density = np.empty((n, *self.shape)), np.empty(n)
-        _call("model_sample", self._handle, *map(c_uint64, numbers), _pointer(x), _pointer(log_density))
+        for rows in _parts(n):
+            numbers = seed, (first + rows.start) % 2**64, rows.stop - rows.start
+            _call("model_sample", self._handle, *map(c_uint64, numbers), _pointer(x[rows]), _pointer(log_density[rows]))
         return x, log_density
 
     def log_density(self, x):
@@ -186,7 +194,9 @@ class Model(_SharedOwner):
         rows, shape = self._rows(x)
         self._warn_of_centroids(rows)
         log_density = np.empty(len(rows))
-        _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
+        for part in _parts(len(rows)):
+            x = rows[part]
+            _call("model_log_density", self._handle, c_uint64(len(x)), _pointer(x), _pointer(log_density[part]))
         return log_density.reshape(shape)[()]
 
     @property
@@ -230,8 +240,9 @@ class Model(_SharedOwner):
         rows, shape = self._rows(x)
         self._warn_of_centroids(rows)
         log_density, gradient = np.empty(len(rows)), np.empty_like(rows)
-        pointers = (_pointer(rows), _pointer(log_density), _pointer(gradient))
-        _call("model_log_density_gradient", self._handle, c_uint64(len(rows)), *pointers)
+        for part in _parts(len(rows)):
+            pointers = (_pointer(rows[part]), _pointer(log_density[part]), _pointer(gradient[part]))
+            _call("model_log_density_gradient", self._handle, c_uint64(len(rows[part])), *pointers)
         return log_density.reshape(shape)[()], gradient.reshape(*shape, *self.shape)
 
 
