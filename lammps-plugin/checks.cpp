@@ -93,7 +93,7 @@ void FixModeJump::require_setup() const {
         if (fix->energy_global_flag && !fix->ecouple_flag && !beside && !utils::strmatch(fix->style, "^cmap"))
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not include: remove one of the two, "
                               "or define the forces by a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
-        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk", "^ttm", "^dt/reset", "^viscous"}))
+        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk", "^ttm", "^dt/reset", "^viscous", "^heat", "^ehex", "^viscosity", "^thermal/conductivity"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: use nvt, temp/csvr or langevin",
                        fix->id, fix->style);
         // jumps correct the velocities of the other particles for new forces, but not for new torques

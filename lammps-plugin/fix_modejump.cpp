@@ -90,7 +90,7 @@ void FixModeJump::read_options(int narg, char** arg) {
         error->all(FLERR, "Fix modejump: a screen requires the method independence");
 }
 
-int FixModeJump::setmask() { return PRE_EXCHANGE; }
+int FixModeJump::setmask() { return INITIAL_INTEGRATE | PRE_EXCHANGE; }
 
 /// Runs a function on rank 0; an exception stops all ranks.
 template <class Body> void FixModeJump::on_root(Body body) {
@@ -148,7 +148,6 @@ void FixModeJump::init() {
         error->all(FLERR, "Fix modejump: the atoms of group {}, their masses or their order by ID have changed since the model "
                           "was loaded: define the fix again", group->names[igroup]);
     loaded_ = true;
-    next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
 
 /// Sets the units of lengths, masses and temperatures.
@@ -224,10 +223,13 @@ void FixModeJump::load(int dimension) {
     });
 }
 
+/// Asks for new neighbor lists, and so for a call of pre_exchange(), at the next multiple of N. At every step, since
+/// `reset_timestep` before `run N pre no` calls nothing of a fix.
+void FixModeJump::initial_integrate(int) { next_reneighbor = (update->ntimestep + nevery - 1) / nevery * nevery; }
+
 void FixModeJump::pre_exchange() {
     if (update->ntimestep != next_reneighbor)
         return;
-    next_reneighbor += nevery;
     check_step();
     check_temperature();
     gather();

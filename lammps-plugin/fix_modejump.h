@@ -34,6 +34,7 @@ public:
 
     int setmask() override;
     void init() override;
+    void initial_integrate(int) override;
     void pre_exchange() override;
     double compute_vector(int i) override;
     double memory_usage() override;

@@ -54,10 +54,11 @@ pub const MOST_LEAPFROG_STEPS: usize = 10_000;
 pub(crate) fn check_stages(plan: &[Stage], kernel: Kernel) -> Result<()> {
     let rises = plan.is_sorted_by(|a, b| a.t <= b.t) && plan.first().is_some_and(|stage| stage.t >= 0.0);
     let ends = plan.last().is_some_and(|stage| stage.t == 1.0);
-    if !(rises && ends && plan.iter().all(|stage| stage.step > 0.0 && stage.step.is_finite())) {
-        return Err(Error::invalid(
-            "stages must have non-decreasing t that starts at 0 or above and ends at 1, and positive steps",
-        ));
+    if !(rises && ends) {
+        return Err(Error::invalid("stages must have non-decreasing t that starts at 0 or above and ends at 1"));
+    }
+    if let Some(Stage { step, .. }) = plan.iter().find(|stage| !(stage.step > 0.0 && stage.step.is_finite())) {
+        return Err(Error::invalid(format!("the step of a stage is {step}, but must be positive and finite")));
     }
     match kernel {
         Kernel::Hamiltonian { leapfrog } if !(1..=MOST_LEAPFROG_STEPS).contains(&leapfrog) => {

@@ -81,6 +81,29 @@ pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: (variance * inefficiency / n).sqrt() })
 }
 
+/// Blocks of [`mean_of_blocks`].
+const BLOCKS: usize = 40;
+
+/// As [`mean_of_series`], for dynamics that is not reversible, such as that of a Nosé–Hoover thermostat, whose energies
+/// oscillate: the error is that of the means of 40 blocks, or, if these are still correlated (their autocorrelation at
+/// lag 1 is above two standard errors of it, 2/√40) or the series is short, that of [`mean_of_series`].
+pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
+    let whole = mean_of_series(series)?;
+    let length = series.len() / BLOCKS;
+    if length < 2 {
+        return Ok(whole);
+    }
+    let means: Vec<f64> =
+        series.chunks_exact(length).take(BLOCKS).map(|b| b.iter().sum::<f64>() / length as f64).collect();
+    let centre = means.iter().sum::<f64>() / BLOCKS as f64;
+    let covariance =
+        |lag: usize| means[lag..].iter().zip(&means).map(|(a, b)| (a - centre) * (b - centre)).sum::<f64>();
+    match covariance(1) > 2.0 / (BLOCKS as f64).sqrt() * covariance(0) {
+        true => Ok(whole),
+        false => Ok(Estimate { standard_error: block_error(series, BLOCKS)?, ..whole }),
+    }
+}
+
 /// Number of lags up to which autocovariances are summed directly; beyond, a Fourier transform of all lags is cheaper.
 const SUMMED_LAGS: usize = 64;
 

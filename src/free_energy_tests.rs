@@ -215,3 +215,29 @@ fn a_state_without_samples_has_a_population_of_zero() {
     let message = between_states(&[0.0; 3], &[Some(false); 3]).unwrap_err().to_string();
     assert!(message.ends_with("populations are 0.000 and 1.000"), "{message}");
 }
+
+/// Oscillating series, as of a Nosé–Hoover thermostat: x_t = 2 r cos ω x_{t−1} − r² x_{t−2} + ξ, whose mean over n steps
+/// has the variance 1/n (1 − 2 r cos ω + r²)⁻².
+#[test]
+fn errors_of_oscillating_series_come_from_blocks() {
+    let (r, omega, n) = (0.98_f64, 0.3_f64, 8000);
+    let (a, b) = (2.0 * r * omega.cos(), -r * r);
+    let truth = 1.0 / ((1.0 - a - b) * (n as f64).sqrt());
+    let errors = |of: fn(&[f64]) -> Result<Estimate>| -> f64 {
+        let of_seed = |seed: u64| {
+            let mut stream = stream(900 + seed);
+            let mut series = vec![0.0, 0.0];
+            for t in 2..n + 500 {
+                series.push(a * series[t - 1] + b * series[t - 2] + stream.normal());
+            }
+            of(&series[500..]).unwrap().standard_error.powi(2) / 20.0
+        };
+        (0..20).map(of_seed).sum::<f64>().sqrt()
+    };
+    let (by_blocks, by_sequence) = (errors(mean_of_blocks), errors(mean_of_series));
+    assert!((by_blocks / truth - 1.0).abs() < 0.15, "{by_blocks} where {truth} is right");
+    assert!((by_sequence / truth - 1.0).abs() > 0.5, "{by_sequence}");
+    // a slow series has correlated blocks
+    let slow = autoregressive(8000, 0.999, &mut stream(77));
+    assert_eq!(mean_of_blocks(&slow).unwrap(), mean_of_series(&slow).unwrap());
+}

@@ -265,6 +265,12 @@ def test_steps_that_come_again_are_told_once(run):
     assert text.count("an attempt at step 20 comes after one at step 100") == text.count("WARNING: Fix modejump") >= 1, text
 
 
+def test_attempts_go_on_after_reset_timestep_and_pre_no(run):
+    text = run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[1]\nthermo 100\nrun 100\nreset_timestep 500\nrun 100 pre no\n")
+    rows = [line.split() for line in text.splitlines() if len(line.split()) == 2 and line.split()[0] == "600"]
+    assert rows == [["600", "10"]], text
+
+
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"

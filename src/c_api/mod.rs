@@ -196,6 +196,10 @@ unsafe trait Versioned: Copy {
     /// appended.
     const LATER: &'static [usize] = &[];
     fn empty() -> Self;
+    /// Flags of which none is known yet.
+    fn reserved_flags(&self) -> u32 {
+        0
+    }
 }
 
 /// Copies the part of a caller's struct that caller and library both know; the rest is as in `empty`.
@@ -210,7 +214,10 @@ unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
     unsafe {
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size);
     }
-    Ok(value)
+    match value.reserved_flags() {
+        0 => Ok(value),
+        flags => Err(Error::invalid(format!("{}.flags is {flags}, but must be 0", T::NAME))),
+    }
 }
 
 /// Writes as much of `value` as the caller's struct has room for; its `struct_size` is kept.

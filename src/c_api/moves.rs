@@ -411,7 +411,9 @@ pub(super) unsafe fn constraints_of(
     let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
     let in_range = |atom: &u64| index(*atom) < n_atoms;
     if let Some(atom) = atoms.iter().find(|atom| !in_range(atom)) {
-        return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
+        return Err(Error::invalid(format!(
+            "atom {atom} is constrained, but the {n_atoms} atoms of the model are counted from 0"
+        )));
     }
     let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
     Constraints::new(&pairs, lengths, masses).map(Some)

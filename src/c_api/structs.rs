@@ -223,6 +223,9 @@ unsafe impl Versioned for modejump_latent_walk_options {
             seed: 0,
         }
     }
+    fn reserved_flags(&self) -> u32 {
+        self.flags
+    }
 }
 
 /// The configuration an attempt starts from.
@@ -259,6 +262,9 @@ unsafe impl Versioned for modejump_state {
             x: std::ptr::null_mut(),
             r#box: std::ptr::null(),
         }
+    }
+    fn reserved_flags(&self) -> u32 {
+        self.flags
     }
 }
 

@@ -52,6 +52,9 @@ unsafe impl Versioned for modejump_target {
             relax: None,
         }
     }
+    fn reserved_flags(&self) -> u32 {
+        self.flags
+    }
 }
 
 /// Owner of a `modejump_target`: calls `destroy` when dropped.

@@ -88,12 +88,9 @@ impl Constraints {
             return Err(Error::invalid(format!("{} constraints, but {} lengths", pairs.len(), lengths.len())));
         }
         for (&[a, b], &d) in pairs.iter().zip(lengths) {
-            let name = format!("constraint between atoms {} and {}", a + 1, b + 1);
+            let name = format!("constraint between atoms {a} and {b}, counted from 0");
             if a == b || a >= masses.len() || b >= masses.len() {
-                return Err(Error::invalid(format!(
-                    "{name}: expected two different atom numbers below {}",
-                    masses.len() + 1
-                )));
+                return Err(Error::invalid(format!("{name}: expected two different atoms of {}", masses.len())));
             }
             if !(d > 0.0 && d.is_finite()) {
                 return Err(Error::invalid(format!("{name}: the length is {d} nm, but must be positive")));

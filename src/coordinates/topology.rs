@@ -57,7 +57,7 @@ const ELEMENTS: &[(&str, f64, f64)] = &[
     ("I", 0.139, 126.90),
 ];
 
-fn radius(element: &str) -> Option<f64> {
+pub(crate) fn radius(element: &str) -> Option<f64> {
     ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.1)
 }
 

@@ -4,6 +4,8 @@
 
 use super::{Model, Steering};
 use crate::coordinates::chirality::classes;
+use crate::coordinates::topology::radius;
+use crate::coordinates::vector::distance;
 use crate::coordinates::Topology;
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
@@ -13,6 +15,9 @@ const FAR_LIKELIER: f64 = 25.0;
 
 /// log q of molecules in nm is above zero, and a few hundred lower for hot or strained ones.
 const LOWEST: f64 = -300.0;
+
+/// Atoms farther apart than this multiple of the sum of their covalent radii are hardly bonded.
+const STRETCHED: f64 = 1.4;
 
 /// Two equal parts of a molecule at one centre (two atoms, two branches, or the two sides of a ring), as pairs of atoms
 /// to be swapped.
@@ -66,10 +71,37 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     Ok(is_far_likelier.then_some(Exchanged { exchanges, log_density: [before, now] }))
 }
 
-/// Requires the labels of the model's frames. Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round,
-/// or a stereocentre of the other hand (both named); those of the density.
+/// A bond of the model whose atoms are far apart in `x[atoms][3]` (nm), which is also unlikely to the model: its atoms
+/// may be in another order.
+fn torn_bond(model: &dyn Model, x: &[f64]) -> Result<Option<[usize; 2]>> {
+    let Some(topology) = model.card().topology.as_ref().filter(|_| x.len() == model.dimension()) else {
+        return Ok(None);
+    };
+    // atoms of unknown elements may be beads, whose bonds have any length
+    let is_torn = |&&[i, j]: &&[usize; 2]| {
+        let radii = [i, j].map(|atom| radius(&topology.elements[atom]).unwrap_or(f64::INFINITY));
+        distance(x, i, j) > STRETCHED * (radii[0] + radii[1])
+    };
+    let Some(&bond) = topology.bonds.iter().find(is_torn) else { return Ok(None) };
+    let mut x = x.to_vec();
+    model.scope().centre(&mut x);
+    let log_q = log_densities(model, &x)?;
+    Ok(Some(bond).filter(|_| log_q[0] < LOWEST))
+}
+
+/// Requires the labels of the model's frames. Errors: `x[atoms][3]` (nm) has atoms in another order, equal atoms
+/// numbered the other way round, or a stereocentre of the other hand (all named); those of the density.
 pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     let label = |atom: usize| model.card().label(atom);
+    if let Some([i, j]) = torn_bond(model, x)? {
+        return Err(Error::invalid(format!(
+            "{} and {}, which are bonded in the model, are {:.2} nm apart: use the atoms in the order of the model, and whole \
+             molecules; from such a configuration no jump is accepted",
+            label(i),
+            label(j),
+            distance(x, i, j)
+        )));
+    }
     if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
         let name = |exchange: &Exchange| {
             let [a, b] = exchange[0];
@@ -216,6 +248,10 @@ mod tests {
             assert!(message.contains("ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"), "{message}");
             assert!(!message.contains("even then"), "{message}");
         }
+        // two carbon atoms in another order
+        let [c, ca] = ["C", "CA"].map(|name| topology.find("ALA2", name).unwrap());
+        let message = require_labels(model.as_ref(), &super::after(&x, &vec![[c, ca]])).unwrap_err().to_string();
+        assert!(message.contains("bonded in the model") && message.contains("order of the model"), "{message}");
         let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
         let message = require_labels(model.as_ref(), &mirror).unwrap_err().to_string();
         assert!(message.contains("ALA2:CA (atom 9) has the opposite handedness"), "{message}");

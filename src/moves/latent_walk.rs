@@ -34,7 +34,8 @@ impl LatentWalkOptions {
     /// Errors: no widths, widths that are not positive, trajectories that are too long.
     pub(crate) fn check(&self) -> Result<()> {
         if self.widths.is_empty() || self.widths.iter().any(|s| !(*s > 0.0 && s.is_finite())) {
-            let message = format!("invalid widths {:?} of a latent walk: use one or more positive widths", self.widths);
+            let message =
+                format!("invalid widths {:?} of a latent walk: use one or more positive, finite widths", self.widths);
             return Err(Error::invalid(message));
         }
         if self.leapfrog > MOST_LEAPFROG_STEPS {
@@ -424,7 +425,7 @@ mod tests {
         let refusal = |widths: Vec<f64>, leapfrog: usize| {
             LatentWalk::new(&model, LatentWalkOptions { widths, leapfrog, seed: 0 }).err().unwrap().to_string()
         };
-        assert!(refusal(vec![], 0).contains("one or more positive widths"));
+        assert!(refusal(vec![], 0).contains("one or more positive, finite widths"));
         assert!(refusal(vec![0.1, 0.0], 0).contains("[0.1, 0.0]"));
         assert!(refusal(vec![0.1], 10_001).contains("10001 leapfrog"));
     }

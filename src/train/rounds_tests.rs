@@ -255,6 +255,6 @@ fn options_out_of_range_are_refused_by_name() {
     assert!(refusal_of_hot(&|o| o.frames_per_segment = 0).contains("explore.frames_per_segment = 0"));
     let beyond = Region { along: Along::Component(3), range: [0.0, 1.0] };
     let no_width = LatentWalkOptions { widths: vec![], ..LatentWalkOptions::default() };
-    assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one or more positive widths"));
+    assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one or more positive, finite widths"));
     assert!(refusal(&|o| o.region = Some(beyond.clone())).contains("component 3 of 3"));
 }

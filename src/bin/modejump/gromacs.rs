@@ -7,7 +7,7 @@ use crate::common::{
 use clap::Args;
 use indicatif::MultiProgress;
 use modejump::engines::gromacs::{Gmx, Options, Walker};
-use modejump::free_energy::mean_of_series;
+use modejump::free_energy::mean_of_blocks;
 use modejump::models::Model;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
@@ -219,7 +219,7 @@ impl Gromacs {
             let (u, t) = walker.series_after(self.equilibrate)?;
             for (name, series) in [("u", u), ("t", t)] {
                 // a handful of frames has no meaningful mean, which is no reason to fail the run
-                if let Ok(mean) = mean_of_series(&series) {
+                if let Ok(mean) = mean_of_blocks(&series) {
                     summary[format!("{name}_mean")] = json!(mean.value);
                     summary[format!("{name}_stderr")] = json!(mean.standard_error);
                 }

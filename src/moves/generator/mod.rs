@@ -295,7 +295,7 @@ impl Generator {
 fn check(density: &dyn Density, options: Options) -> Result<()> {
     if density.exactness() != Exactness::Exact {
         return Err(Error::Unsupported(format!(
-            "the model's density is {}, but acceptance requires an exact density: use the model for reweighting or to \
+            "the exactness of the model's density is `{}`, but acceptance requires an exact density: use the model for reweighting or to \
              screen the proposals of a generator",
             density.exactness().name()
         )));

@@ -196,7 +196,7 @@ fn what_does_not_fit_is_refused() {
     let message = md(&["--model", "models/ala2/model-hbonds.safetensors"]).fails();
     assert!(message.contains("keeps the bond") && message.contains("constrain the bond"), "{message}");
     assert!(md(&["--model", MODEL, "--anneal", "0"]).fails().contains("--anneal"));
-    assert!(md(&["--model", MODEL, "--latent-walk", "0"]).fails().contains("one or more positive widths"));
+    assert!(md(&["--model", MODEL, "--latent-walk", "0"]).fails().contains("one or more positive, finite widths"));
     assert!(md(&["--model", MODEL, "--latent-walk", "0.1", "--draw-ahead"]).fails().contains("--latent-walk"));
     let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--latent-walk", "0.1"]).fails();
     assert!(message.contains("such as a coupling flow"), "{message}");
