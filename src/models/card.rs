@@ -167,6 +167,11 @@ impl ModelCard {
         if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
             return Err(format!("the temperature must be positive and finite, not {t} K"));
         }
+        let exactness = self.model.exactness();
+        if self.exactness != exactness {
+            let (found, expected, kind) = (self.exactness.name(), exactness.name(), self.model.kind());
+            return Err(format!("the exactness is `{found}`, but that of this model of kind {kind} is `{expected}`"));
+        }
         let Some(topology) = &self.topology else { return Ok(()) };
         let n = topology.n_atoms();
         let lists = [topology.names.len(), topology.elements.len(), topology.residues.len()];
@@ -276,6 +281,15 @@ impl ModelCard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_exactness_that_the_model_does_not_have_is_refused() {
+        let config = CouplingConfig { uniform: vec![], layers: vec![] };
+        let card = ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 9 });
+        assert_eq!(card.check(), Ok(()));
+        let reason = ModelCard { exactness: Exactness::Surrogate, ..card }.check().unwrap_err();
+        assert!(reason.contains("is `surrogate`") && reason.contains("coupling is `exact`"), "{reason}");
+    }
 
     #[test]
     fn without_names_atoms_are_counted() {

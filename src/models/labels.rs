@@ -18,6 +18,8 @@ const LOWEST: f64 = -300.0;
 
 /// Atoms farther apart than this multiple of the sum of their covalent radii are hardly bonded.
 const STRETCHED: f64 = 1.4;
+/// A bond of this length (nm) goes across a periodic box.
+const ACROSS: f64 = 1.0;
 
 /// Two equal parts of a molecule at one centre (two atoms, two branches, or the two sides of a ring), as pairs of atoms
 /// to be swapped.
@@ -83,6 +85,9 @@ fn torn_bond(model: &dyn Model, x: &[f64]) -> Result<Option<[usize; 2]>> {
         distance(x, i, j) > STRETCHED * (radii[0] + radii[1])
     };
     let Some(&bond) = topology.bonds.iter().find(is_torn) else { return Ok(None) };
+    if topology.bonds.iter().any(|&[i, j]| distance(x, i, j) > ACROSS) {
+        return Ok(None); // split by a periodic boundary; moves make it whole
+    }
     let mut x = x.to_vec();
     model.scope().centre(&mut x);
     let log_q = log_densities(model, &x)?;
@@ -95,8 +100,8 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     let label = |atom: usize| model.card().label(atom);
     if let Some([i, j]) = torn_bond(model, x)? {
         return Err(Error::invalid(format!(
-            "{} and {}, which are bonded in the model, are {:.2} nm apart: use the atoms in the order of the model, and whole \
-             molecules; from such a configuration no jump is accepted",
+            "{} and {}, which are bonded in the model, are {:.2} nm apart: use the atoms in the order of the model; from such a \
+             configuration no jump is accepted",
             label(i),
             label(j),
             distance(x, i, j)

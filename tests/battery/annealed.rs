@@ -231,7 +231,7 @@ fn what_is_no_path_is_refused() {
         (path(mala, vec![stage(0.6, 0.1), stage(0.4, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
         (path(mala, vec![stage(f64::NAN, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
         (path(mala, vec![stage(-0.5, 0.1), stage(1.0, 0.1)], 1), "non-decreasing t"),
-        (path(mala, vec![stage(1.0, 0.0)], 1), "positive steps"),
+        (path(mala, vec![stage(1.0, 0.0)], 1), "step of a stage is 0"),
         (path(mala, good.clone(), 0), "moves"),
         (path(mala, good.clone(), 1 << 20), "random numbers"),
         (path(Kernel::Hamiltonian { leapfrog: usize::MAX }, good.clone(), 1), "leapfrog steps"),

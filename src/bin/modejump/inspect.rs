@@ -56,9 +56,9 @@ fn shapes(tensors: &BTreeMap<String, Tensor>) -> Value {
 fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
     let card = &file.card;
     let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
-    let (kind, stereocentres) = match &card.coordinates {
-        CoordinatesConfig::Cartesian { .. } => ("cartesian", 0),
-        CoordinatesConfig::Internal { stereocentres, .. } => ("internal", stereocentres.len()),
+    let kind = match &card.coordinates {
+        CoordinatesConfig::Cartesian { .. } => "cartesian",
+        CoordinatesConfig::Internal { .. } => "internal",
     };
     let constraints: Vec<Value> = coordinates
         .constraints()
@@ -77,7 +77,7 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
         "latent_dimension": model.flow().map(|f| f.latent_dimension()),
         "coordinates": kind,
         "constraints": constraints,
-        "stereocentres": stereocentres,
+        "stereocentres": card.stereocentres().len(),
         "temperature_K": card.temperature,
         "steering": card.steering,
         "target": card.target,
