@@ -14,7 +14,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
+	test-openmmtools test-opencl test-arm train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
 	test-plugin-gpu sanitize-gpu bench-gpu bench-pytorch clean
 
 all: build plugin
@@ -76,6 +76,13 @@ test-plugin-gpu: plugin
 test-opencl: plugin
 	MODEJUMP_TEST_PLATFORMS="OpenCL:single OpenCL:mixed OpenCL:double" sh scripts/opencl.sh \
 		$(PY) -m pytest -q openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
+
+# The core's tests for 64-bit ARM, under emulation (Debian: apt install gcc-aarch64-linux-gnu qemu-user-static; rustup target add
+# aarch64-unknown-linux-gnu): takes hours. FILTER="nn:: moves::" runs a part.
+test-arm:
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
+		cargo test --release --target aarch64-unknown-linux-gnu --lib -- $(FILTER)
 
 # openmmtools is heavy and optional, so the tests of its adapter have their own environment and are not part of `make test`.
 OPENMMTOOLS := target/openmmtools

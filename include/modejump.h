@@ -389,6 +389,9 @@ int32_t modejump_model_free(struct modejump_model *model);
 // Writes the number of coordinates of a configuration: three for each atom of a molecule.
 int32_t modejump_model_dimension(const struct modejump_model *model, uint64_t *dimension);
 
+// Writes the temperature, K, of the ensemble that the model describes, or 0 if its file does not say.
+int32_t modejump_model_temperature(const struct modejump_model *model, double *kelvin);
+
 // Writes the latent temperature of a steerable model, i.e. its temperature divided by that of its training, or 0 for a
 // model with a fixed temperature; and how many of its coordinates, the last ones, are auxiliary. Moves leave these
 // out: their configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are those

@@ -113,6 +113,13 @@ public:
     /// Number of coordinates of a configuration, 3 x atoms for a molecule.
     std::size_t dimension() const { return dimension_; }
 
+    /// Temperature, K, of the ensemble that the model describes; 0 if its file does not say.
+    double temperature() const {
+        double kelvin = 0;
+        check(modejump_model_temperature(handle(), &kelvin));
+        return kelvin;
+    }
+
     /// Whether the model can be taken to other temperatures.
     bool is_steerable() const noexcept { return variance_ > 0; }
 

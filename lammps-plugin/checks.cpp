@@ -142,9 +142,14 @@ void FixModeJump::check_masses(const modejump::Model& model, const std::vector<d
     }
 }
 
-/// Warns if equivalent atoms are numbered differently from the model's frames, or a stereocentre has the opposite handedness, so
-/// that no jump is accepted. On rank 0.
+/// Warns if the atoms are in another order than the model's, are numbered differently from its frames, or a stereocentre has the
+/// opposite handedness, so that no jump is accepted; and if the model is of another temperature. On rank 0.
 void FixModeJump::check_labels() {
+    const double kelvin = model_->temperature();
+    const bool in_kelvin = std::string(update->unit_style) != "lj";
+    if (in_kelvin && kelvin > 0 && !model_->is_steerable() && std::abs(kelvin - temperature_) > 0.5)
+        error->warning(FLERR, "Fix modejump: the model {} was trained for {} K; fewer jumps are accepted at {} K", model_file_, kelvin,
+                       temperature_);
     try {
         model_->check_labels(current_);
     } catch (const std::exception& thrown) {

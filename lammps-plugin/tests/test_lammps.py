@@ -265,6 +265,12 @@ def test_steps_that_come_again_are_told_once(run):
     assert text.count("an attempt at step 20 comes after one at step 100") == text.count("WARNING: Fix modejump") >= 1, text
 
 
+def test_a_model_of_another_temperature_is_told(run):
+    text = run.good(DYNAMICS.format(seed=5).replace("300.0 300.0", "350.0 350.0") + jump(run).replace("temp 300.0", "temp 350.0") + "run 20\n")
+    assert "was trained for 300 K; fewer jumps are accepted at 350 K" in " ".join(text.split()), text
+    assert "was trained for" not in run.good(DYNAMICS.format(seed=5) + jump(run) + "run 20\n")
+
+
 def test_attempts_go_on_after_reset_timestep_and_pre_no(run):
     text = run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[1]\nthermo 100\nrun 100\nreset_timestep 500\nrun 100 pre no\n")
     rows = [line.split() for line in text.splitlines() if len(line.split()) == 2 and line.split()[0] == "600"]

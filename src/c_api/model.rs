@@ -7,7 +7,7 @@ use crate::density::{Evaluation, Scope};
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::models::labels::require_labels;
-use crate::models::steering::dimension_without_auxiliary;
+use crate::models::steering::{dimension_without_auxiliary, temperature};
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, flow_of, Model, Precision};
 use crate::moves::check_box;
@@ -186,6 +186,20 @@ pub unsafe extern "C" fn modejump_model_dimension(model: *const modejump_model, 
         // SAFETY: the caller's promise.
         let (model, out) = unsafe { (reference(model, "model")?, reference_mut(dimension, "dimension")?) };
         *out = model.model.dimension() as u64;
+        Ok(())
+    })
+}
+
+/// Writes the temperature, K, of the ensemble that the model describes, or 0 if its file does not say.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `kelvin` is NULL or points to a number.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_temperature(model: *const modejump_model, kelvin: *mut f64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(kelvin, "kelvin")?) };
+        *out = temperature(model.model.as_ref()).or(model.model.card().temperature).unwrap_or(0.0);
         Ok(())
     })
 }

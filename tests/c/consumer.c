@@ -729,6 +729,9 @@ static void test_steering(const char *path, const char *generator) {
         EXPECT(fabs((log_q_cold[i] - 2.0 * log_q[i]) - (log_q_cold[0] - 2.0 * log_q[0])) < 1e-3);
     EXPECT(modejump_model_load(generator, &plain) == MODEJUMP_OK);
     EXPECT(modejump_model_steering(plain, &variance, &auxiliary) == MODEJUMP_OK && variance == 0.0 && auxiliary == 0);
+    EXPECT(modejump_model_temperature(model, &warm) == MODEJUMP_OK && warm == 600.0);
+    EXPECT(modejump_model_temperature(cold, &warm) == MODEJUMP_OK && warm == 300.0);
+    EXPECT(modejump_model_temperature(NULL, &warm) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_centroid_noise(plain, &warm) == MODEJUMP_OK && warm == 0.0);
     EXPECT(modejump_model_centroid_noise(plain, NULL) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_at_temperature(plain, 300.0, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);

@@ -402,6 +402,7 @@ static void test_match_atoms(const std::string& path) {
 static void test_steering(const std::string& path, const std::string& generator) {
     const modejump::Model model(path), plain(generator);
     EXPECT(model.is_steerable() && model.dimension() == 4 && model.auxiliary() == 2 && model.latent_temperature() == 1.0);
+    EXPECT(model.temperature() == 600.0);
     EXPECT(!plain.is_steerable() && plain.auxiliary() == 0 && plain.centroid_noise() == 0.0);
     EXPECT(model.at_temperature(300.0).latent_temperature() == 0.5);
     EXPECT(status_of([&] { plain.at_temperature(300.0); }) == MODEJUMP_UNSUPPORTED);
