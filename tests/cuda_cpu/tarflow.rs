@@ -232,7 +232,7 @@ fn what_the_host_does() {
     let said =
         [card.with_options(by_iteration).err(), host.with_options(by_iteration).unwrap().on_device(&driver).err()];
     let small: Arc<dyn Driver> = Arc::new(Fibres::new("tarflow-little", Sanitizer::None).with_shared_memory(30 << 10));
-    for (said, word) in said.into_iter().chain([host.on_device(&small).err()]).zip(["iteration", "iteration", "30 KiB"])
+    for (said, word) in said.into_iter().chain([host.on_device(&small).err()]).zip(["iterative", "iterative", "30 KiB"])
     {
         let said = said.expect("an error").to_string();
         assert!(said.contains(word) && said.contains("device cpu"), "{said}");
