@@ -104,11 +104,16 @@ def test_many_rows_are_those_of_several_calls(generator):
 
 
 def test_ctrl_c_is_heard_between_the_rows_of_a_long_call(generator):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        while True:
-            generator.sample(20 * modejump.model.ROWS)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(1000):
+                generator.sample(20 * modejump.model.ROWS)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_gradient_is_that_of_the_density(generator):
@@ -582,7 +587,7 @@ def test_weights_averaged_over_rotations_vary_less(tarflow, method):
         (lambda m: modejump.Model(__file__), modejump.Error, "test_core.py"),
         (lambda m: m.log_density(np.zeros((5, 3))), ValueError, r"expected configurations of shape \(2,\)"),
         (lambda m: modejump.Move(m, "metropolis"), ValueError, "independence, isir"),
-        (lambda m: modejump.Move(m, "latent_walk", widths=[0.1, 0.0]), modejump.Error, "positive width"),
+        (lambda m: modejump.Move(m, "latent_walk", widths=[0.1, 0.0]), modejump.Error, "positive, finite width"),
         (lambda m: modejump.Move(m, "latent_walk", proposals=2), ValueError, "one step per attempt"),
         (lambda m: modejump.Move(m, widths=[0.1]), ValueError, "latent_walk"),
         (lambda m: modejump.Move(m, "annealed", stages=0), modejump.Error, "stages"),
