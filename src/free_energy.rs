@@ -89,18 +89,16 @@ const BLOCKS: usize = 40;
 /// lag 1 is above two standard errors of it, 2/√40) or the series is short, that of [`mean_of_series`].
 pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
     let whole = mean_of_series(series)?;
-    let length = series.len() / BLOCKS;
-    if length < 2 {
+    if series.len() < 2 * BLOCKS {
         return Ok(whole);
     }
-    let means: Vec<f64> =
-        series.chunks_exact(length).take(BLOCKS).map(|b| b.iter().sum::<f64>() / length as f64).collect();
+    let means = block_means(series, BLOCKS)?;
     let centre = means.iter().sum::<f64>() / BLOCKS as f64;
     let covariance =
         |lag: usize| means[lag..].iter().zip(&means).map(|(a, b)| (a - centre) * (b - centre)).sum::<f64>();
     match covariance(1) > 2.0 / (BLOCKS as f64).sqrt() * covariance(0) {
         true => Ok(whole),
-        false => Ok(Estimate { standard_error: block_error(series, BLOCKS)?, ..whole }),
+        false => Ok(Estimate { standard_error: error_of_means(&means), ..whole }),
     }
 }
 
@@ -148,6 +146,11 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
 /// Standard error of a series' mean from the scatter of `blocks` block means; valid when blocks are much longer than
 /// the correlation time. A remainder at the end is left out.
 pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
+    Ok(error_of_means(&block_means(series, blocks)?))
+}
+
+/// Means of equally long blocks; a remainder at the end is left out. Errors: fewer than 2 blocks, or empty ones.
+fn block_means(series: &[f64], blocks: usize) -> Result<Vec<f64>> {
     let length = series.len() / blocks.max(1);
     if blocks < 2 || length == 0 {
         return Err(Error::invalid(format!(
@@ -155,11 +158,14 @@ pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
             series.len()
         )));
     }
-    let means: Vec<f64> =
-        series.chunks_exact(length).take(blocks).map(|b| b.iter().sum::<f64>() / length as f64).collect();
-    let centre = means.iter().sum::<f64>() / blocks as f64;
-    let variance = means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (blocks as f64 - 1.0);
-    Ok((variance / blocks as f64).sqrt())
+    Ok(series.chunks_exact(length).take(blocks).map(|b| b.iter().sum::<f64>() / length as f64).collect())
+}
+
+/// Standard error of the mean of independent values.
+fn error_of_means(means: &[f64]) -> f64 {
+    let n = means.len() as f64;
+    let centre = means.iter().sum::<f64>() / n;
+    (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt()
 }
 
 /// Targeted free-energy perturbation from samples of A (Jarzynski 2002): ΔF = F_B − F_A = −ln ⟨e^{−Φ}⟩_A with

@@ -4,7 +4,6 @@ use super::convert::{read_any, Checkpoint};
 use clap::Args;
 use modejump::coordinates::{Coordinates, CoordinatesConfig, Topology};
 use modejump::io::model_file::{self, ModelFile, Tensor};
-use modejump::io::pytorch;
 use modejump::models::card::ModelConfig;
 use modejump::models::coupling::LayerConfig;
 use modejump::models::{self, Model};
@@ -26,15 +25,13 @@ impl Inspect {
     pub fn run(self) -> Result<()> {
         let bytes = std::fs::read(&self.file).map_err(|e| Error::io(&self.file, e))?;
         let name = self.file.display().to_string();
-        let is_model = !bytes.starts_with(&pytorch::MAGIC)
-            && model_file::read_tensors(&name, &bytes)
-                .is_ok_and(|(_, metadata)| metadata.contains_key(model_file::KEY));
-        let (report, atoms) = if is_model {
+        let Checkpoint { tensors, unread, metadata } = read_any(&self.file, &bytes)?;
+        let (report, atoms) = if metadata.contains_key(model_file::KEY) {
+            drop(tensors); // the model reads its own
             let file = model_file::read(&name, &bytes)?;
             let model = models::load_bytes(&name, &bytes)?;
             (describe(&file, model.as_ref())?, file.card.topology)
         } else {
-            let Checkpoint { tensors, unread, .. } = read_any(&self.file, &bytes)?;
             let mut report = json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) });
             if !unread.is_empty() {
                 report["not_read"] = json!(unread);
