@@ -21,6 +21,7 @@
 #include <exception>
 #include <iostream>
 #include <limits>
+#include <mutex>
 #include <random>
 #include <sstream>
 
@@ -317,7 +318,10 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps requires more random numbers than an attempt has; use fewer steps");
-    // a new Context restarts the random numbers of the Reference platform, which all Contexts of a process share
+    // OpenMM does not guard what all Contexts of a process share: a new Context restarts the random numbers of the Reference platform, and
+    // two Systems that are copied at once can have wrong parameters
+    static mutex guard;
+    const lock_guard<mutex> lock(guard);
     const CommonRandomNumbers kept;
     return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
                                    owner.getRelaxationStepSize());

@@ -64,11 +64,25 @@ Platform &find_platform(const string &name) {
     throw OpenMMException("unknown platform '" + name + "'; known platforms: " + names);
 }
 
-// The Reference platform's random numbers have one unguarded state for the whole process. While a RandomTurn lives,
-// that state is the Simulation's own: simulations in one process take turns instead of disturbing each other or racing.
+// OpenMM keeps state for the whole process that it does not guard: the random numbers of the Reference platform, the
+// list of the CPU platform's Contexts, and the memory with which XML's numbers are converted. Two Systems that are read
+// or copied at once can have wrong parameters, without a word; creating a Context copies some Forces as well, and
+// restarts the random numbers. While a Turn lives, no other thread of the library does any of this.
+class Turn {
+public:
+    Turn() : lock(mutex) {}
+
+private:
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock;
+};
+
+std::mutex Turn::mutex;
+
+// A Turn with the Simulation's own random numbers of the Reference platform.
 class RandomTurn {
 public:
-    explicit RandomTurn(string &state) : lock(mutex), state(state) {
+    explicit RandomTurn(string &state) : state(state) {
         if (!state.empty()) {
             std::istringstream stream(state, std::ios::binary);
             OpenMM::SimTKOpenMMUtilities::loadCheckpoint(stream);
@@ -81,12 +95,9 @@ public:
     }
 
 private:
-    static std::mutex mutex;
-    std::lock_guard<std::mutex> lock;
+    Turn turn;
     string &state;
 };
-
-std::mutex RandomTurn::mutex;
 
 std::map<string, string> properties(const Platform &platform, size_t threads) {
     if (platform.getName() == "CPU" && threads > 0)
@@ -151,6 +162,7 @@ void load_plugins(rust::Str directory) { Platform::loadPluginsFromDirectory(stri
 std::shared_ptr<System> system_from_xml(rust::Str xml) {
     let_moves_be_read();
     std::istringstream stream{string(xml)};
+    Turn turn;
     return std::make_shared<System>(OpenMM::XmlSerializer::deserialize<OpenMM::System>(stream));
 }
 
@@ -218,14 +230,21 @@ void System::bonds(rust::Vec<uint64_t> &pairs) const {
 }
 
 Evaluator::Evaluator(std::shared_ptr<System> shared, Platform &platform)
-    : system(std::move(shared)), integrator(0.001),
-      context(*system->system, integrator, platform, properties(platform, 1)), positions(system->n_particles()) {}
+    : system(std::move(shared)), integrator(0.001), positions(system->n_particles()) {
+    Turn turn;
+    context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, 1));
+}
+
+Evaluator::~Evaluator() {
+    Turn turn;
+    context.reset();
+}
 
 void Evaluator::set_box_vectors(rust::Slice<const double> box) {
     check_size(box.size(), 9, "box vectors");
     vector<Vec3> vectors(3);
     unpack(box.data(), vectors);
-    context.setPeriodicBoxVectors(vectors[0], vectors[1], vectors[2]);
+    context->setPeriodicBoxVectors(vectors[0], vectors[1], vectors[2]);
 }
 
 void Evaluator::evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> gradient) {
@@ -234,7 +253,7 @@ void Evaluator::evaluate(rust::Slice<const double> x, rust::Slice<double> energi
     const bool with_forces = !gradient.empty();
     if (with_forces)
         check_size(gradient.size(), n * dimension, "forces");
-    ContextImpl &inner = impl(context);
+    ContextImpl &inner = impl(*context);
     for (size_t row = 0; row < n; row++) {
         unpack(x.data() + row * dimension, positions);
         inner.setPositions(positions);
@@ -266,6 +285,11 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
           OpenMM::MonteCarloFlexibleBarostat::Temperature()})
         if (there.count(name) > 0)
             context->setParameter(name, temperature);
+}
+
+Simulation::~Simulation() {
+    Turn turn;
+    context.reset();
 }
 
 void Simulation::step(size_t n) {
@@ -385,12 +409,16 @@ bool Simulation::box_vectors(rust::Slice<double> box) const {
 
 Solvent::Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size)
     : n(solute.size()) {
-    std::unique_ptr<OpenMM::System> system(OpenMM::XmlSerializer::clone(*simulation.system->system));
     const vector<int> particles(solute.begin(), solute.end());
-    string random_state;
-    RandomTurn turn(random_state); // creating a Context reseeds OpenMM's random numbers
+    Turn turn;
+    std::unique_ptr<OpenMM::System> system(OpenMM::XmlSerializer::clone(*simulation.system->system));
     inner = std::make_unique<ModeJumpPlugin::Solvent>(impl(*simulation.context), std::move(system), particles,
                                                       static_cast<int>(steps), step_size);
+}
+
+Solvent::~Solvent() {
+    Turn turn;
+    inner.reset();
 }
 
 void Solvent::begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step) {

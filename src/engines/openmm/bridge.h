@@ -53,13 +53,14 @@ private:
 class Evaluator {
 public:
     Evaluator(std::shared_ptr<System> system, OpenMM::Platform &platform);
+    ~Evaluator();
     void set_box_vectors(rust::Slice<const double> box);
     void evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> forces);
 
 private:
     std::shared_ptr<System> system;
     OpenMM::VerletIntegrator integrator;
-    OpenMM::Context context;
+    std::unique_ptr<OpenMM::Context> context;
     std::vector<OpenMM::Vec3> positions, forces;
 };
 
@@ -68,6 +69,7 @@ class Simulation {
 public:
     Simulation(std::shared_ptr<System> system, OpenMM::Platform &platform, size_t threads, double temperature,
                double friction, double timestep, int seed);
+    ~Simulation();
     void step(size_t n);
     int64_t step_count() const;
     void get_positions(rust::Slice<double> x);
@@ -99,6 +101,7 @@ private:
 class Solvent {
 public:
     Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size);
+    ~Solvent();
     // Starts one attempt from the present state of the Simulation.
     void begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step);
     double energy_at(rust::Slice<const double> x);

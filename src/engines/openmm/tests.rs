@@ -282,6 +282,23 @@ fn a_checkpoint_continues_bit_for_bit() {
     assert_eq!(first, advance(&mut simulation));
 }
 
+/// OpenMM itself reads wrong parameters, without a word, where two threads read a System at once.
+#[test]
+fn systems_read_at_once_have_the_same_energy() {
+    let x = &numbers(&golden()["x"])[..66];
+    let energy = || {
+        let mut u = [0.0];
+        OpenMmTarget::new(&system("system.xml"), 300.0, 1).unwrap().reduced_potential(x, &mut u).unwrap();
+        u[0]
+    };
+    let alone = energy();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..40).for_each(|_| assert_eq!(alone, energy())));
+        }
+    });
+}
+
 #[test]
 fn simulations_in_one_process_do_not_disturb_each_other() {
     let alone = {
