@@ -13,7 +13,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
+.PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo test-openmm \
 	test-openmmtools test-opencl test-arm train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
 	test-plugin-gpu sanitize-gpu bench-gpu bench-pytorch clean
 
@@ -67,6 +67,11 @@ bench-pytorch:
 
 test-plugin: plugin
 	$(PYTEST) openmm-plugin/tests
+
+# The plugin tests with another OpenMM, 8.2 to 8.5, in an environment of its own, in which the README's command installs it.
+OPENMM ?= 8.2
+test-openmm:
+	@PYTHON=$(PYTHON) sh scripts/openmm.sh $(OPENMM)
 
 # The plugin tests on a GPU, in each precision; one test runs the generator there, too.
 test-plugin-gpu: plugin

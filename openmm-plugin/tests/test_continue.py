@@ -26,6 +26,8 @@ def simulation(model, frequency=10, name=None, seed=6):
 @pytest.mark.parametrize("at", [0, 200, 205])
 def test_a_checkpoint_continues_bit_for_bit(peroxide_model, name, at):
     """T3, T4: also at a step of an attempt, and in another Context with another history."""
+    if name == "CPU" and toy.VERSION < (8, 3):
+        pytest.skip("checkpoints of OpenMM 8.2 on the CPU platform lack its random numbers, with or without moves")
     jump, context = simulation(peroxide_model, name=name)
     context.getIntegrator().step(at)
     checkpoint = context.createCheckpoint()
@@ -243,6 +245,7 @@ def test_explicit_attempts_of_runs_from_one_state(peroxide_model, capfd, seed, p
     assert capfd.readouterr().err.count("repeat the random numbers") == warnings
 
 
+@toy.since("ReplicaExchangeSampler")
 @pytest.mark.parametrize("seed, proposals, warnings", [(0, 60, 0), (12, 30, 1)])
 def test_replicas_without_streams_of_their_own(peroxide_model, capfd, seed, proposals, warnings):
     """T3"""
@@ -253,6 +256,7 @@ def test_replicas_without_streams_of_their_own(peroxide_model, capfd, seed, prop
     assert capfd.readouterr().err.count("assign_replica_streams") == warnings
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_replica_exchange_samples_both_temperatures(gaussian_model):
     """T2, T3: temperatures reach the move through the integrator, replicas have their own numbers."""
     system = toy.well_system()

@@ -205,7 +205,7 @@ def compound():
     return integrator
 
 
-@pytest.mark.parametrize("kind", THERMOSTATS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=toy.since("DPDIntegrator")) if kind == "DPD" else kind for kind in THERMOSTATS])
 def test_temperature_comes_from_the_integrator(gaussian_model, kind):
     """At 300 K the generator is the target: log alpha = 0 shows that the temperature was found. Velocities are redrawn."""
     system = toy.well_system()
@@ -309,6 +309,7 @@ def test_a_temperature_that_the_steps_compute_is_not_that_of_the_step_before(gau
     assert max(log_acceptances) > 0.05
 
 
+@toy.since("PythonForce")
 def test_a_proposal_without_an_energy_is_rejected(gaussian_model, capfd):
     """What OpenMM cannot compute there ends no run; at the present configuration it does."""
     system = toy.well_system()
@@ -334,6 +335,7 @@ def test_a_proposal_without_an_energy_is_rejected(gaussian_model, capfd):
         jump.attempt(context)
 
 
+@toy.since("PythonForce")
 def test_ctrl_c_while_python_computes_a_proposal_ends_the_run(gaussian_model):
     system = toy.well_system()
 

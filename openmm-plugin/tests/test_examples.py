@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toy
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -42,6 +43,7 @@ def test_models_are_found_from_any_folder(name, tmp_path):
     assert done.stdout == "True\n", done.stderr
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_a_short_ladder_has_no_errors(tmp_path):
     arguments = ["--temperatures", "400", "600", "--iterations", "4", "--steps", "20", "--output", str(tmp_path)]
     out = run("temperature_ladder.py", *arguments)

@@ -1,5 +1,6 @@
 """The package in a clean environment: pip installs it, OpenMM loads the plugin by itself, and pip takes it away again."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -27,6 +28,11 @@ def run(*command, **options):
     return done.stdout
 
 
+def openmm_version():
+    """Of the wheel, which OpenMM itself does not know to the last part (8.4.0.post1)."""
+    return importlib.metadata.version("openmm")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built with the tools of the running environment."""
@@ -38,11 +44,25 @@ def wheel(tmp_path_factory):
     return wheel
 
 
+def test_the_openmm_of_the_environment_is_found(tmp_path):
+    """As in an environment of conda, which has the libraries in its lib, and while pip builds with another OpenMM."""
+    venv, other = tmp_path / "venv", tmp_path / "build"
+    run(sys.executable, "-m", "venv", "--without-pip", str(venv))
+    (packages,) = venv.glob("lib/python3*/site-packages")
+    for place, libraries in ((packages, venv / "lib"), (other, other / "OpenMM.libs" / "lib")):
+        (place / "openmm").mkdir(parents=True)
+        (place / "openmm" / "version.py").write_text(f"openmm_library_path = {str(libraries)!r}\n")
+    find = f"import runpy, sys; sys.path.insert(0, {str(other)!r}); runpy.run_path({str(PROJECT / 'find_openmm.py')!r})"
+    assert run(str(venv / "bin" / "python"), "-c", find) == f"{venv}\n"
+    (packages / "openmm" / "version.py").unlink()
+    assert run(str(venv / "bin" / "python"), "-c", find) == f"{other / 'OpenMM.libs'}\n"
+
+
 def test_install_load_uninstall(wheel, tmp_path):
     venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", str(venv))
     python = str(venv / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", str(wheel))
+    run(python, "-m", "pip", "install", "--quiet", f"openmm=={openmm_version()}", str(wheel))
     name, line = run(python, "-c", SCRIPT, cwd=tmp_path).splitlines()
     assert name == "MonteCarloModeJump" and line.startswith("5 ") and str(venv) in line
     (plugin,) = venv.glob("lib/python3*/site-packages/OpenMM.libs/lib/plugins/libOpenMMModeJump.so")

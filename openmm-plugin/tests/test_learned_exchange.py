@@ -113,6 +113,7 @@ def test_an_exact_map_is_always_exchanged(wells):
     assert exchange.statistics().attempts == 0
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_exchanges_without_a_seed_decide_by_numbers_of_their_own(wells):
     """As those of the pairs of a ladder have to, which are tried at one step."""
     identity = modejump.Bijection(wells[0], wells[0])
@@ -146,6 +147,7 @@ def test_potentials_that_fail_leave_both_replicas_alone(wells):
         exchange.attempt(a, b, [fine, fine], step=0, replicas=(1, 1))
 
 
+@toy.since("ReplicaExchangeSampler")
 @pytest.mark.parametrize("kind", ["temperature", "width"])
 def test_exact_maps_between_temperatures_and_between_hamiltonians(wells, kind):
     """Every exchange is accepted, and both states keep their widths."""
@@ -173,6 +175,7 @@ def test_exact_maps_between_temperatures_and_between_hamiltonians(wells, kind):
         assert_mean(values, factor * toy.SIGMA**2, "mean square")
 
 
+@toy.since("ReplicaExchangeSampler")
 @pytest.mark.parametrize("kind, constrained, bonds, freedom", [("flexible", (), 3, 12), ("rigid", OH, 1, 10)])
 def test_energy_temperature_and_torsion_of_both_temperatures(request, peroxides, kind, constrained, bonds, freedom):
     """Exchanges neither cool nor heat, with and without constraints; torsions, which jumps in either replica turn, have
@@ -204,6 +207,7 @@ def test_energy_temperature_and_torsion_of_both_temperatures(request, peroxides,
         assert_mean(positive, exact_positive(temperature), f"population at {temperature} K")
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_particles_that_the_map_leaves_alone_go_with_their_replica(wells):
     """The first particle has no map: it makes exchanges rarer, and both particles keep their widths at both temperatures."""
     system = openmm.System()
@@ -241,6 +245,7 @@ def nowhere_far_from_the_wells(state):
     return 0.0, np.zeros_like(x)
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_a_configuration_without_an_energy_is_not_exchanged(wells, tmp_path):
     system = toy.well_system()
     system.addForce(openmm.PythonForce(nowhere_far_from_the_wells))
@@ -252,6 +257,7 @@ def test_a_configuration_without_an_energy_is_not_exchanged(wells, tmp_path):
     assert sampler.statistics(0).non_finite > 0
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_exchanges_are_a_function_of_seed_and_iteration(wells, tmp_path):
     """Of three states, with OpenMM's own reporter."""
     states = [{"temperature": t} for t in (300.0, 450.0, 310.0)]
@@ -270,6 +276,7 @@ def test_exchanges_are_a_function_of_seed_and_iteration(wells, tmp_path):
     assert (tmp_path / "first" / "log.csv").exists()
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_what_cannot_be_exchanged_is_refused(wells, peroxides):
     sampler = modejump.LearnedReplicaExchangeSampler
     states = [{"temperature": 300.0}, {"temperature": 450.0}]
@@ -317,6 +324,7 @@ def simulation_of(integrator):
     return simulation
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_states_whose_dynamics_is_at_another_temperature_are_refused(wells):
     """OpenMM's own sampler leaves integrators that it cannot set at their temperature, without a word."""
     states = [{"temperature": 300.0}, {"temperature": 450.0}]
@@ -332,6 +340,7 @@ def test_states_whose_dynamics_is_at_another_temperature_are_refused(wells):
     assert toy.positions(simulation.context)[0][0] == pytest.approx(0.01)
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_integrators_of_another_potential_exchange_nothing(wells):
     states = [{"temperature": 300.0}, {"temperature": 450.0}]
     integrator = openmm.CustomIntegrator(0.001)

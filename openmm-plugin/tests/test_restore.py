@@ -60,6 +60,8 @@ def middle():
     ids=["LangevinMiddle", "LangevinMiddle-constraints", "Custom"],
 )
 def test_rejected_moves_leave_the_trajectory_identical(hopeless_model, tmp_path, name, make_integrator, constrained):
+    if name == "Reference" and toy.VERSION < (8, 3):
+        pytest.skip("a new Context of OpenMM 8.2 does not seed all random numbers of the Reference platform")
     model = hopeless_model
     if constrained:
         bonds = [[a, b, 0.097] for a, b in constrained]

@@ -54,6 +54,7 @@ def nothing_where_atoms_are_apart(state):
     return 0.0, np.zeros_like(x)
 
 
+@toy.since("PythonForce")
 def test_a_configuration_without_an_energy_ends_the_path_and_not_the_run(chain_model, capfd, monkeypatch):
     """As where the self-consistent field of some potential does not converge."""
     system = bath.bath_system()
@@ -70,6 +71,10 @@ def test_a_configuration_without_an_energy_ends_the_path_and_not_the_run(chain_m
     statistics, told = jump.statistics(context), capfd.readouterr().err
     assert statistics.attempts >= 99 and statistics.non_finite > 5
     assert told.count("no energy of this geometry") == 1
+    monkeypatch.setitem(NEAREST, "distance", 0.0)
+    jump.update_parameters_in_context(context)  # copies the PythonForce again
+    integrator.step(40)
+    assert jump.statistics(context).attempts >= statistics.attempts + 9
 
 
 @pytest.mark.parametrize(
@@ -103,12 +108,12 @@ def test_a_bath_that_gives_way_lets_more_through(chain_model):
     expected = []
     for jump in (frozen, path):
         context = context_of(jump)
-        for _ in range(80):
+        for _ in range(240):
             context.getIntegrator().step(20)
             jump.attempt(context)
         expected.append(jump.statistics(context).expected_acceptance)
     statistics = jump.statistics(context)
-    assert statistics.relaxations == 80 * 19 and statistics.relaxations_accepted > 0.6 * statistics.relaxations
+    assert statistics.relaxations == 240 * 19 and statistics.relaxations_accepted > 0.6 * statistics.relaxations
     assert expected[1] > 1.3 * expected[0], expected
 
 

@@ -56,6 +56,7 @@ def test_a_move_follows_the_temperature():
         assert move.statistics().acceptance > 0.6
 
 
+@toy.since("ReplicaExchangeSampler")
 def test_replicas_at_two_temperatures_share_one_model(tmp_path):
     """A Gaussian model of the harmonic well, with auxiliary coordinates: right at every temperature, so every jump is accepted."""
     layers = [scale_layer([0, 1, 2], (0.0,) * 3, (toy.SIGMA,) * 3)]

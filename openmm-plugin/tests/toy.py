@@ -5,13 +5,17 @@ import os
 
 import numpy as np
 import openmm
+import pytest
 from model_file import scale_layer, write_model
+from openmm import app
 
 KT = openmm.unit.MOLAR_GAS_CONSTANT_R.value_in_unit(openmm.unit.kilojoule_per_mole / openmm.unit.kelvin) * 300.0
 MASS = 12.011
 #: Width of the wells, nm.
 SIGMA = 0.05
 SEPARATION = 0.4
+#: Of OpenMM, two numbers.
+VERSION = tuple(int(part) for part in openmm.__version__.split(".")[:2])
 #: Population of the left well.
 LEFT = 0.2
 
@@ -19,6 +23,12 @@ LEFT = 0.2
 #: What tests of every platform run on, and the first what all others do; MODEJUMP_TEST_PLATFORMS="CUDA:single CUDA:mixed" has them
 #: run elsewhere, in these precisions.
 PLATFORMS = os.environ.get("MODEJUMP_TEST_PLATFORMS", "Reference CPU").split()
+
+
+def since(name):
+    """Mark: the test is skipped if OpenMM is too old to have this."""
+    has = hasattr(openmm, name) or hasattr(app, name)
+    return pytest.mark.skipif(not has, reason=f"OpenMM {openmm.__version__} has no {name}")
 
 
 def rounds(n, name=None):

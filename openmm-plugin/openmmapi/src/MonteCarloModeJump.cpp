@@ -7,6 +7,7 @@
 #include "openmm/OpenMMException.h"
 
 #include <cmath>
+#include <mutex>
 
 using namespace OpenMM;
 using namespace std;
@@ -64,13 +65,18 @@ shared_ptr<const Model> MonteCarloModeJump::Source::load(uint32_t flags) const {
     return loaded;
 }
 
+/** For the parts of a Source that are found on loading: Contexts of one System may be created by several threads. */
+static recursive_mutex loadingOne;
+
 shared_ptr<const Model> MonteCarloModeJump::Source::onCPU() const {
+    const lock_guard<recursive_mutex> lock(loadingOne);
     if (!model)
         model = load(MODEJUMP_ON_CPU);
     return model;
 }
 
 shared_ptr<const Model> MonteCarloModeJump::Source::onDeviceOf(ContextImpl& context) const {
+    const lock_guard<recursive_mutex> lock(loadingOne);
     const char* device = nullptr;
     check(modejump_device(&device));
     if (string(device) == "cpu")

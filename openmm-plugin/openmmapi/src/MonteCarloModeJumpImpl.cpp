@@ -1,6 +1,7 @@
 #include "internal/MonteCarloModeJumpImpl.h"
 
 #include "Checks.h"
+#include "ClassName.h"
 #include "Interruption.h"
 #include "Model.h"
 #include "MovedParticles.h"
@@ -259,6 +260,7 @@ modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.proposals);
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
     options.rotations = owner.getRotations();
+    options.partial = allMoved ? 0 : 1;
     const modejump_annealing_options annealing = annealingOptions(owner);
     const modejump_latent_walk_options walk = walkOptions(owner, seed);
     modejump_move* result = nullptr;
@@ -292,6 +294,13 @@ unique_ptr<System> withoutJumps(const System& outer) {
     return system;
 }
 
+bool hasPythonForce(const System& system) {
+    for (int i = 0; i < system.getNumForces(); i++)
+        if (className(system.getForce(i)) == "PythonForce")
+            return true;
+    return false;
+}
+
 /** Restores the random numbers of the Reference platform at the end of its scope. */
 class CommonRandomNumbers {
 public:
@@ -319,9 +328,12 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps requires more random numbers than an attempt has; use fewer steps");
     // OpenMM does not guard what all Contexts of a process share: a new Context restarts the random numbers of the Reference platform, and
-    // two Systems that are copied at once can have wrong parameters
+    // two Systems that are copied at once can have wrong parameters. In Python the interpreter's lock is held here; copying a PythonForce may
+    // give it up for a while, so no other lock is held then.
     static mutex guard;
-    const lock_guard<mutex> lock(guard);
+    unique_lock<mutex> lock(guard, defer_lock);
+    if (!hasPythonForce(context.getSystem()))
+        lock.lock();
     const CommonRandomNumbers kept;
     return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
                                    owner.getRelaxationStepSize());

@@ -3,6 +3,7 @@
 #include "Interruption.h"
 #include "Space.h"
 #include "Thermostat.h"
+#include "openmm/Integrator.h"
 #include "openmm/internal/ContextImpl.h"
 
 #include <cmath>

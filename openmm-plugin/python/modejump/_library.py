@@ -63,7 +63,7 @@ def _find():
     named = os.environ.get("MODEJUMP_OPENMM_PLUGIN")
     if named:
         return Path(named)
-    return Path(openmm.__file__).resolve().parents[1] / "OpenMM.libs" / "lib" / "plugins" / NAME
+    return Path(openmm.version.openmm_library_path) / "plugins" / NAME
 
 
 def _load():
@@ -74,13 +74,21 @@ def _load():
             "or set MODEJUMP_OPENMM_PLUGIN to the path of the library"
         )
     # No effect if OpenMM has loaded the library already.
-    openmm.Platform.loadPluginLibrary(str(path))
-    library = ctypes.CDLL(str(path))
+    try:
+        openmm.Platform.loadPluginLibrary(str(path))
+    except openmm.OpenMMException as error:
+        raise ImportError(
+            f"OpenMM {openmm.__version__} does not load the plugin of modejump, which may have been built for another version; install it "
+            f"again with `pip install --force-reinstall --no-deps ./openmm-plugin` ({error})"
+        ) from None
+    library, holding = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
     library.modejump_openmm_abi_version.restype = c_uint32
     library.modejump_openmm_last_error.restype = c_char_p
     found = library.modejump_openmm_abi_version()
     if found != ABI:
         raise ImportError(f"{path} has interface version {found}, but this package requires {ABI}; reinstall modejump")
+    # copies the System, whose PythonForces require the interpreter's lock
+    library.modejump_openmm_update_parameters = holding.modejump_openmm_update_parameters
     for name, arguments in SIGNATURES.items():
         function = getattr(library, "modejump_openmm_" + name)
         function.argtypes = arguments

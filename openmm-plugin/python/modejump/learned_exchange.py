@@ -16,7 +16,17 @@ from .move import own_seed
 VELOCITIES = 1 << 23
 
 
-class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
+class _NoReplicaExchangeSampler:
+    """Base of the sampler before OpenMM 8.6."""
+
+    def __new__(cls, *arguments, **options):
+        raise NotImplementedError(
+            "LearnedReplicaExchangeSampler extends app.ReplicaExchangeSampler, which OpenMM has from version 8.6 on, and this is "
+            f"{openmm.__version__}; modejump.openmmtools has a LearnedReplicaExchangeSampler for openmmtools"
+        )
+
+
+class LearnedReplicaExchangeSampler(getattr(app, "ReplicaExchangeSampler", _NoReplicaExchangeSampler)):
     """Replica exchange in which neighbours exchange through maps between their ensembles.
 
     Invernizzi et al., J. Phys. Chem. Lett. 13, 11643 (2022).

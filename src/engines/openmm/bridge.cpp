@@ -9,6 +9,7 @@
 
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <sstream>
 
 using OpenMM::Context;
@@ -64,10 +65,10 @@ Platform &find_platform(const string &name) {
     throw OpenMMException("unknown platform '" + name + "'; known platforms: " + names);
 }
 
-// OpenMM keeps state for the whole process that it does not guard: the random numbers of the Reference platform, the
-// list of the CPU platform's Contexts, and the memory with which XML's numbers are converted. Two Systems that are read
-// or copied at once can have wrong parameters, without a word; creating a Context copies some Forces as well, and
-// restarts the random numbers. While a Turn lives, no other thread of the library does any of this.
+// OpenMM keeps state for the whole process that it does not guard: the random numbers of the Reference platform, and the
+// memory with which XML's numbers are converted. Two Systems that are read or copied at once can have wrong parameters,
+// without a word; creating a Context copies some Forces as well, and restarts the random numbers. While a Turn lives, no
+// other thread of the library does any of this.
 class Turn {
 public:
     Turn() : lock(mutex) {}
@@ -97,6 +98,27 @@ public:
 private:
     Turn turn;
     string &state;
+};
+
+// The CPU platform looks for a Context in a list whenever it computes, so none may be created or destroyed meanwhile.
+// Who waits for that waits in the door, so that new computations do not come first for ever.
+std::mutex door;
+std::shared_mutex contexts;
+
+std::shared_lock<std::shared_mutex> computing() {
+    std::lock_guard<std::mutex> enter(door);
+    return std::shared_lock<std::shared_mutex>(contexts);
+}
+
+struct Entering {
+    std::lock_guard<std::mutex> enter{door};
+    std::unique_lock<std::shared_mutex> alone{contexts};
+};
+
+// For the creation and the end of a Context.
+struct Changing {
+    Turn turn;
+    Entering alone;
 };
 
 std::map<string, string> properties(const Platform &platform, size_t threads) {
@@ -146,11 +168,12 @@ bool has_force(const OpenMM::System &system) {
     return false;
 }
 
-// Whether steps draw from the state guarded by RandomTurn: on the Reference platform, and on the CPU platform with a
-// thermostat whose kernel is Reference's.
-bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
+// Whether steps draw from the state guarded by RandomTurn: on the Reference platform, on the CPU platform with a
+// thermostat whose kernel is Reference's, and on all platforms with a barostat.
+bool draws_in_turn(const System &system, const Platform &platform) {
     const string &name = platform.getName();
-    return name == "Reference" || (name == "CPU" && has_force<OpenMM::AndersenThermostat>(system));
+    return name == "Reference" || system.has_barostat() ||
+           (name == "CPU" && has_force<OpenMM::AndersenThermostat>(*system.system));
 }
 
 } // namespace
@@ -231,12 +254,12 @@ void System::bonds(rust::Vec<uint64_t> &pairs) const {
 
 Evaluator::Evaluator(std::shared_ptr<System> shared, Platform &platform)
     : system(std::move(shared)), integrator(0.001), positions(system->n_particles()) {
-    Turn turn;
+    Changing changing;
     context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, 1));
 }
 
 Evaluator::~Evaluator() {
-    Turn turn;
+    Changing changing;
     context.reset();
 }
 
@@ -254,6 +277,7 @@ void Evaluator::evaluate(rust::Slice<const double> x, rust::Slice<double> energi
     if (with_forces)
         check_size(gradient.size(), n * dimension, "forces");
     ContextImpl &inner = impl(*context);
+    const auto lock = computing();
     for (size_t row = 0; row < n; row++) {
         unpack(x.data() + row * dimension, positions);
         inner.setPositions(positions);
@@ -273,10 +297,13 @@ std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, 
 Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_t threads, double temperature,
                        double friction, double timestep, int seed)
     : system(std::move(shared)), integrator(temperature, friction, timestep), buffer(system->n_particles()),
-      in_turn(draws_in_turn(*system->system, platform)) {
+      in_turn(draws_in_turn(*system, platform)) {
     integrator.setRandomNumberSeed(seed);
     RandomTurn turn(random_state);
-    context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
+    {
+        const Entering alone;
+        context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
+    }
     // thermostats and barostats of the System follow this run's temperature, not the one they were written with
     const auto &there = context->getParameters();
     for (const string &name :
@@ -288,7 +315,7 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
 }
 
 Simulation::~Simulation() {
-    Turn turn;
+    Changing changing;
     context.reset();
 }
 
@@ -296,6 +323,7 @@ void Simulation::step(size_t n) {
     std::optional<RandomTurn> turn;
     if (in_turn)
         turn.emplace(random_state);
+    const auto lock = computing();
     integrator.step(static_cast<int>(n));
 }
 
@@ -329,6 +357,7 @@ void Simulation::set_drawn_velocities(rust::Slice<const double> v) {
     ContextImpl &inner = impl(*context);
     const double half = 0.5 * integrator.getStepSize(), tolerance = integrator.getConstraintTolerance();
     unpack(v.data(), buffer);
+    const auto lock = computing();
     inner.setVelocities(buffer);
     inner.applyVelocityConstraints(tolerance);
     inner.getVelocities(buffer);
@@ -366,9 +395,15 @@ void Simulation::subtract_centre_of_mass_motion() {
             buffer[i] -= momentum * (1 / total);
 }
 
-double Simulation::potential_energy() { return impl(*context).calcForcesAndEnergy(false, true); }
+double Simulation::potential_energy() {
+    const auto lock = computing();
+    return impl(*context).calcForcesAndEnergy(false, true);
+}
 
-double Simulation::kinetic_energy() { return context->getState(State::Energy).getKineticEnergy(); }
+double Simulation::kinetic_energy() {
+    const auto lock = computing();
+    return context->getState(State::Energy).getKineticEnergy();
+}
 
 double Simulation::degrees_of_freedom() const {
     double count = -system->system->getNumConstraints();
@@ -378,6 +413,7 @@ double Simulation::degrees_of_freedom() const {
 }
 
 void Simulation::minimise(double tolerance, int max_iterations) {
+    const auto lock = computing();
     OpenMM::LocalEnergyMinimizer::minimize(*context, tolerance, max_iterations);
 }
 
@@ -410,19 +446,21 @@ bool Simulation::box_vectors(rust::Slice<double> box) const {
 Solvent::Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size)
     : n(solute.size()) {
     const vector<int> particles(solute.begin(), solute.end());
-    Turn turn;
+    Changing changing;
     std::unique_ptr<OpenMM::System> system(OpenMM::XmlSerializer::clone(*simulation.system->system));
     inner = std::make_unique<ModeJumpPlugin::Solvent>(impl(*simulation.context), std::move(system), particles,
                                                       static_cast<int>(steps), step_size);
 }
 
 Solvent::~Solvent() {
-    Turn turn;
+    Changing changing;
     inner.reset();
 }
 
 void Solvent::begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step) {
     ContextImpl &outer = impl(*simulation.context);
+    Turn turn;
+    const auto lock = computing();
     outer.getPositions(positions);
     using Stream = ModeJumpPlugin::VelocityStream;
     inner->begin(outer, positions, kt, Stream(seed, step, 0, Stream::RELAX));
@@ -430,11 +468,15 @@ void Solvent::begin(Simulation &simulation, double kt, uint64_t seed, uint64_t s
 
 double Solvent::energy_at(rust::Slice<const double> x) {
     check_size(x.size(), 3 * n, "positions");
+    Turn turn; // its integrator draws random numbers, used or not
+    const auto lock = computing();
     return inner->energyAt(x.data());
 }
 
 double Solvent::relax(rust::Slice<const double> x, uint32_t stage) {
     check_size(x.size(), 3 * n, "positions");
+    Turn turn;
+    const auto lock = computing();
     return inner->relax(x.data(), stage);
 }
 

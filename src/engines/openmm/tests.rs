@@ -88,6 +88,28 @@ fn a_thermostat_of_the_system_follows_the_temperature_of_the_run() {
     assert!((mean - 600.0).abs() < 50.0, "{mean} K");
 }
 
+/// A barostat draws random numbers of the process on every platform.
+#[test]
+fn checkpoints_on_the_way_do_not_change_what_a_barostat_does() {
+    let barostat = r#"<Force forceGroup="0" frequency="1" name="MonteCarloBarostat" pressure="1" randomSeed="1" temperature="300"
+        type="MonteCarloBarostat" version="1"/>"#;
+    let run = |saves: bool| {
+        let options = SimulationOptions { platform: "CPU".into(), ..SimulationOptions::default() };
+        let mut simulation = Simulation::new(&chain(5, barostat), &options).unwrap();
+        simulation.set_positions(&(0..5).flat_map(|i| [0.4 * f64::from(i), 0.0, 0.0]).collect::<Vec<_>>()).unwrap();
+        for _ in 0..4 {
+            simulation.step(8).unwrap();
+            if saves {
+                simulation.checkpoint().unwrap();
+            }
+        }
+        simulation.box_vectors().unwrap().unwrap()[0][0]
+    };
+    let without = run(false);
+    assert!((without - 2.0).abs() > 1e-3, "{without}");
+    assert_eq!(without, run(true));
+}
+
 /// A jump would move a particle without mass, which the dynamics never does.
 #[test]
 fn particles_that_the_system_holds_are_not_moved() {
