@@ -296,6 +296,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         batch: 0,
         draw_ahead: 0,
         rotations: 0,
+        partial: 0,
     };
     // SAFETY: see `c_entries`.
     unsafe {

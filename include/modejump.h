@@ -177,6 +177,9 @@ typedef struct modejump_move_options {
   // depends little on orientation, at the cost of as many likelihoods. Exact whatever the potential. A jump turns
   // the molecule at random. 0: no average.
   uint64_t rotations;
+  // 1: the coordinates are a part of a system, the rest of which has other configurations in later attempts. Weights
+  // of proposals cannot be compared then, so none are recorded, and no effective sample size. 0: they are all of it.
+  uint64_t partial;
 } modejump_move_options;
 
 // Returns the mode of the configuration `x[dimension]`: a number from 0, in the order of the model's modes, or -1 for

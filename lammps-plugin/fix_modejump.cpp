@@ -212,6 +212,7 @@ void FixModeJump::load(int dimension) {
         options.seed = seed();
         options.stride = static_cast<std::uint64_t>(nevery);
         options.draw_ahead = ahead_ ? 1 : 0;
+        options.partial = dimension / 3 < atom->natoms ? 1 : 0;
         if (screen_file_.empty())
             move_ = std::make_unique<modejump::Move>(model, options);
         else

@@ -85,7 +85,8 @@ fn a_warm_attempt_does_not_allocate() {
     let mixture = |width: f64| -> Arc<dyn Density> {
         Arc::new(Exact(GaussianMixture(vec![(0.5, vec![-1.0; 6], width), (0.5, vec![1.0; 6], width)])))
     };
-    let options = |n_proposals| Options { n_proposals, seed: 1, stride: 10, batch: 8, draw_ahead: false };
+    let options =
+        |n_proposals| Options { n_proposals, seed: 1, stride: 10, batch: 8, draw_ahead: false, partial: false };
     let analytic = |n| Generator::new(mixture(0.6), None, options(n)).unwrap();
     assert_eq!(allocations(Box::new(Independence::new(analytic(2))), mixture(0.5), vec![1.0; 6]), 0);
     assert_eq!(allocations(Box::new(Isir::new(analytic(4))), mixture(0.5), vec![1.0; 6]), 0);

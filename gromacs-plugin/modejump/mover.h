@@ -215,6 +215,7 @@ private:
         options.proposals   = options_.proposals;
         options.seed        = *options_.seed;
         options.stride      = static_cast<std::uint64_t>(options_.steps);
+        options.partial     = molecule_->atoms.size() < static_cast<std::size_t>(simulation_.topology.natoms) ? 1 : 0;
         modejump_move* move = nullptr;
         library_.check(library_.moveNew(model_.get(), &options, &move));
         move_.reset(move);

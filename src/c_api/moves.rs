@@ -307,9 +307,10 @@ fn without_rotations(given: &modejump_move_options) -> Result<()> {
 }
 
 fn options_of(given: &modejump_move_options) -> Result<Options> {
-    if given.draw_ahead > 1 {
-        let other = given.draw_ahead;
-        return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
+    for (name, value) in [("draw_ahead", given.draw_ahead), ("partial", given.partial)] {
+        if value > 1 {
+            return Err(Error::invalid(format!("modejump_move_options.{name} is {value}: use 0 or 1")));
+        }
     }
     Ok(Options {
         n_proposals: count(given.proposals),
@@ -317,6 +318,7 @@ fn options_of(given: &modejump_move_options) -> Result<Options> {
         stride: given.stride,
         batch: count(given.batch),
         draw_ahead: given.draw_ahead == 1,
+        partial: given.partial == 1,
     })
 }
 

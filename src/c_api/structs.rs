@@ -129,15 +129,19 @@ pub struct modejump_move_options {
     /// depends little on orientation, at the cost of as many likelihoods. Exact whatever the potential. A jump turns
     /// the molecule at random. 0: no average.
     pub rotations: u64,
+    /// 1: the coordinates are a part of a system, the rest of which has other configurations in later attempts. Weights
+    /// of proposals cannot be compared then, so none are recorded, and no effective sample size. 0: they are all of it.
+    pub partial: u64,
 }
 
 // SAFETY: repr(C), begins with struct_size, integers only.
 unsafe impl Versioned for modejump_move_options {
     const NAME: &'static str = "modejump_move_options";
     const FIRST: usize = offset_of!(modejump_move_options, draw_ahead);
-    const LATER: &'static [usize] = &[offset_of!(modejump_move_options, rotations)];
+    const LATER: &'static [usize] =
+        &[offset_of!(modejump_move_options, rotations), offset_of!(modejump_move_options, partial)];
     fn empty() -> modejump_move_options {
-        let Options { n_proposals, seed, stride, batch, draw_ahead } = Options::default();
+        let Options { n_proposals, seed, stride, batch, draw_ahead, partial } = Options::default();
         modejump_move_options {
             struct_size: size_of::<modejump_move_options>() as u32,
             kind: MODEJUMP_INDEPENDENCE,
@@ -147,6 +151,7 @@ unsafe impl Versioned for modejump_move_options {
             batch: batch as u64,
             draw_ahead: u64::from(draw_ahead),
             rotations: 0,
+            partial: u64::from(partial),
         }
     }
 }

@@ -218,9 +218,7 @@ impl Move for Annealed {
         // from a current state outside the support no path can be drawn, and the attempt is rejected
         if self.generator.current().is_inside() {
             self.anneal(target, state)?;
-            for k in 0..self.generator.n_proposals() {
-                self.statistics.record_weight(self.generator.log_weight(k));
-            }
+            self.generator.record_weights(&mut self.statistics);
         }
         Ok(decide(&self.generator, state, &mut self.statistics))
     }

@@ -22,7 +22,7 @@ pub struct Statistics {
     sum_squares: f64,
     log_weights: Ring,
     /// Acceptance probabilities of the attempts.
-    probability: Running,
+    probability: Series,
     stages: Stages,
 }
 
@@ -48,6 +48,48 @@ impl Running {
             0 | 1 => f64::NAN,
             n => self.deviations / (n - 1) as f64,
         }
+    }
+}
+
+/// Blocks in which a [`Series`] has its error, when their length doubles; twice as many just before.
+const BLOCKS: usize = 32;
+
+/// Mean of values in the order of time, with a standard error by blocks that grow with the series: 32 to 63 blocks,
+/// once there are that many values. It is right if correlations last for less than a block.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Series {
+    n: u64,
+    sum: f64,
+    /// Values per block, a power of two.
+    length: u64,
+    /// Sums of the full blocks, and of the one that is being filled.
+    blocks: Vec<f64>,
+    open: f64,
+}
+
+impl Series {
+    const EMPTY: Series = Series { n: 0, sum: 0.0, length: 1, blocks: Vec::new(), open: 0.0 };
+
+    fn push(&mut self, value: f64) {
+        self.n += 1;
+        self.sum += value;
+        self.open += value;
+        if self.n % self.length != 0 {
+            return;
+        }
+        self.blocks.push(std::mem::take(&mut self.open));
+        if self.blocks.len() == 2 * BLOCKS {
+            self.blocks = self.blocks.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+            self.length *= 2;
+        }
+    }
+
+    /// NaN without a value; the error is NaN for fewer than two.
+    fn mean(&self) -> Estimate {
+        let mut means = Running::default();
+        self.blocks.iter().for_each(|sum| means.push(sum / self.length as f64));
+        let standard_error = (means.variance() / self.blocks.len() as f64).sqrt();
+        Estimate { value: self.sum / self.n as f64, standard_error }
     }
 }
 
@@ -94,13 +136,12 @@ impl Statistics {
     }
 
     /// Mean acceptance probability over all attempts ([`Outcome::probability`]) with its standard error: an estimate of
-    /// the acceptance rate, available long before the first acceptance where that is rare. While a few attempts
-    /// dominate the mean, the true rate may exceed it by more than the error says. The mean is NaN before the first
-    /// attempt, the error before the second.
+    /// the acceptance rate, available long before the first acceptance where that is rare. The error is that of 32 or
+    /// more blocks of successive attempts, from which the current configuration may hardly have changed. While a few
+    /// attempts dominate the mean, the true rate may exceed it by more than the error says. The mean is NaN before the
+    /// first attempt, the error before the second.
     pub fn expected_acceptance(&self) -> Estimate {
-        let Running { n, mean, .. } = self.probability;
-        let value = if n == 0 { f64::NAN } else { mean };
-        Estimate { value, standard_error: (self.probability.variance() / n as f64).sqrt() }
+        self.probability.mean()
     }
 
     /// Number of proposals whose weight was recorded, usable or not.
@@ -173,7 +214,7 @@ impl Statistics {
             sum: 0.0,
             sum_squares: 0.0,
             log_weights,
-            probability: Running::default(),
+            probability: Series::EMPTY,
             stages: Stages::default(),
         }
     }
@@ -302,6 +343,27 @@ mod tests {
         // probabilities 0, 0, 0.5, 0.1, 1
         assert!((found.value - 0.32).abs() < 1e-12, "{found:?}");
         assert!((found.standard_error - (0.187f64 / 5.0).sqrt()).abs() < 1e-12, "{found:?}");
+    }
+
+    /// Attempts from a configuration that seldom changes have chances that last: for 50 attempts here, so the error is
+    /// √50 times that of independent ones.
+    #[test]
+    fn the_error_of_the_expected_acceptance_knows_of_correlations() {
+        let mut stream = crate::rng::Stream::new(1, crate::rng::StreamId::Test, 0, 0);
+        let (mut z, runs) = (0.0, 200);
+        for _ in 0..runs {
+            let mut statistics = Statistics::default();
+            let mut chance = 0.0;
+            for attempt in 0..20_000 {
+                if attempt % 50 == 0 {
+                    chance = stream.uniform();
+                }
+                statistics.record_chance(Fate::Rejected, chance);
+            }
+            let found = statistics.expected_acceptance();
+            z += ((found.value - 0.5) / found.standard_error).powi(2) / runs as f64;
+        }
+        assert!((z.sqrt() - 1.0).abs() < 0.2, "{z}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ const KERNELS: [Kernel; 4] = [
     },
 ];
 
-const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6, draw_ahead: false };
+const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6, draw_ahead: false, partial: false };
 
 /// Attempts in blocks, off the grid, alternating between two replicas, and back in time, as after restoring a
 /// checkpoint.

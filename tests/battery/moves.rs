@@ -109,7 +109,7 @@ pub fn systems_without_noise() -> Vec<System> {
 }
 
 pub fn generator(density: &Arc<dyn Density>, n_proposals: usize, batch: usize) -> Generator {
-    let options = Options { n_proposals, seed: 31, stride: 1, batch, draw_ahead: false };
+    let options = Options { n_proposals, seed: 31, stride: 1, batch, draw_ahead: false, partial: false };
     Generator::new(density.clone(), None, options).unwrap()
 }
 
@@ -178,7 +178,7 @@ fn identity_of_the_independence_move_on_coupling_flows() {
     for (bytes, local) in [(bytes, 0.1), (molecule, 0.0)] {
         let model: Arc<dyn Model> = models::from_bytes("test", &bytes, Precision::F64).unwrap();
         let density: Arc<dyn Density> = model.clone();
-        let options = Options { n_proposals: 1, seed: 3, stride: 1, batch: 8, draw_ahead: false };
+        let options = Options { n_proposals: 1, seed: 3, stride: 1, batch: 8, draw_ahead: false, partial: false };
         let kernel = || -> Box<dyn Move> { Box::new(Independence::new(Generator::of_model(&model, options).unwrap())) };
         let experiment = Experiment { kernel: &kernel, target: density, local, observables: |x| x.to_vec() };
         identity(&experiment, &mut Correct).unwrap();

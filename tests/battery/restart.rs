@@ -39,7 +39,7 @@ impl Sampler {
     fn new(kernel: Kernel) -> Sampler {
         let q: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.0), width: 0.4 }));
         let p: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }));
-        let options = Options { n_proposals: 3, seed: 99, stride: STRIDE, batch: 7, draw_ahead: false };
+        let options = Options { n_proposals: 3, seed: 99, stride: STRIDE, batch: 7, draw_ahead: false, partial: false };
         let generator = Generator::new(q.clone(), None, options).unwrap();
         Sampler {
             jump: kernel(generator, Arc::new(WrongScreen(q))),

@@ -24,7 +24,7 @@ const STARTS: usize = 20_000;
 /// Training temperature of the flow, K.
 const TRAINED: f64 = 500.0;
 const TEMPERATURES: [f64; 2] = [300.0, 900.0];
-const OPTIONS: Options = Options { n_proposals: 1, seed: 31, stride: 1, batch: 8, draw_ahead: false };
+const OPTIONS: Options = Options { n_proposals: 1, seed: 31, stride: 1, batch: 8, draw_ahead: false, partial: false };
 
 /// u = (4 (x² − 1)² + 0.475 x)/τ, y normal about x/2 with variance 0.09 τ.
 fn target(kelvin: f64) -> Arc<dyn Density> {

@@ -63,7 +63,7 @@ class _Struct(ctypes.Structure):
 
 class _Options(_Struct):
     _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
-        (name, c_uint64) for name in ("proposals", "seed", "stride", "batch", "draw_ahead", "rotations")
+        (name, c_uint64) for name in ("proposals", "seed", "stride", "batch", "draw_ahead", "rotations", "partial")
     ]
 
 

@@ -82,8 +82,13 @@ impl Walker {
         let label = |atom| card.label(atom);
         let constraints = Constraints::among(&input.constraints, &atoms, &masses, card.kept_bonds(), &label)?;
         let seed = options.seed.unwrap_or(input.seed);
-        let generator_options =
-            moves::Options { n_proposals: options.proposals, seed, stride: options.steps, ..Default::default() };
+        let generator_options = moves::Options {
+            n_proposals: options.proposals,
+            seed,
+            stride: options.steps,
+            partial: atoms.len() < input.atoms.len(),
+            ..Default::default()
+        };
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),

@@ -93,7 +93,7 @@ impl JumpingSimulation {
             check_box(model.as_ref())?;
         }
         check_gradients(&method, solute.is_some())?;
-        let options = Options { stride: frequency, ..options };
+        let options = Options { stride: frequency, partial: particles.len() < all.len(), ..options };
         let mut jump = method.make(model, options, system.constraints_of(model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
         let x = [&all, particles].map(|particles| vec![0.0; 3 * particles.len()]);

@@ -44,7 +44,7 @@ pub struct RoundTrip {
     pub reports: [Report; 2],
 }
 
-const SAMPLES_THERE_AND_BACK: usize = 2;
+const SAMPLES_THERE_AND_BACK: usize = 4;
 
 /// A continuous flow over the vector field `F`.
 ///

@@ -36,10 +36,15 @@ impl Generator {
             }
         };
         self.weigh_current(density);
-        for k in 0..self.n_proposals() {
-            statistics.record_weight(self.log_weight(k));
-        }
+        self.record_weights(statistics);
         Ok(())
+    }
+
+    /// Records the proposals' log-weights, if those of different attempts can be compared.
+    pub(in crate::moves) fn record_weights(&self, statistics: &mut Statistics) {
+        if !self.options.partial {
+            (0..self.n_proposals()).for_each(|k| statistics.record_weight(self.log_weight(k)));
+        }
     }
 
     /// Evaluates the density of the current configuration and places the proposals; their potentials remain unknown

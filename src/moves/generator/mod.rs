@@ -22,8 +22,9 @@ use std::sync::Arc;
 const MOST_PROPOSALS: usize = 1 << 12;
 /// Maximum number of coordinates drawn at once: 2 GB.
 const MOST_NUMBERS: usize = 1 << 28;
-/// Largest |Δ log q| tolerated from a density by numerical integration; a hundredth is harmless.
-const LARGEST_INTEGRATION_ERROR: f64 = 0.1;
+/// Largest |Δ log q| tolerated from a density by numerical integration. Proposals are integrated forward and the current
+/// configuration backward, so where the errors of a state have one sign, its free energy is off by as much, in kT.
+const LARGEST_INTEGRATION_ERROR: f64 = 0.02;
 
 /// Number of proposals, their random seed, and how they are drawn ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,11 +43,14 @@ pub struct Options {
     /// since otherwise there is no next batch) and evaluate the density of the current configuration while the target
     /// computes its potentials, so that an attempt waits for neither. Results are the same to the last bit.
     pub draw_ahead: bool,
+    /// Whether the density describes a part of a system, the rest of which has other configurations in later attempts:
+    /// weights of proposals cannot be compared then, and none are recorded.
+    pub partial: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { n_proposals: 1, seed: 0, stride: 0, batch: 32, draw_ahead: false }
+        Options { n_proposals: 1, seed: 0, stride: 0, batch: 32, draw_ahead: false, partial: false }
     }
 }
 
@@ -302,7 +306,7 @@ fn check(density: &dyn Density, options: Options) -> Result<()> {
     }
     if let Some(error) = density.integration_error()?.filter(|error| *error > LARGEST_INTEGRATION_ERROR) {
         return Err(Error::Unsupported(format!(
-            "log q of a sample of the model is off by {error:.2} when integrated back, but acceptance allows at most \
+            "log q of a sample of the model is off by {error:.3} when integrated back, but acceptance allows at most \
              {LARGEST_INTEGRATION_ERROR}: reduce its solver's tolerances, or increase its number of steps"
         )));
     }

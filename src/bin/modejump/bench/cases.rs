@@ -474,7 +474,7 @@ impl Attempts {
         let mut start = Sampling::new(&flow, 1);
         start.sample()?;
         let x = start.x;
-        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH, draw_ahead };
+        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH, draw_ahead, partial: false };
         let generator = Generator::new(Arc::new(flow), None, options)?;
         Ok(Attempts { energy, ..Attempts::of(Box::new(Independence::new(generator)), x) })
     }
