@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 const GENERATOR: &str = "models/double-well/generator.safetensors";
 const STEERABLE: &str = "models/double-well/steerable.safetensors";
 const MODES: &str = "models/double-well/modes.safetensors";
+const FLOW: &str = "models/ala2/gvp-flow.safetensors";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -110,6 +111,7 @@ fn consumer(compiler: &str, standard: &str, source: &str) {
         MODES.as_ref(),
         STEERABLE.as_ref(),
         tarflow.as_os_str(),
+        FLOW.as_ref(),
     ]));
     assert!(text.contains("0 failures"), "{text}");
 }

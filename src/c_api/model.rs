@@ -351,7 +351,7 @@ pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_mode
 /// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_model, n: u64, x: *const f64) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, x) = unsafe { (&reference(model, "model")?.model, slice(x, n, 1, "x")?) };
         if x.len() != dimension_without_auxiliary(model.as_ref()) {

@@ -62,7 +62,7 @@ pub unsafe extern "C" fn modejump_move_new(
     options: *const modejump_move_options,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
@@ -102,7 +102,7 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
     options: *const modejump_move_options,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, screen) = unsafe { (&reference(model, "model")?.model, &reference(screen, "screen")?.model) };
         // SAFETY: the caller's promise.
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
     annealing: *const modejump_annealing_options,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn modejump_move_driven_new(
     steps: u64,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
@@ -354,7 +354,7 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
     lengths: *const f64,
     masses: *const f64,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let mut this = unsafe { reference(r#move, "move") }?.0.enter()?;
         // SAFETY: the caller's promise.
@@ -384,7 +384,7 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
 /// `move` is NULL or a live handle.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_move, kelvin: f64) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let mut this = unsafe { reference(r#move, "move") }?.0.enter()?;
         this.kernel.set_temperature(kelvin)?;

@@ -1,5 +1,5 @@
-/* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE MODES STEERABLE TARFLOW, the first a model of
- * two plain coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm, the last of 22 atoms. */
+/* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE MODES STEERABLE TARFLOW FLOW, the
+ * first a model of two plain coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm, the last two of 22 atoms. */
 #define _POSIX_C_SOURCE 200809L
 
 #include <modejump.h>
@@ -773,28 +773,77 @@ static void test_steering(const char *path, const char *generator) {
     EXPECT(modejump_model_free(plain) == MODEJUMP_OK);
 }
 
-/* A process without the library's threads is told so, and does not wait for them. */
-static void test_fork(const char *path) {
-    modejump_model *model = NULL;
-    double x[2], log_q[1];
+static double sampled[2 * 66];
+
+/* Calls that start threads of the library with a continuous flow of 22 atoms, or wait for them. */
+typedef int32_t (*call)(modejump_model *flow);
+
+static int32_t sample(modejump_model *flow) {
+    double log_q[2];
+    return modejump_model_sample(flow, 1, 0, 2, sampled, log_q);
+}
+
+static int32_t make_move(modejump_model *flow) {
+    modejump_move_options options = {.struct_size = sizeof options};
+    modejump_move *move = NULL;
+    int32_t status = modejump_move_options_init(&options);
+    return status == MODEJUMP_OK ? modejump_move_new(flow, &options, &move) : status;
+}
+
+static int32_t check_labels(modejump_model *flow) {
+    return modejump_model_check_labels(flow, 66, sampled);
+}
+
+/* MODEJUMP_UNSUPPORTED if all of them are refused before their arguments are looked at. */
+static int32_t other_calls(modejump_model *flow) {
+    const int32_t statuses[] = {modejump_move_delayed_acceptance_new(flow, NULL, NULL, NULL),
+                                modejump_move_annealed_new(flow, NULL, NULL, NULL),
+                                modejump_move_driven_new(flow, NULL, 1, NULL),
+                                modejump_move_set_constraints(NULL, 0, NULL, NULL, NULL),
+                                modejump_move_set_temperature(NULL, 300.0)};
+    size_t i;
+    for (i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        if (statuses[i] != MODEJUMP_UNSUPPORTED)
+            return statuses[i];
+    return MODEJUMP_UNSUPPORTED;
+}
+
+/* Whether `child` ends with this status. */
+static int ends_with(pid_t child, int expected) {
     int status = 0;
-    pid_t child;
-    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
-    EXPECT(modejump_model_sample(model, 1, 0, 1, x, log_q) == MODEJUMP_OK);
+    return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == expected;
+}
+
+/* A process without the library's threads is told so, and does not wait for them: one that makes the call `after`, forked from one whose
+ * first computation was `before`. Both are forked from this process, which has not computed yet. */
+static int fork_is_told(const char *path, call before, call after) {
+    pid_t parent = fork(), child;
+    if (parent != 0)
+        return ends_with(parent, 7);
+    modejump_model *flow = NULL;
+    if (modejump_model_load(path, &flow) != MODEJUMP_OK || before(flow) != MODEJUMP_OK)
+        _exit(2);
     child = fork();
     if (child == 0) {
         alarm(20);
-        status = modejump_model_sample(model, 1, 0, 1, x, log_q);
-        _exit(status == MODEJUMP_UNSUPPORTED && strstr(last(), "spawn") != NULL ? 7 : 1);
+        _exit(after(flow) == MODEJUMP_UNSUPPORTED && strstr(last(), "spawn") != NULL ? 7 : 1);
     }
-    EXPECT(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
-    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    _exit(ends_with(child, 7) ? 7 : 3);
+}
+
+static void test_fork(const char *path) {
+    EXPECT(fork_is_told(path, sample, sample));
+    EXPECT(fork_is_told(path, make_move, sample));
+    EXPECT(fork_is_told(path, sample, make_move));
+    EXPECT(fork_is_told(path, sample, check_labels));
+    EXPECT(fork_is_told(path, sample, other_calls));
 }
 
 int main(int argc, char **argv) {
     const char *message = "";
-    if (argc != 6)
+    if (argc != 7)
         return 2;
+    test_fork(argv[6]); /* before this process computes */
     EXPECT(modejump_abi_version() == MODEJUMP_ABI_VERSION);
     EXPECT(strlen(modejump_version()) >= 5);
     EXPECT(modejump_set_last_error("mine") == MODEJUMP_OK);
@@ -813,7 +862,6 @@ int main(int argc, char **argv) {
     test_match_atoms(argv[2]);
     test_masses(argv[2], argv[1]);
     test_constraints(argv[2]);
-    test_fork(argv[1]);
     printf("%d failures\n", failures);
     return failures != 0;
 }

@@ -425,7 +425,7 @@ static void test_steering(const std::string& path, const std::string& generator)
 }
 
 int main(int argc, char** argv) {
-    if (argc != 6)
+    if (argc != 7)
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
