@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,30 @@ def test_what_a_function_of_the_mode_raises_is_raised_and_nothing_moves():
     nowhere = modejump.Move(modejump.Model(MODES), mode=lambda x: -1)
     outcome = nowhere.attempt(x, double_well, step=0)
     assert (outcome.fate, outcome.accepted) == ("wrong_mode", False) and (outcome.x == x).all()
+
+
+def test_what_a_function_of_the_mode_raises_is_raised_in_its_own_thread(monkeypatch):
+    """Also if another thread's attempt runs before this one's looks for what was raised."""
+    this = threading.current_thread()
+
+    def mode(x):
+        if threading.current_thread() is this:
+            raise ValueError("of this thread")
+        return int(x[0] > 0)
+
+    move, x, fates = modejump.Move(modejump.Model(MODES), mode=mode, seed=5), np.array([1.0, 0.5]), []
+    attempt = modejump.move._attempt
+
+    def and_then_another(*arguments):
+        attempt(*arguments)
+        if threading.current_thread() is this:
+            with ThreadPoolExecutor(1) as other:
+                fates.append(other.submit(move.attempt, x, double_well, step=1).result().fate)
+
+    monkeypatch.setattr(modejump.move, "_attempt", and_then_another)
+    with pytest.raises(ValueError, match="of this thread"):
+        move.attempt(x, double_well, step=0)
+    assert fates[0] in ("accepted", "rejected")
 
 
 def test_an_attempt_is_a_function_of_seed_step_and_replica(generator):

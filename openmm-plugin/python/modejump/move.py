@@ -10,6 +10,7 @@ Lengths are in nm, or OpenMM Quantities; potentials are reduced (divided by kT),
 """
 
 import itertools
+import threading
 from ctypes import byref, c_double, c_uint64, c_void_p
 from dataclasses import dataclass
 
@@ -68,6 +69,12 @@ def own_seed(seed):
     return next(_numbers) if seed is None else seed
 
 
+class _Thrown(threading.local):
+    """What the mode function of a move raised in this thread's present attempt."""
+
+    error = None
+
+
 class Move(_Owner):
     """Proposals of a generator, decided by a Metropolis test on the caller's own potential. Calls from several threads wait for
     each other; a call from within an attempt raises.
@@ -121,8 +128,6 @@ class Move(_Owner):
     _free, _origin = "modejump_move_free", "create another with modejump.Move(model)"
     #: What an attempt needs in addition to the potential: None, "gradient" or "relax".
     _asks = None
-    #: Exception that the mode function raised in the present attempt.
-    _thrown = None
 
     def __init__(
         self,
@@ -157,6 +162,7 @@ class Move(_Owner):
         screening = None if screen is None else _handle_of(screen, Model, "the screen")
         self.model = model
         self._handle = c_void_p()
+        self._thrown = _Thrown()
         seed = own_seed(seed)
         if method == "latent_walk":
             self._walk(proposals, seed, **settings)
@@ -182,7 +188,7 @@ class Move(_Owner):
             try:
                 return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).reshape(model.move_shape).copy()))
             except BaseException as error:  # passed around the library's stack frames; the attempt ends, as in no mode
-                self._thrown = error
+                self._thrown.error = error
                 return -1
 
         self._mode = _Mode(number)  # lives as long as the move
@@ -256,9 +262,10 @@ class Move(_Owner):
             box=None if box is None else _pointer(box),
         )
         outcome = _Outcome()
+        self._thrown.error = None
         _attempt("move_attempt", self._handle, [callback], [state], outcome)
-        if self._thrown is not None:
-            thrown, self._thrown = self._thrown, None
+        thrown, self._thrown.error = self._thrown.error, None
+        if thrown is not None:
             raise thrown
         names = [name for name, _ in _Outcome._fields_[2:]]
         fate = FATES[outcome.outcome]
