@@ -4,7 +4,7 @@ use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub const MODEL: &str = "models/ala2/model.safetensors";
@@ -55,12 +55,17 @@ impl Run for Command {
 }
 
 /// A run that gets a signal, such as `TERM`, after what is waited for.
-pub fn interrupted(command: &mut Command, signal: &str, wait: impl FnOnce()) -> Output {
+pub fn interrupted(command: &mut Command, name: &str, wait: impl FnOnce()) -> Output {
     let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait();
-    let arguments = [format!("-{signal}"), run.id().to_string()];
-    assert!(Command::new("kill").args(arguments).status().unwrap().success());
+    signal(&run, name);
     run.wait_with_output().unwrap()
+}
+
+/// Sends a signal to a run, which may be over but has not been waited for.
+pub fn signal(run: &Child, name: &str) {
+    let arguments = [format!("-{name}"), run.id().to_string()];
+    assert!(Command::new("kill").args(arguments).status().unwrap().success());
 }
 
 /// Waits until a run beside the test has done something, two minutes at most.
