@@ -247,7 +247,9 @@ def test_time_runs_out_after_a_whole_cycle(driver):
     # nothing is half done
     cycles = len(run.files()["jumps.csv"].splitlines()) - 1
     assert run.run("-n", cycles, "--steps", 100).returncode == 0
-    assert f"has already done {cycles} cycles, but --cycles is 1: use" in run.run("-n", 1, "--steps", 100, check=False).stderr
+    run.run("-n", cycles + 1, "--steps", 100)
+    refused = run.refused("-n", cycles, "--steps", 100)
+    assert f"has already done {cycles + 1} cycles, but --cycles is {cycles}: use" in refused
 
 
 def test_a_full_disk_loses_nothing(driver):
@@ -358,6 +360,7 @@ def test_a_directory_belongs_to_one_run(driver):
     process = subprocess.Popen(run.command("-n", 1000, directory="busy"), cwd=run.folder, stderr=subprocess.DEVNULL)
     try:
         while not (run.folder / "busy/modejump.ckpt").exists():
+            assert process.poll() is None, "the run ended before its first checkpoint"
             time.sleep(0.02)
         assert "another modejump" in run.refused("-n", 1, directory="busy")
     finally:
