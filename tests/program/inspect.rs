@@ -76,9 +76,8 @@ fn what_is_no_model_is_told_what_is() {
 #[test]
 #[cfg(unix)]
 fn a_reader_that_has_seen_enough_ends_the_program() {
-    use std::process::Stdio;
-    let mut process = modejump(&["inspect", MODEL]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(process.stdout.take());
-    let output = process.wait_with_output().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = modejump(&["inspect", MODEL]).stdout(writer).output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(141), 0));
 }
