@@ -68,6 +68,20 @@ pub fn signal(run: &Child, name: &str) {
     assert!(Command::new("kill").args(arguments).status().unwrap().success());
 }
 
+/// What a run says on standard error that is interrupted and then says `told`. A run that was over, or too far, before the signal
+/// came does not; then `run`, which must begin anew, is repeated.
+pub fn interrupted_in_time(told: &str, run: impl Fn() -> Output) -> String {
+    let mut said = String::new();
+    for _ in 0..5 {
+        let output = run();
+        said = String::from_utf8(output.stderr).unwrap();
+        if !output.status.success() && said.contains(told) {
+            return said;
+        }
+    }
+    panic!("no run was interrupted: {said}");
+}
+
 /// Waits until a run beside the test has done something, two minutes at most.
 pub fn wait_until(done: impl Fn() -> bool) {
     let start = Instant::now();

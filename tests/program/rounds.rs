@@ -1,6 +1,6 @@
 //! `adapt` and `explore` with settings too small to be of use: cut and gone on with, they make the same files.
 
-use crate::command::{folder, interrupted, log, modejump, tensors, wait_until, Run, TOPOLOGY};
+use crate::command::{folder, interrupted, interrupted_in_time, log, modejump, tensors, wait_until, Run, TOPOLOGY};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::io::trajectory::{self, Frames};
@@ -64,10 +64,11 @@ fn rounds_that_were_killed_go_on_to_the_same_files() {
 
     // two stages are over: the third, a training, is cut
     let lines = || std::fs::read_to_string(setting.path("cut", "log.jsonl")).map_or(0, |log| log.lines().count());
-    let mut adapt = setting.command("adapt", "system-vacuum.xml", "cut");
-    let cut = interrupted(&mut adapt, "TERM", || wait_until(|| lines() >= 2));
-    let text = String::from_utf8(cut.stderr).unwrap();
-    assert!(text.contains("interrupted; run the same command again"), "{text}");
+    interrupted_in_time("interrupted; run the same command again", || {
+        let _ = std::fs::remove_dir_all(setting.path("cut", ""));
+        let mut adapt = setting.command("adapt", "system-vacuum.xml", "cut");
+        interrupted(&mut adapt, "TERM", || wait_until(|| lines() >= 2))
+    });
     let again = setting.run("adapt", "cut");
     assert_eq!(again["production"], summary["production"]);
     for name in ["training.safetensors", "production.safetensors", "model.safetensors"] {

@@ -1,13 +1,13 @@
 //! A training that was cut goes on.
 
 use super::{Setting, SETTINGS};
-use crate::command::{interrupted, wait_until, Run};
+use crate::command::{interrupted, interrupted_in_time, wait_until, Run};
 #[cfg(feature = "openmm")]
 use {
-    crate::command::{files, modejump, tensors, TOPOLOGY},
+    crate::command::{files, modejump, signal, tensors, TOPOLOGY},
     std::io::{BufRead, BufReader, Read},
     std::path::Path,
-    std::process::{Command, Stdio},
+    std::process::{Command, Output, Stdio},
 };
 
 /// As on a disk that is full: what cannot be written does not cost the training, and is its error at the end.
@@ -40,10 +40,12 @@ fn a_killed_training_goes_on_to_the_same_model() {
         command.arg("--checkpoint").arg(setting.path("state.ckpt"));
         command
     };
-    let cut =
-        interrupted(&mut checkpointed("cut.safetensors"), "TERM", || wait_until(|| setting.path("cut.log").exists()));
-    let text = String::from_utf8(cut.stderr).unwrap();
-    assert!(!cut.status.success() && text.contains("interrupted at step"), "{text}");
+    interrupted_in_time("interrupted at step", || {
+        for name in ["state.ckpt", "cut.log"] {
+            let _ = std::fs::remove_file(setting.path(name));
+        }
+        interrupted(&mut checkpointed("cut.safetensors"), "TERM", || wait_until(|| setting.path("cut.log").exists()))
+    });
 
     let [_, text] = checkpointed("cut.safetensors").texts();
     assert!(text.contains("resuming from step"), "{text}");
@@ -70,6 +72,20 @@ fn a_killed_training_goes_on_to_the_same_model() {
     assert!(checkpointed("other.safetensors").fails().contains("(this run has a different set of frames)"));
 }
 
+/// A run that gets a signal after it has said this.
+#[cfg(feature = "openmm")]
+fn after_line(told: &str, command: &mut Command) -> Output {
+    let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(run.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains(told) {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    signal(&run, "TERM");
+    stderr.read_to_string(&mut said).unwrap();
+    Output { status: run.wait().unwrap(), stdout: Vec::new(), stderr: said.into_bytes() }
+}
+
 #[cfg(feature = "openmm")]
 #[test]
 fn frames_that_were_begun_are_gone_on_with() {
@@ -90,18 +106,12 @@ fn frames_that_were_begun_are_gone_on_with() {
         train("whole").succeeds();
         train_alone("alone").succeeds();
         assert!(tensors(file("alone.safetensors")) == tensors(file("whole.safetensors")), "{system}");
-        let mut cut = train("cut").stderr(Stdio::piped()).spawn().unwrap();
-        let mut told = BufReader::new(cut.stderr.take().unwrap());
-        let mut text = String::new();
-        while !text.contains("steps of molecular dynamics") {
-            assert!(told.read_line(&mut text).unwrap() > 0, "{text}");
-        }
-        assert!(Command::new("kill").args(["-TERM", &cut.id().to_string()]).status().unwrap().success());
-        told.read_to_string(&mut text).unwrap();
-        assert!(
-            !cut.wait().unwrap().success() && text.contains("of 3000 frames; run the same command again"),
-            "{text}"
-        );
+        interrupted_in_time("of 3000 frames; run the same command again", || {
+            for name in ["cut.ckpt", "cut.frames.ckpt", "cut.frames.safetensors"] {
+                let _ = std::fs::remove_file(file(name));
+            }
+            after_line("steps of molecular dynamics", &mut train("cut"))
+        });
         assert!(Path::new(&file("cut.frames.ckpt")).exists() && !Path::new(&file("cut.frames.safetensors")).exists());
         let [_, text] = train("cut").texts();
         assert!(text.contains("resuming with the frames of"), "{text}");
