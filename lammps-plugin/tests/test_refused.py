@@ -32,8 +32,9 @@ def test_bad_options_are_refused(run, fix, message):
 
 def test_what_does_not_fit_is_refused(run):
     group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300 seed 1\nrun 10\n"
-    text = run.bad(DYNAMICS.format(seed=1) + group, ranks=2)
-    assert "has 4 atoms, but group some has 3" in text
+    # mpiexec may lose the last lines of ranks that it ends
+    texts = (run.bad(DYNAMICS.format(seed=1) + group, ranks=2) for _ in range(5))
+    assert any("has 4 atoms, but group some has 3" in text for text in texts)
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
