@@ -1,12 +1,13 @@
 """Models and moves without an engine: modejump.Model and modejump.Move."""
 
+import contextlib
 import copy
 import gc
 import os
 import pickle
 import signal
+import sys
 import threading
-import time
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -104,17 +105,36 @@ def test_many_rows_are_those_of_several_calls(generator):
     assert generator.sample(0)[0].shape == (0, 2) and generator.log_density(np.empty((0, 2))).shape == (0,)
 
 
-def test_ctrl_c_is_heard_between_the_rows_of_a_long_call(generator):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
-    timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+@contextlib.contextmanager
+def ctrl_c_after(seconds):
+    """Presses Ctrl-C, and again every five seconds until it ends the block: Python drops what is raised while it deletes an object."""
+    over = threading.Event()
+
+    def press():
+        wait = seconds
+        while not over.wait(wait):
+            os.kill(os.getpid(), signal.SIGINT)
+            wait = 5.0
+
+    def interrupt(*_):
+        if not over.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    presser = threading.Thread(target=press)
+    presser.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            for _ in range(1000):
-                generator.sample(20 * modejump.model.ROWS)
+        yield
     finally:
-        timer.join()
+        over.set()
+        presser.join()
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_heard_between_the_rows_of_a_long_call(generator):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_after(0.3):
+        for _ in range(1000):
+            generator.sample(20 * modejump.model.ROWS)
 
 
 def test_the_gradient_is_that_of_the_density(generator):
@@ -318,17 +338,16 @@ def test_the_configuration_is_left_alone(generator):
     assert {True, False} == {outcome.accepted for outcome in outcomes}
 
 
-def test_ctrl_c_during_an_attempt_is_raised():
+def test_ctrl_c_during_an_attempt_is_raised(monkeypatch):
     """While the library works Python notes it, and handles it when a potential is called: before its first line."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background of a shell ignore it
     model = modejump.Model(ALA2)
-    move, x = modejump.Move(model, proposals=500, seed=1), model.sample(1)[0][0]
+    move, x, dropped = modejump.Move(model, proposals=500, seed=1), model.sample(1)[0][0], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.err_msg or ""))
     for k in range(12):
-        until = time.monotonic() + 20
-        with pytest.raises(KeyboardInterrupt):
-            threading.Timer(0.02 + 0.003 * k, os.kill, (os.getpid(), signal.SIGINT)).start()
-            while time.monotonic() < until:
-                move.attempt(x, lambda x: np.zeros(len(x)), step=100 * k)
+        with pytest.raises(KeyboardInterrupt), ctrl_c_after(0.02 + 0.003 * k):
+            for step in range(10_000):
+                move.attempt(x, lambda x: np.zeros(len(x)), step=step)
+    assert not [message for message in dropped if "ctypes callback" in message]
 
 
 def test_an_exception_whose_text_is_no_text_is_raised_again(generator):
