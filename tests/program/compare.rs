@@ -188,8 +188,10 @@ fn energies_of_two_temperatures_and_walkers_by_turns_are_not_compared() {
     let frames = samples(&walkers, 3000, 3);
     let turns: Vec<f64> = (0..3000).map(|i| f64::from(i % 16)).collect();
     trajectory::write(&walkers, &frames, None, &[("walker", &turns)]).unwrap();
-    let told = compare(&walkers, &a, &["--lag", "10"]).texts()[1].clone();
+    let told = compare(&walkers, &a, &["--lag", "10"]).arg("-o").arg(folder.join("out")).texts()[1].clone();
     assert!(told.contains("no slow components") && told.contains("alternating frames of several walkers"), "{told}");
+    let series = document(folder.join("out/compare.json"))["series"].clone();
+    assert_eq!([&series[0]["by_turns"], &series[1]["by_turns"]], [true, false]);
 }
 
 #[test]

@@ -106,6 +106,20 @@ fn free_energies_show_their_errors_also_where_a_bin_stands_alone() {
     assert_eq!(figure.matches("no errors").count(), 1);
 }
 
+/// Interleaved frames of walkers are not correlated as a series is.
+#[test]
+fn walkers_by_turns_have_no_band() {
+    let path = files("plot-turns");
+    let phi: Vec<f64> = (0..400).map(|i| 0.05 * f64::from(i % 40)).collect();
+    let series = json!([{ "name": "run", "phi": phi }, { "name": "walkers", "phi": phi, "by_turns": true }]);
+    std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+    modejump(&["plot", &path("series.json"), "-o", &path("")]).succeeds();
+    let figure = std::fs::read_to_string(path("free_energy.svg")).unwrap();
+    assert_eq!(figure.matches("<polygon").count(), 1);
+    assert!(figure.contains("walkers, no errors: walkers by turns"), "{figure}");
+    assert_eq!(curves(&figure).len(), 2);
+}
+
 #[test]
 fn the_figure_of_a_training_shows_every_point() {
     let path = files("plot-training");

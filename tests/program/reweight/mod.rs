@@ -4,7 +4,7 @@ mod energies;
 mod report;
 mod surrogate;
 
-use crate::command::{document, folder, modejump, number, Run, MODEL, SYSTEM, TOPOLOGY};
+use crate::command::{document, files, folder, modejump, number, Run, MODEL, SYSTEM, TOPOLOGY};
 use crate::{steerable, tarflow};
 use modejump::io::trajectory::{self, Frames};
 use serde_json::Value;
@@ -67,6 +67,50 @@ fn frames_of_the_ensemble_tell_what_samples_cover() {
         text.contains("800 of them are outside") && text.contains("50.00 % of the frames\n(configurations"),
         "{text}"
     );
+}
+
+/// Sixteen walkers by turns, each eight frames at every place: errors are those of the walkers' own series.
+#[test]
+fn frames_of_walkers_by_turns_are_no_series() {
+    let path = files("reweight-walkers");
+    let [places, sorted, turns, mixed] =
+        ["places", "sorted", "turns", "mixed"].map(|name| path(&format!("{name}.safetensors")));
+    modejump(&["sample", MODEL, "-n", "400", "--seed", "9", "-o", &places]).succeeds();
+    let x = trajectory::read(Path::new(&places)).unwrap().x;
+    let write = |file: &str, of: &dyn Fn(usize) -> usize, extra: &[(&str, &[f64])]| {
+        let x = (0..3200).flat_map(|i| &x[66 * of(i)..][..66]).copied().collect();
+        trajectory::write(Path::new(file), &Frames::new(66, x), None, extra).unwrap();
+    };
+    let by_turns = |i: usize| 25 * (i % 16) + i / 128;
+    let walker: Vec<f64> = (0..3200).map(|i| (i % 16) as f64).collect();
+    write(&sorted, &|i| i / 8, &[]);
+    write(&turns, &by_turns, &[("walker", &walker), ("production", &[1.0; 3200])]);
+    write(&mixed, &by_turns, &[]);
+    let [of_sorted, of_turns, of_mixed] =
+        [&sorted, &turns, &mixed].map(|file| reweight(&["-n", "500", "--frames", file]).json());
+    for key in ["frames/log_z_stderr", "frames/state_population_stderr"] {
+        assert_eq!(number(&of_sorted, key), number(&of_turns, key), "{key}");
+    }
+    let [error, wrong] = [&of_turns, &of_mixed].map(|found| number(found, "frames/state_population_stderr"));
+    assert!(error > 1.5 * wrong, "{error} {wrong}");
+}
+
+/// Averages over frames of `adapt` are those of its production.
+#[test]
+fn frames_for_training_are_no_sample_of_the_ensemble() {
+    let path = files("reweight-training");
+    let [samples, training] = ["samples", "training"].map(|name| path(&format!("{name}.safetensors")));
+    modejump(&["sample", MODEL, "-n", "20", "-o", &samples]).succeeds();
+    let frames = trajectory::read(Path::new(&samples)).unwrap();
+    let half: Vec<f64> = (0..20).map(|i| f64::from(i / 10)).collect();
+    for (extra, text) in [
+        ([("production", &[0.0; 20][..]), ("hot", &half)], "10 of 20 frames have `hot` = 1: they come from replicas"),
+        ([("production", &half[..]), ("hot", &[0.0; 20])], "10 of 20 frames have `production` = 0: they were recorded"),
+    ] {
+        trajectory::write(Path::new(&training), &frames, None, &extra).unwrap();
+        let message = reweight(&["-n", "1000000000", "--frames", &training]).fails();
+        assert!(message.contains(text) && message.contains("use frames of a production"), "{message}");
+    }
 }
 
 /// The torsion of the default state, named by its atoms, and a distance; a molecule without a backbone has states, too.

@@ -369,6 +369,7 @@ fn series(rule: &str, letter: &str, side: &Side, observed: &Observed, axes: &[St
         tic1: of(&observed.components, 0),
         tic2: of(&observed.components, 1),
         reduced_potential: of(&side.u, 0),
+        by_turns: side.by_turns,
         log_weight: of(&side.log_weight, 0),
         raw_log_weight: side.raw.iter().flatten().copied().filter(|w| w.is_finite()).collect(),
         weights: side.raw.as_ref().map_or(String::new(), |_| rule.into()),

@@ -245,19 +245,25 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
+/// Profile of the first torsion, with the errors that this kind of series has; NaN for frames of walkers by turns.
+fn profile(series: &Series, bins: usize) -> Result<CircularProfile> {
+    if !series.log_weight.is_empty() {
+        return circular_profile(&series.phi, &series.log_weight, bins);
+    }
+    let mut profile = circular_profile_of_series(&series.phi, bins)?;
+    if series.by_turns {
+        profile.free_energy.iter_mut().for_each(|f| f.standard_error = f64::NAN);
+    }
+    Ok(profile)
+}
+
 /// Free energy F along the first torsion, φ, with a band of two standard errors, and an error bar for an isolated bin;
 /// lines end where F leaves the axis. The legend says which curve has no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
-    let profile = |s: &Series| -> Result<CircularProfile> {
-        match s.log_weight.is_empty() {
-            true => circular_profile_of_series(&s.phi, BINS),
-            false => circular_profile(&s.phi, &s.log_weight, BINS),
-        }
-    };
     let along = series[0].torsions()[0];
-    let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
+    let profiles = series.iter().map(|s| profile(s, BINS)).collect::<Result<Vec<_>>>()?;
     let shown = profiles.iter().flat_map(|p| &p.free_energy).filter(|f| f.value <= HIGHEST);
     // value only, without an error
     let ends = shown.map(|f| f.value.max(f.value + 2.0 * f.standard_error).min(HIGHEST));
@@ -291,6 +297,7 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
         }
         let few = weights::FEWEST_FOR_ERRORS;
         let errors = match points.iter().any(|p| p.2.is_nan()) {
+            true if s.by_turns => ", no errors: walkers by turns".into(),
             true => format!(", no errors: < {few} effective samples"),
             false => String::new(),
         };

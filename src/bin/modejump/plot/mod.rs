@@ -53,6 +53,9 @@ pub struct Series {
     /// Reduced potentials u = U/kT.
     #[serde(default)]
     pub reduced_potential: Vec<f64>,
+    /// Whether the frames alternate between several walkers: errors of such a series are not known.
+    #[serde(default)]
+    pub by_turns: bool,
     /// Log-weights, for weighted samples only: one for each of those above.
     #[serde(default)]
     pub log_weight: Vec<f64>,

@@ -22,18 +22,37 @@ const LARGEST_SHARE: f64 = 0.1;
 /// Share of frames that are not covered, above which averages over the samples are in doubt.
 const TOLERATED: f64 = 1e-3;
 
+/// Arrays of the frames of `adapt` and `explore`, their values for frames that must not be averaged, and the reasons.
+const NOT_OF_THE_ENSEMBLE: [(&str, f64, &str); 2] = [
+    ("hot", 1.0, "they come from replicas at a higher temperature"),
+    ("production", 0.0, "they were recorded for training, before the generator was final"),
+];
+
 impl Reweight {
-    /// Reads frames as the model's density takes them. Errors: frames of another temperature, or not of the model's
-    /// atoms.
+    /// Reads frames as the model's density takes them, those of each `walker` in turn. Errors: frames of another
+    /// temperature, from before production, of hot replicas, or not of the model's atoms.
     pub(super) fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
         let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
-        let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
-        match temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
-            Some(other) => {
-                Err(Error::file(path, format!("has frames at {other} K, but the weights are for {kelvin} K")))
-            }
-            None => Ok(frames),
+        let array = |name: &str| array(path, name, frames.n());
+        let temperatures = array("temperature")?.unwrap_or_default();
+        if let Some(other) = temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
+            return Err(Error::file(path, format!("has frames at {other} K, but the weights are for {kelvin} K")));
         }
+        for (name, wrong, why) in NOT_OF_THE_ENSEMBLE {
+            let found = array(name)?.iter().flatten().filter(|value| **value == wrong).count();
+            if found > 0 {
+                let reason = format!(
+                    "{found} of {} frames have `{name}` = {wrong}: {why}, so they are no sample of the ensemble; use frames of a \
+                     production, such as `production.safetensors` of `adapt` and `explore`",
+                    frames.n()
+                );
+                return Err(Error::file(path, reason));
+            }
+        }
+        Ok(match array("walker")? {
+            Some(walker) => by_walker(&frames, &walker),
+            None => frames,
+        })
     }
 
     /// Summary of frames together with the log-weights of samples, and a series for figures.
@@ -72,6 +91,15 @@ impl Reweight {
         }
         Ok((found, series(&stem(path), &of_frames)))
     }
+}
+
+/// Frames of one walker after the other. Those of each keep their order, which is that of time, so that correlations of
+/// the whole are those of the walkers.
+fn by_walker(frames: &Frames, walker: &[f64]) -> Frames {
+    let mut order: Vec<usize> = (0..frames.n()).collect();
+    order.sort_by(|&i, &j| walker[i].total_cmp(&walker[j]));
+    let rows = order.into_iter().flat_map(|i| &frames.x[i * frames.dimension..][..frames.dimension]);
+    Frames::new(frames.dimension, rows.copied().collect())
 }
 
 /// Frames without a finite energy are left out.
