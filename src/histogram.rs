@@ -18,23 +18,43 @@ pub struct CircularProfile {
 
 /// Profile from independent weighted samples, with delta-method errors. `angles[n]` in radian, on any branch.
 pub fn circular_profile(angles: &[f64], log_weights: &[f64], bins: usize) -> Result<CircularProfile> {
-    if angles.len() != log_weights.len() {
-        return Err(Error::invalid(format!("{} angles do not match {} log-weights", angles.len(), log_weights.len())));
+    circular_profile_of_families(angles, log_weights, &(0..angles.len()).collect::<Vec<_>>(), bins)
+}
+
+/// As [`circular_profile`], of weighted particles of which those with the same of `ancestors[n]` are copies by
+/// resampling: only the families are independent.
+pub fn circular_profile_of_families(
+    angles: &[f64],
+    log_weights: &[f64],
+    ancestors: &[usize],
+    bins: usize,
+) -> Result<CircularProfile> {
+    for (name, n) in [("log-weights", log_weights.len()), ("ancestors", ancestors.len())] {
+        if n != angles.len() {
+            return Err(Error::invalid(format!("{} angles do not match {n} {name}", angles.len())));
+        }
     }
     let rows = bin_rows(angles, bins)?;
     let weights = weights::normalised(log_weights)?;
     let mut masses = vec![0.0; bins];
     rows.iter().zip(&weights).for_each(|(&bin, w)| masses[bin] += w);
-    // Var P_b = Σ W² (1_b − P_b)²; split into the rows inside and outside the bin.
-    let (mut inside, mut total) = (vec![0.0; bins], 0.0);
-    for (&bin, w) in rows.iter().zip(&weights) {
-        inside[bin] += w * w;
-        total += w * w;
-    }
-    let errors: Vec<f64> = (0..bins)
-        .map(|b| inside[b] * (1.0 - masses[b]).powi(2) + (total - inside[b]).max(0.0) * masses[b].powi(2))
-        .map(|variance| weights::standard_error(&weights, variance))
-        .collect();
+    let mut names = ancestors.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    let family: Vec<usize> = ancestors.iter().map(|name| names.partition_point(|other| other < name)).collect();
+    // Σ W f(bin) of each family
+    let sums = |f: &dyn Fn(usize) -> f64| {
+        let mut sums = vec![0.0; names.len()];
+        family.iter().zip(&weights).zip(&rows).for_each(|((&family, w), &bin)| sums[family] += w * f(bin));
+        sums
+    };
+    let shares = sums(&|_| 1.0);
+    // Var P_b = Σ over families of (Σ W (1_b − P_b))²
+    let variance = |b: usize| -> f64 {
+        let influences = sums(&|bin| f64::from(bin == b) - masses[b]);
+        influences.iter().map(|influence| influence * influence).sum()
+    };
+    let errors: Vec<f64> = (0..bins).map(|b| weights::standard_error(&shares, variance(b))).collect();
     Ok(profile(&masses, &errors))
 }
 
@@ -112,6 +132,27 @@ mod tests {
         let lowest = profile.free_energy.iter().map(|f| f.value).fold(f64::INFINITY, f64::min);
         assert_eq!(lowest, 0.0);
         assert!((profile.centres[0] + PI - PI / 18.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn copies_of_samples_add_nothing_to_what_is_known() {
+        let mut stream = Stream::new(7, StreamId::Test, 0, 0);
+        let angles: Vec<f64> = (0..400).map(|_| TAU * stream.uniform()).collect();
+        let log_w: Vec<f64> = angles.iter().map(|a| 0.3 * a.cos()).collect();
+        let expected = circular_profile(&angles, &log_w, 6).unwrap();
+        // each one nine times, by turns
+        let copies: Vec<usize> = (0..3600).map(|i| i % 400).collect();
+        let of = |values: &[f64]| copies.iter().map(|&i| values[i]).collect::<Vec<_>>();
+        let names: Vec<usize> = copies.iter().map(|i| 1000 - i).collect();
+        let found = circular_profile_of_families(&of(&angles), &of(&log_w), &names, 6).unwrap();
+        let as_independent = circular_profile(&of(&angles), &of(&log_w), 6).unwrap();
+        for ((a, b), c) in found.density.iter().zip(&expected.density).zip(&as_independent.density) {
+            assert!((a.value - b.value).abs() < 1e-12 && (a.standard_error / b.standard_error - 1.0).abs() < 1e-9);
+            assert!((c.standard_error / b.standard_error - 1.0 / 3.0).abs() < 1e-9);
+        }
+        let few = circular_profile_of_families(&angles, &log_w, &vec![3; 400], 6).unwrap();
+        assert!(few.density.iter().all(|d| d.standard_error.is_nan()));
+        assert!(circular_profile_of_families(&angles, &log_w, &[3], 6).is_err());
     }
 
     #[test]

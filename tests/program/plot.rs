@@ -106,6 +106,23 @@ fn free_energies_show_their_errors_also_where_a_bin_stands_alone() {
     assert_eq!(figure.matches("no errors").count(), 1);
 }
 
+/// Four hundred particles of three ancestors are three samples, whether they have weights or not.
+#[test]
+fn copies_by_resampling_have_no_band_of_independent_samples() {
+    let path = files("plot-copies");
+    let phi: Vec<f64> = (0..400).map(|i| (0.37 * f64::from(i)).sin()).collect();
+    let ancestor: Vec<usize> = (0..400).map(|i| i % 3).collect();
+    let series = json!([
+        { "name": "weighted", "phi": phi, "log_weight": vec![0.0; 400], "ancestor": ancestor },
+        { "name": "equal", "phi": phi, "ancestor": ancestor },
+    ]);
+    std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+    modejump(&["plot", &path("series.json"), "-o", &path("")]).succeeds();
+    let figure = std::fs::read_to_string(path("free_energy.svg")).unwrap();
+    assert!(!figure.contains("<polygon"), "{figure}");
+    assert_eq!(figure.matches("no errors: &lt; 5 effective samples").count(), 2, "{figure}");
+}
+
 /// Interleaved frames of walkers are not correlated as a series is.
 #[test]
 fn walkers_by_turns_have_no_band() {
@@ -189,6 +206,7 @@ fn series_that_cannot_be_meant_are_refused() {
         ),
         (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 values in `phi` but 3 in `psi`"),
         (json!([{ "name": "c", "reduced_potential": [1, 2, 3], "log_weight": [0, 0, 0, 50] }]), "series `c` has 3"),
+        (json!([{ "name": "f", "phi": [1, 2], "ancestor": [0] }]), "2 values in `phi` but 1 in `ancestor`"),
         (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` = 4000000000000"),
         (json!([{ "name": "e", "psi": [1, 2] }]), "nothing to draw"),
         (json!([]), "nothing to draw"),

@@ -1,6 +1,6 @@
 //! `smc`: from the generator in implicit solvent to the energies in vacuum, and back.
 
-use crate::command::{files, folder, modejump, number, tensors, Run, MODEL, SYSTEM, TOPOLOGY};
+use crate::command::{document, files, folder, modejump, number, tensors, Run, MODEL, SYSTEM, TOPOLOGY};
 use crate::{steerable, tarflow};
 use modejump::engines::openmm::{OpenMmTarget, System};
 use modejump::target::Target;
@@ -94,8 +94,11 @@ fn a_pilot_run_finds_the_steps_and_the_log_tells_all() {
     assert!((families - number(&summary, "effective_families")).abs() < 1e-9 && families < 60.0, "{summary}");
     modejump(&["plot", "--log", &log, "-o", &path("figures")]).succeeds();
     assert!(std::fs::read_to_string(path("figures/annealing.svg")).unwrap().contains("ln Z of the path"));
-    let report = modejump(&["compare", &output, &output, "--topology", TOPOLOGY]).succeeds();
+    let compare = ["compare", &output, &output, "--topology", TOPOLOGY, "-o", &path("figures")];
+    let report = modejump(&compare).succeeds();
     assert!(report.contains(&format!("equivalent to {families:.1} independent samples")), "{report}");
+    let series = document(path("figures/compare.json"))["series"][1].clone();
+    assert_eq!(series["ancestor"], serde_json::json!(ancestor));
     let still = smc(&["-n", "20", "--stages", "3", "--step", "1e-12"]).succeeds();
     assert!(still.contains("the moves have little effect: their step is too short"), "{still}");
 }

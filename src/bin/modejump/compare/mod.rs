@@ -371,6 +371,7 @@ fn series(rule: &str, letter: &str, side: &Side, observed: &Observed, axes: &[St
         reduced_potential: of(&side.u, 0),
         by_turns: side.by_turns,
         log_weight: of(&side.log_weight, 0),
+        ancestor: side.ancestor.iter().flat_map(|ancestor| kept.iter().map(|&i| ancestor[i])).collect(),
         raw_log_weight: side.raw.iter().flatten().copied().filter(|w| w.is_finite()).collect(),
         weights: side.raw.as_ref().map_or(String::new(), |_| rule.into()),
     }

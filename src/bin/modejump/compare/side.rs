@@ -54,7 +54,7 @@ impl Side {
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
         let density = array("log_density")?;
         let has_density = density.is_some();
-        let ancestor = ancestors(path, n)?;
+        let mut ancestor = ancestors(path, n)?;
         let by_turns = array("walker")?.or(array("epoch")?).is_some();
         let temperatures = array("temperature")?.unwrap_or_default();
         let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));
@@ -113,6 +113,7 @@ impl Side {
             );
             x = inside.iter().flat_map(|&i| &x[i * frames.dimension..][..frames.dimension]).copied().collect();
             u = u.map(|u| inside.iter().map(|&i| u[i]).collect());
+            ancestor = ancestor.map(|ancestor| inside.iter().map(|&i| ancestor[i]).collect());
         }
         Ok(Side {
             name,

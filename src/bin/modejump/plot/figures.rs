@@ -1,7 +1,9 @@
 //! The figures of `modejump plot` and `modejump compare`.
 
 use super::{Figure, Outcome, Series};
-use modejump::histogram::{circular_profile, circular_profile_of_series, CircularProfile};
+use modejump::histogram::{
+    circular_profile, circular_profile_of_families, circular_profile_of_series, CircularProfile,
+};
 use modejump::{weights, Result};
 use plotters::prelude::*;
 use std::f64::consts::PI;
@@ -247,6 +249,11 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
 
 /// Profile of the first torsion, with the errors that this kind of series has; NaN for frames of walkers by turns.
 fn profile(series: &Series, bins: usize) -> Result<CircularProfile> {
+    if !series.ancestor.is_empty() {
+        let equal = vec![0.0; series.phi.len()];
+        let log_weights = if series.log_weight.is_empty() { &equal } else { &series.log_weight };
+        return circular_profile_of_families(&series.phi, log_weights, &series.ancestor, bins);
+    }
     if !series.log_weight.is_empty() {
         return circular_profile(&series.phi, &series.log_weight, bins);
     }

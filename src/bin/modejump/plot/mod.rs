@@ -59,6 +59,9 @@ pub struct Series {
     /// Log-weights, for weighted samples only: one for each of those above.
     #[serde(default)]
     pub log_weight: Vec<f64>,
+    /// Sample that each particle descends from, if resampling has duplicated some.
+    #[serde(default)]
+    pub ancestor: Vec<usize>,
     /// Log-weights of all samples that have weight, before a rule changed them; absent if equal to `log_weight`.
     #[serde(default)]
     pub raw_log_weight: Vec<f64>,
@@ -75,21 +78,20 @@ impl Series {
     /// Errors: arrays of different lengths, which would be mismatched; more samples than is possible.
     fn check(&self) -> Result<()> {
         let of_samples = [
-            ("phi", &self.phi),
-            ("psi", &self.psi),
-            ("tic1", &self.tic1),
-            ("tic2", &self.tic2),
-            ("reduced_potential", &self.reduced_potential),
-            ("log_weight", &self.log_weight),
+            ("phi", self.phi.len()),
+            ("psi", self.psi.len()),
+            ("tic1", self.tic1.len()),
+            ("tic2", self.tic2.len()),
+            ("reduced_potential", self.reduced_potential.len()),
+            ("log_weight", self.log_weight.len()),
+            ("ancestor", self.ancestor.len()),
         ];
-        let mut given = of_samples.into_iter().filter(|(_, values)| !values.is_empty());
-        if let Some((first, values)) = given.next() {
-            if let Some((other, others)) = given.find(|(_, others)| others.len() != values.len()) {
+        let mut given = of_samples.into_iter().filter(|(_, n)| *n > 0);
+        if let Some((first, n)) = given.next() {
+            if let Some((other, others)) = given.find(|(_, others)| *others != n) {
                 return Err(Error::invalid(format!(
-                    "series `{}` has {} values in `{first}` but {} in `{other}`: every sample must have one of each",
+                    "series `{}` has {n} values in `{first}` but {others} in `{other}`: every sample must have one of each",
                     self.name,
-                    values.len(),
-                    others.len()
                 )));
             }
         }
