@@ -406,15 +406,16 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Ok(progress)
     }
 
-    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; NaN
-    /// without such frames.
+    /// Loss and deviation of the averaged parameters on held-out frames, evenly spread over all of them, always with the
+    /// same times and noise; NaN without such frames.
     fn held_out(&mut self, progress: Progress) -> Progress {
         let rows = self.n_held_out.min(MOST_HELD_OUT);
         if rows == 0 {
             return progress;
         }
         let mut stream = Stream::new(self.state.options.seed, StreamId::Bootstrap, 0, 0);
-        let batch = self.batch((0..rows).collect(), 0..rows);
+        let spread = (0..rows).map(|i| i * self.n_held_out / rows).collect();
+        let batch = self.batch(spread, 0..self.n_held_out);
         let average = &self.state.optimiser.average;
         let deviation = self.objective.deviation(self.network, average, &batch);
         self.gradient.fill(0.0);
@@ -494,6 +495,28 @@ mod tests {
             trainer = NetworkTrainer::resume(&network, Overfitting, vec![0.0; 30], trainer.state().clone()).unwrap();
         }
         assert!((trainer.best()[0] - 0.5).abs() < 1e-3 && trainer.state().parameters[0] > 0.9, "{:?}", trainer.best());
+    }
+
+    /// The loss is the mean of the frames.
+    struct Mean;
+
+    impl Objective<Number> for Mean {
+        fn loss(&self, _: &Number, _: &[f32], batch: Drawn, _: &mut Stream, _: &mut [f32]) -> Loss {
+            (batch.x.iter().sum::<f64>() / batch.x.len() as f64).into()
+        }
+    }
+
+    /// Of two files with 400 held-out frames each, the second was not looked at.
+    #[test]
+    fn the_held_out_loss_is_that_of_all_held_out_frames() {
+        let mut layout = Layout::default();
+        layout.tensor("p", &[]);
+        let network = Number(layout);
+        let frames: Vec<f64> = (0..4000).flat_map(|i| [if i < 400 { 0.0 } else { 1.0 }; 3]).collect();
+        let options = NetworkOptions { steps: 1, held_out: 0.2, ..NetworkOptions::default() };
+        let mut trainer = NetworkTrainer::new(&network, vec![0.0], Mean, frames, options).unwrap();
+        let progress = trainer.step().unwrap().unwrap();
+        assert_eq!((progress.loss, progress.held_out_loss), (1.0, 0.5));
     }
 
     #[test]
