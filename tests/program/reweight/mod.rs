@@ -95,6 +95,20 @@ fn frames_of_walkers_by_turns_are_no_series() {
     assert!(error > 1.5 * wrong, "{error} {wrong}");
 }
 
+#[test]
+fn a_state_that_no_frame_shows_has_no_error() {
+    let path = files("reweight-unseen");
+    let frames = path("frames.npy");
+    modejump(&["sample", MODEL, "-n", "50", "-o", &frames]).succeeds();
+    let nowhere = r#"{"along": {"distance": [0, 21]}, "range": [9.0, 10.0]}"#;
+    let run = || reweight(&["-n", "200", "--frames", &frames, "--state", nowhere]);
+    let found = run().json();
+    assert_eq!(number(&found, "frames/state_population"), 0.0);
+    assert!(found["frames"]["state_population_stderr"].is_null(), "{found}");
+    let text = run().succeeds();
+    assert!(text.contains("P(state)        0.00 ± ? % of the frames") && text.contains("all outside"), "{text}");
+}
+
 /// Averages over frames of `adapt` are those of its production.
 #[test]
 fn frames_for_training_are_no_sample_of_the_ensemble() {

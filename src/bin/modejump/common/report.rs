@@ -27,7 +27,7 @@ pub fn number(summary: &Value, key: &str) -> f64 {
     summary[key].as_f64().or_else(text).unwrap_or(f64::NAN)
 }
 
-/// An average with its error; a question mark if there are too few weights to estimate it.
+/// An average with its error; a question mark if there is no estimate of it.
 pub fn with_error(value: f64, error: f64, digits: usize) -> String {
     match error.is_nan() {
         true => format!("{value:.digits$} ± ?"),
@@ -37,7 +37,8 @@ pub fn with_error(value: f64, error: f64, digits: usize) -> String {
 
 /// Explanation of the question mark of [`with_error`].
 pub fn without_error() -> String {
-    format!("±?: no error estimate with fewer than {} effective samples", weights::FEWEST_FOR_ERRORS)
+    let few = weights::FEWEST_FOR_ERRORS;
+    format!("±?: no error estimate with fewer than {few} effective samples, or if all are in the state or all outside")
 }
 
 /// Marks numbers whose likelihood is not exact.

@@ -5,7 +5,7 @@
 //! 1/⟨w/Z⟩ over the frames, and how much of the ensemble n samples cover: a frame with w/Z > n is drawn less than once,
 //! given its share of the ensemble.
 
-use super::{extend, stem, Reweight, Samples};
+use super::{error_of_population, extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::{as_of_model, Centroids};
 use modejump::density::Evaluation;
@@ -85,8 +85,9 @@ impl Reweight {
             "log_z": log_z,
             "log_z_stderr": delta.standard_error,
         });
-        if let Ok(population) = mean_of_series(&of_frames.inside()) {
-            let (value, error) = (population.value, population.standard_error);
+        let inside = of_frames.inside();
+        if let Ok(population) = mean_of_series(&inside) {
+            let (value, error) = (population.value, error_of_population(population, &inside));
             extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
         }
         Ok((found, series(&stem(path), &of_frames)))

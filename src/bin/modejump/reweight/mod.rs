@@ -17,7 +17,7 @@ use modejump::models::Model;
 use modejump::orientation;
 use modejump::parallel::{self, Ranks};
 use modejump::rng::{Stream, StreamId};
-use modejump::weights::{self, Rule};
+use modejump::weights::{self, Estimate, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
 use state::State;
@@ -357,9 +357,7 @@ impl Weighted {
         if !samples.in_state.is_empty() {
             let inside = &samples.inside()[..n];
             let population = weights::mean(ruled, inside)?;
-            // if all samples are on one side, nothing is known of the other
-            let is_seen = inside.contains(&0.0) && inside.contains(&1.0);
-            let error = if is_seen { population.standard_error } else { f64::NAN };
+            let error = error_of_population(population, inside);
             extend(&mut summary, json!({ "state_population": population.value, "state_population_stderr": error }));
             match free_energy::between_states(ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
@@ -397,6 +395,15 @@ impl Weighted {
 
 fn steering(model: &dyn Model) -> Steering {
     model.steering().unwrap_or(Steering::NONE)
+}
+
+/// Error of the mean of values that are 1 in a state and 0 elsewhere; NaN if all are on one side, which tells nothing of
+/// the other.
+fn error_of_population(population: Estimate, inside: &[f64]) -> f64 {
+    match inside.contains(&0.0) && inside.contains(&1.0) {
+        true => population.standard_error,
+        false => f64::NAN,
+    }
 }
 
 /// Name of a model in figures.
@@ -450,10 +457,12 @@ fn report(s: &Value) {
     if s.get("delta_f_kT").is_some() {
         println!("ΔF(state − rest)  {} kT{mark}", with_error(f("delta_f_kT"), f("delta_f_stderr"), 3));
     }
-    if f("u_stderr").is_nan() || f("acceptance_stderr").is_nan() {
-        println!("{}", without_error());
-    }
     if s.get("frames").is_some() {
         frames::report(s);
+    }
+    let errors = ["acceptance_stderr", "u_stderr", "log_z_stderr", "state_population_stderr", "delta_f_stderr"];
+    let is_unknown = |of: &Value| errors.iter().any(|key| of.get(key).is_some_and(Value::is_null));
+    if is_unknown(s) || is_unknown(&s["frames"]) {
+        println!("{}", without_error());
     }
 }
