@@ -104,8 +104,8 @@ fn line(p: i32, a: (&[f64], &[f64]), b: (&[f64], &[f64])) -> f64 {
 }
 
 /// W₂ for a given squared distance, by exact assignment between at most `points` rows of each cloud: all rows if both
-/// have that many or fewer and equal weights, else rows resampled in proportion to their weights with random numbers
-/// from `stream`.
+/// clouds have equally many, no more than `points`, and equal weights; else as many as the larger has, or `points` if
+/// it has more, resampled in proportion to their weights with random numbers from `stream`.
 pub fn by_assignment(
     a: Cloud,
     b: Cloud,

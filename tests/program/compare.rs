@@ -119,6 +119,24 @@ fn energies_and_weights_are_those_of_the_files() {
     assert!(figures.iter().all(|name| output.join(name).exists()), "plot draws them from the document");
 }
 
+/// Points of exact transport are drawn also where all would fit: by their weights, or fewer of one side.
+#[test]
+fn distances_that_depend_on_draws_have_their_spread() {
+    let folder = folder("compare-draws");
+    let [a, b, fewer, weighted] = ["a.npy", "b.npy", "fewer.npy", "weighted.safetensors"].map(|name| folder.join(name));
+    samples(&a, 60, 1);
+    let frames = samples(&b, 60, 2);
+    samples(&fewer, 50, 3);
+    let log_w: Vec<f64> = (0..60).map(|i| (0.37 * f64::from(i)).sin()).collect();
+    trajectory::write(&weighted, &frames, None, &[("log_weight", &log_w)]).unwrap();
+    let spread = |b: &Path| number(&compare(&a, b, &["--lag", "0"]).json(), "between/torsion_w2_sd");
+    assert_eq!(spread(&b), 0.0);
+    for other in [&fewer, &weighted] {
+        assert!(spread(other) > 0.0, "{other:?}");
+        assert!(compare(&a, other, &["--lag", "0"]).succeeds().contains("over 4 draws of at most 1000 frames"));
+    }
+}
+
 /// Raw weights of all frames, whatever was made of them and left out.
 #[test]
 fn the_figure_of_weights_says_what_the_report_does() {

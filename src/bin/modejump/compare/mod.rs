@@ -64,7 +64,8 @@ pub struct Compare {
     json: bool,
 }
 
-/// Number of draws of the points of exact transport, if there are more frames than points.
+/// Number of draws of the points of exact transport. One suffices if it takes each frame of both sides once: for equally
+/// many frames of equal weight, and no more than points.
 const DRAWS: u64 = 4;
 
 /// Ensures that the box of the System is mentioned only once.
@@ -210,7 +211,9 @@ impl Compare {
 
     fn distances(&self, a: &Observed, b: &Observed) -> Result<Distances> {
         let (of_a, of_b) = (a.weights()?, b.weights()?);
-        let n = a.n().max(b.n());
+        let is_even = |weights: &[f64]| weights.iter().all(|w| *w == weights[0]);
+        let takes_all = a.n() == b.n() && a.n() <= self.points && is_even(&of_a) && is_even(&of_b);
+        let draws = if takes_all { 1 } else { DRAWS };
         let energies = match (a.energies()?, b.energies()?) {
             (Some((x, v)), Some((y, w))) => {
                 let (a, b) = (metrics::Cloud::new(&x, 1, &v)?, metrics::Cloud::new(&y, 1, &w)?);
@@ -230,7 +233,7 @@ impl Compare {
         };
         if !a.torsions.is_empty() {
             let (x, y) = (a.cloud(&a.torsions, &of_a)?, b.cloud(&b.torsions, &of_b)?);
-            let [mean, sd] = self.over_draws(n, |stream| metrics::torsion_distance(x, y, self.points, stream));
+            let [mean, sd] = self.over_draws(draws, |stream| metrics::torsion_distance(x, y, self.points, stream));
             (distances.torsion_w2, distances.torsion_w2_sd) = (Some(mean), Some(sd));
             distances.torsion_w2_sliced = Some(metrics::sliced_torsion_distance(x, y, &mut self.stream(0))?);
         }
@@ -240,7 +243,7 @@ impl Compare {
         }
         if let (Some(x), Some(y)) = (&a.components, &b.components) {
             let (x, y) = (a.cloud(x, &of_a)?, b.cloud(y, &of_b)?);
-            let [mean, sd] = self.over_draws(n, |stream| metrics::plane_distance(x, y, self.points, stream));
+            let [mean, sd] = self.over_draws(draws, |stream| metrics::plane_distance(x, y, self.points, stream));
             (distances.tica_w2, distances.tica_w2_sd) = (Some(mean), Some(sd));
         }
         Ok(distances)
@@ -250,10 +253,8 @@ impl Compare {
         Stream::new(self.seed, StreamId::Resample, draw, 0)
     }
 
-    /// Mean and standard deviation of a distance over several draws of its points; one draw suffices if the points are
-    /// all of `n` frames.
-    fn over_draws(&self, n: usize, distance: impl Fn(&mut Stream) -> f64) -> [f64; 2] {
-        let draws = if n <= self.points { 1 } else { DRAWS };
+    /// Mean and standard deviation of a distance over several draws of its points; the latter is 0 for one draw.
+    fn over_draws(&self, draws: u64, distance: impl Fn(&mut Stream) -> f64) -> [f64; 2] {
         let all: Vec<f64> = (0..draws).map(|draw| distance(&mut self.stream(draw))).collect();
         if let [only] = all[..] {
             return [only, 0.0];
@@ -415,7 +416,11 @@ fn report(s: &Value, pairs: &str) {
         };
         println!("{label:34} {:>17} {:>17}", value("between"), value("halves_of_a"));
     }
-    if ["torsion_w2_sd", "tica_w2_sd"].iter().any(|key| number(&s["between"], key) > 0.0) {
-        println!("(mean ± standard deviation over {DRAWS} draws of {} frames from each side; with more frames the distances are smaller)", s["points"]);
+    let has_spread = |of: &str| ["torsion_w2_sd", "tica_w2_sd"].iter().any(|key| number(&s[of], key) > 0.0);
+    if has_spread("between") || has_spread("halves_of_a") {
+        println!(
+            "(mean ± standard deviation over {DRAWS} draws of at most {} frames from each side; with more frames the distances are smaller)",
+            s["points"]
+        );
     }
 }
