@@ -98,7 +98,10 @@ pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
         |lag: usize| means[lag..].iter().zip(&means).map(|(a, b)| (a - centre) * (b - centre)).sum::<f64>();
     match covariance(1) > 2.0 / (BLOCKS as f64).sqrt() * covariance(0) {
         true => Ok(whole),
-        false => Ok(Estimate { standard_error: error_of_means(&means), ..whole }),
+        false => {
+            let standard_error = error_of_means(&means) * (1.0 + 2.0 * correlation.max(0.0)).sqrt();
+            Ok(Estimate { standard_error, ..whole })
+        }
     }
 }
 
@@ -188,7 +191,8 @@ pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
 ///
 /// The equation is solved in logarithms, ln Σ_F − ln Σ_R = 0: this difference increases strictly with ΔF, does not
 /// underflow when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket
-/// become bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
+/// become bisections. The error is Bennett's asymptotic one; NaN at poor overlap, where either sum of Fermi functions f
+/// has fewer than [`weights::FEWEST_FOR_ERRORS`] effective terms, (Σf)²/Σf². Infinite work (+∞) is allowed.
 ///
 /// Errors: NaN or −∞, no finite work in one direction, no finite root.
 pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
@@ -210,8 +214,11 @@ pub fn bar_with_series(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
 /// The root `delta` with its error; `inefficiency`: correlated reverse values per independent one.
 fn estimate_of_bar(forward: &[f64], reverse: &[f64], delta: f64, inefficiency: f64) -> Estimate {
     let m = log_ratio(forward, reverse);
-    let variance = relative_variance(forward, delta - m) + inefficiency * relative_variance(reverse, m - delta);
-    Estimate { value: delta, standard_error: variance.max(0.0).sqrt() }
+    let [of_forward, of_reverse] = [effective_terms(forward, delta - m), effective_terms(reverse, m - delta)];
+    // relative variance of the mean of f, for independent samples
+    let relative = |effective: f64, work: &[f64]| (1.0 / effective - 1.0 / work.len() as f64).max(0.0);
+    let variance = relative(of_forward, forward) + inefficiency * relative(of_reverse, reverse);
+    Estimate { value: delta, standard_error: weights::standard_error_of(of_forward.min(of_reverse), variance) }
 }
 
 /// M = ln(n_F/n_R)
@@ -219,8 +226,8 @@ fn log_ratio(forward: &[f64], reverse: &[f64]) -> f64 {
     (forward.len() as f64 / reverse.len() as f64).ln()
 }
 
-/// Relative variance of the mean of f_i = 1/(1 + e^{w_i − s}), for independent samples.
-fn relative_variance(work: &[f64], s: f64) -> f64 {
+/// Effective number of terms (Σf)²/Σf² of the sum of f_i = 1/(1 + e^{w_i − s}).
+fn effective_terms(work: &[f64], s: f64) -> f64 {
     let (_, _, ratio) = log_fermi_sum(work, s);
     ratio - 1.0 / work.len() as f64
 }

@@ -51,6 +51,18 @@ fn bar_counts_the_correlation_of_a_series() {
     assert!(bar_with_series(&[0.0; 10], &[0.0; 3]).is_err());
 }
 
+/// Of work with a standard deviation of 8 kT, and 300 values, a few decide, whose scatter says nothing of the rest.
+#[test]
+fn bar_has_no_error_at_poor_overlap() {
+    let with_errors = |s: f64| {
+        let of = |step| crooks(300, 500, 1.0, s, &mut stream(step));
+        let runs =
+            (0..100).map(of).map(|(forward, reverse)| [bar(&forward, &reverse), bar_with_series(&forward, &reverse)]);
+        runs.flatten().filter(|estimate| estimate.as_ref().unwrap().standard_error.is_finite()).count()
+    };
+    assert_eq!([2.0, 4.0, 8.0, 10.0].map(with_errors), [200, 200, 0, 0]);
+}
+
 #[test]
 fn bar_changes_sign_when_the_ends_are_swapped() {
     let (forward, reverse) = crooks(50, 20, -7.0, 3.0, &mut stream(1));

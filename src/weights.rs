@@ -65,7 +65,11 @@ pub fn normalised(log_weights: &[f64]) -> Result<Vec<f64>> {
 /// Standard error of an average with these normalised weights, given its variance; NaN if the effective sample size is
 /// too small.
 pub(crate) fn standard_error(weights: &[f64], variance: f64) -> f64 {
-    let effective = 1.0 / weights.iter().map(|w| w * w).sum::<f64>();
+    standard_error_of(1.0 / weights.iter().map(|w| w * w).sum::<f64>(), variance)
+}
+
+/// As [`standard_error`], given the effective sample size.
+pub(crate) fn standard_error_of(effective: f64, variance: f64) -> f64 {
     match effective.round() < FEWEST_FOR_ERRORS as f64 {
         true => f64::NAN,
         false => variance.sqrt(),
