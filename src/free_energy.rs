@@ -85,8 +85,9 @@ pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
 const BLOCKS: usize = 40;
 
 /// As [`mean_of_series`], for dynamics that is not reversible, such as that of a Nosé–Hoover thermostat, whose energies
-/// oscillate: the error is that of the means of 40 blocks, or, if these are still correlated (their autocorrelation at
-/// lag 1 is above two standard errors of it, 2/√40) or the series is short, that of [`mean_of_series`].
+/// oscillate: the error is that of the means of 40 blocks, their variance times 1 + 2 max(0, ρ₁) for the correlation ρ₁
+/// of neighbours. If ρ₁ is above two standard errors of it, 2/√40, or the series is short, it is that of
+/// [`mean_of_series`].
 pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
     let whole = mean_of_series(series)?;
     if series.len() < 2 * BLOCKS {
@@ -96,7 +97,9 @@ pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
     let centre = means.iter().sum::<f64>() / BLOCKS as f64;
     let covariance =
         |lag: usize| means[lag..].iter().zip(&means).map(|(a, b)| (a - centre) * (b - centre)).sum::<f64>();
-    match covariance(1) > 2.0 / (BLOCKS as f64).sqrt() * covariance(0) {
+    // equal means have no correlation
+    let correlation = if covariance(0) > 0.0 { covariance(1) / covariance(0) } else { 0.0 };
+    match correlation > 2.0 / (BLOCKS as f64).sqrt() {
         true => Ok(whole),
         false => {
             let standard_error = error_of_means(&means) * (1.0 + 2.0 * correlation.max(0.0)).sqrt();
@@ -229,7 +232,7 @@ fn log_ratio(forward: &[f64], reverse: &[f64]) -> f64 {
 /// Effective number of terms (Σf)²/Σf² of the sum of f_i = 1/(1 + e^{w_i − s}).
 fn effective_terms(work: &[f64], s: f64) -> f64 {
     let (_, _, ratio) = log_fermi_sum(work, s);
-    ratio - 1.0 / work.len() as f64
+    1.0 / ratio
 }
 
 fn root_of_bar(forward: &[f64], reverse: &[f64]) -> Result<f64> {

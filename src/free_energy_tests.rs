@@ -65,7 +65,7 @@ fn bar_has_no_error_at_poor_overlap() {
 
 #[test]
 fn bar_changes_sign_when_the_ends_are_swapped() {
-    let (forward, reverse) = crooks(50, 20, -7.0, 3.0, &mut stream(1));
+    let (forward, reverse) = crooks(50, 20, -7.0, 1.5, &mut stream(1));
     let there = bar(&forward, &reverse).unwrap();
     let back = bar(&reverse, &forward).unwrap();
     assert!((there.value + back.value).abs() < 1e-12);
@@ -226,6 +226,24 @@ fn independent_series_has_inefficiency_one() {
 fn a_state_without_samples_has_a_population_of_zero() {
     let message = between_states(&[0.0; 3], &[Some(false); 3]).unwrap_err().to_string();
     assert!(message.ends_with("populations are 0.000 and 1.000"), "{message}");
+}
+
+/// Blocks of a few correlation times are correlated; without that errors were a quarter too small.
+#[test]
+fn errors_of_short_blocks_count_their_correlation() {
+    let (tau, runs) = (10.0f64, 1000);
+    let mut chi2 = 0.0;
+    for length in [20, 30, 50] {
+        for seed in 0..runs {
+            // starts in equilibrium
+            let series = autoregressive(BLOCKS * length + 200, (-1.0 / tau).exp(), &mut stream(20_000 + seed));
+            let mean = mean_of_blocks(&series[200..]).unwrap();
+            chi2 += (mean.value / mean.standard_error).powi(2) / (3 * runs) as f64;
+        }
+    }
+    assert!((chi2 - 1.0).abs() < 0.25, "{chi2}");
+    let equal = mean_of_blocks(&[2.0; 400]).unwrap();
+    assert_eq!((equal.value, equal.standard_error), (2.0, 0.0));
 }
 
 /// Oscillating series, as of a Nosé–Hoover thermostat: x_t = 2 r cos ω x_{t−1} − r² x_{t−2} + ξ, whose mean over n steps
