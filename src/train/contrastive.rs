@@ -92,14 +92,16 @@ impl ContrastiveOptions {
     }
 
     /// Draws times, noise and other times for `data[n][dimension]` in the network's units. The data lie at time 0; the
-    /// times are stratified over the rows. `mean_free` noise is for molecules, whose centroid the model ignores.
+    /// times are stratified over the rows, or over their antithetic pairs. `mean_free` noise is for molecules, whose centroid the model ignores.
     ///
     /// The other times are drawn so that nothing but x reveals which of a row's times is the true one: all are spread
     /// alike about a centre, and reflected at 0 and 1. If they were clamped there, or several were drawn about the true
     /// time itself, they would bias the ratios p_t(x)/p_t′(x) that the loss is to find.
     pub fn draw(&self, data: &[f64], dimension: usize, mean_free: bool, stream: &mut Stream) -> Noised {
         let n = data.len() / dimension;
-        let mut even: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
+        let copies = if self.antithetic { 2 } else { 1 };
+        let strata = n.div_ceil(copies) as f64;
+        let mut even: Vec<f64> = (0..n).map(|row| ((row / copies) as f64 + stream.uniform()) / strata).collect();
         let mut noise: Vec<f64> = data.iter().map(|_| stream.normal()).collect();
         if mean_free {
             noise.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));

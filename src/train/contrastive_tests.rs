@@ -137,6 +137,19 @@ fn antithetic_rows_are_pairs() {
     assert_ne!(batch.t[5], batch.t[6], "an odd row out is left as it is");
 }
 
+/// Each in a stratum of its own: those of the second rows, which are those of the first, were not visited.
+#[test]
+fn times_of_antithetic_pairs_are_spread_evenly() {
+    for n in [2000, 1999] {
+        let batch = batch(ContrastiveOptions { antithetic: true, ..Default::default() }, n);
+        let strata: Vec<f64> = batch.t.iter().step_by(2).map(|t| 1000.0 * t).collect();
+        assert!(strata.iter().enumerate().all(|(k, t)| *t as usize == k));
+        let upper = strata.iter().filter(|t| t.fract() > 0.5).count();
+        // five standard deviations
+        assert!(upper.abs_diff(500) < 80, "{upper}");
+    }
+}
+
 #[test]
 fn noise_of_molecules_is_mean_free() {
     let options = ContrastiveOptions::default();
