@@ -13,7 +13,7 @@ fn every_figure_is_drawn() {
     generator["log_weight"] = json!(wave(1.5));
     std::fs::write(path("series.json"), json!({ "series": [run, generator] }).to_string()).unwrap();
     let line = |step: usize| {
-        json!({ "step": step, "rate": 1e-3, "likelihood": 2.0, "reverse_kl": null, "refinement": null,
+        json!({ "step": step, "rate": 1e-3, "likelihood": 2.0, "reverse_kl": null, "refinement": null, "force_matching": 4.0,
             "gradient_norm": 1.0, "held_out": 1.5, "ess": 0.5, "pareto_k": 0.4, "acceptance": 0.6 })
         .to_string()
     };
@@ -25,6 +25,7 @@ fn every_figure_is_drawn() {
         let figure = std::fs::read_to_string(path(&format!("{name}.svg"))).unwrap();
         assert!(figure.starts_with("<svg") && figure.len() > 2000, "{name}");
     }
+    assert!(std::fs::read_to_string(path("training.svg")).unwrap().contains("nm⁻²"));
 }
 
 /// Points of the curves of a figure, in pixels.

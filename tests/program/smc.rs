@@ -99,7 +99,11 @@ fn a_pilot_run_finds_the_steps_and_the_log_tells_all() {
     assert!(report.contains(&format!("equivalent to {families:.1} independent samples")), "{report}");
     let series = document(path("figures/compare.json"))["series"][1].clone();
     assert_eq!(series["ancestor"], serde_json::json!(ancestor));
-    let still = smc(&["-n", "20", "--stages", "3", "--step", "1e-12"]).succeeds();
+    let still = smc(&["-n", "20", "--stages", "3", "--step", "1e-12", "--threshold", "1"]).succeeds();
+    for name in ["ESS", "Pareto k"] {
+        let line = still.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(line.ends_with(" since the last resampling"), "{still}");
+    }
     assert!(still.contains("the moves have little effect: their step is too short"), "{still}");
 }
 

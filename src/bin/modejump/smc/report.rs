@@ -49,7 +49,7 @@ impl Smc {
         }
         let since = if resamplings > 0 { "since the last resampling" } else { "at the end" };
         println!("ESS               {:.1} % {since}", 100.0 * ess);
-        println!("Pareto k          {}", tail_in_words(number(&summary, "pareto_k")));
+        println!("Pareto k          {}, {since}", tail_in_words(number(&summary, "pareto_k")));
         println!("acceptance        {:.1} %", 100.0 * acceptance);
         println!(
             "families          {} of {} samples have descendants, equivalent to {effective:.1} independent samples",

@@ -34,7 +34,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
             vec![
                 panel("nats", None, density),
                 panel("nats", None, energies),
-                panel("kT² / nm²", None, matching),
+                panel("nm⁻²", None, matching),
                 panel("%", Some(0.0..100.0), shares),
             ]
         }
