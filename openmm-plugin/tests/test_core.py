@@ -529,6 +529,17 @@ def test_screens(generator):
     assert statistics.likelihood == "exact" and surrogate.statistics().likelihood == "surrogate"
 
 
+def test_a_part_of_a_system_has_no_weights(generator):
+    """Its potential is that of another environment in every attempt."""
+    move = modejump.Move(generator, seed=3, partial=True)
+    x = np.array([1.0, 0.5])
+    for step in range(20):
+        x = move.attempt(x, double_well, step=step).x
+    statistics = move.statistics()
+    assert statistics.attempts == 20 and np.isfinite(statistics.expected_acceptance)
+    assert statistics.proposals == 0 and np.isnan(statistics.effective_sample_size) and np.isnan(statistics.mean_log_weight)
+
+
 def test_moves_without_a_seed_have_one_of_their_own(generator):
     """Two that act at the same step must not decide by the same number."""
     x, moves = [1.0, 0.5], [modejump.Move(generator) for _ in range(2)]

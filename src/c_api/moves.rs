@@ -540,7 +540,7 @@ pub(super) fn counters(counted: &Statistics) -> modejump_statistics {
 pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_move) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        unsafe { reference(r#move, "move") }?.0.enter()?.kernel.statistics_mut().reset();
+        unsafe { reference(r#move, "move") }?.0.enter()?.kernel.reset_statistics();
         Ok(())
     })
 }

@@ -221,6 +221,11 @@ pub trait Move: Send {
     fn statistics(&self) -> &Statistics;
 
     fn statistics_mut(&mut self) -> &mut Statistics;
+
+    /// Clears the statistics, of all temperatures.
+    fn reset_statistics(&mut self) {
+        self.statistics_mut().reset();
+    }
 }
 
 /// Default move for a model: [`ModeJump`] for a model of kind `modes`, else [`Independence`]. With a steerable model

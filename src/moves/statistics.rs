@@ -13,6 +13,15 @@ pub struct Statistics {
     /// Exactness of the log q that decides acceptances.
     likelihood: Exactness,
     counts: [u64; 8],
+    weights: Weights,
+    /// Acceptance probabilities of the attempts.
+    probability: Series,
+    stages: Stages,
+}
+
+/// Weights of proposals.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Weights {
     proposals: u64,
     usable: u64,
     sum_log_weight: f64,
@@ -20,10 +29,33 @@ pub struct Statistics {
     largest: f64,
     sum: f64,
     sum_squares: f64,
-    log_weights: Ring,
-    /// Acceptance probabilities of the attempts.
-    probability: Series,
-    stages: Stages,
+    latest: Ring,
+}
+
+impl Weights {
+    fn new(latest: Ring) -> Weights {
+        let largest = f64::NEG_INFINITY;
+        Weights { proposals: 0, usable: 0, sum_log_weight: 0.0, largest, sum: 0.0, sum_squares: 0.0, latest }
+    }
+
+    fn push(&mut self, log_weight: f64) {
+        self.proposals += 1;
+        self.latest.push(log_weight);
+        if !log_weight.is_finite() {
+            return;
+        }
+        self.usable += 1;
+        self.sum_log_weight += log_weight;
+        if log_weight > self.largest {
+            let shrink = (self.largest - log_weight).exp();
+            self.sum *= shrink;
+            self.sum_squares *= shrink * shrink;
+            self.largest = log_weight;
+        }
+        let weight = (log_weight - self.largest).exp();
+        self.sum += weight;
+        self.sum_squares += weight * weight;
+    }
 }
 
 /// Number, mean and sum of squared deviations of the values pushed (Welford).
@@ -68,7 +100,10 @@ struct Series {
 }
 
 impl Series {
-    const EMPTY: Series = Series { n: 0, sum: 0.0, length: 1, blocks: Vec::new(), open: 0.0 };
+    /// All its memory is allocated here.
+    fn new() -> Series {
+        Series { n: 0, sum: 0.0, length: 1, blocks: Vec::with_capacity(2 * BLOCKS), open: 0.0 }
+    }
 
     fn push(&mut self, value: f64) {
         self.n += 1;
@@ -79,7 +114,8 @@ impl Series {
         }
         self.blocks.push(std::mem::take(&mut self.open));
         if self.blocks.len() == 2 * BLOCKS {
-            self.blocks = self.blocks.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+            (0..BLOCKS).for_each(|k| self.blocks[k] = self.blocks[2 * k] + self.blocks[2 * k + 1]);
+            self.blocks.truncate(BLOCKS);
             self.length *= 2;
         }
     }
@@ -146,23 +182,24 @@ impl Statistics {
 
     /// Number of proposals whose weight was recorded, usable or not.
     pub fn proposals(&self) -> u64 {
-        self.proposals
+        self.weights.proposals
     }
 
     /// Mean log-weight of the usable proposals; NaN before the first.
     pub fn mean_log_weight(&self) -> f64 {
-        self.sum_log_weight / self.usable as f64
+        self.weights.sum_log_weight / self.weights.usable as f64
     }
 
     /// Effective sample size as a fraction, (Σw)²/(n Σw²), over all n proposals, unusable ones with weight zero; NaN
     /// before the first usable one.
     pub fn effective_fraction(&self) -> f64 {
-        self.sum * self.sum / (self.proposals as f64 * self.sum_squares)
+        let Weights { proposals, sum, sum_squares, .. } = self.weights;
+        sum * sum / (proposals as f64 * sum_squares)
     }
 
     /// Latest log-weights of proposals, oldest first; −∞ for an unusable proposal.
     pub fn log_weights(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
-        self.log_weights.iter()
+        self.weights.latest.iter()
     }
 
     /// Pareto k of the latest log-weights ([`weights::pareto_k`]); NaN before the first usable one.
@@ -198,45 +235,30 @@ impl Statistics {
 
     /// Clears all counts; keeps the likelihood's exactness and the log's memory.
     pub fn reset(&mut self) {
-        let mut log_weights = std::mem::take(&mut self.log_weights);
-        log_weights.clear();
-        *self = Statistics::empty(self.likelihood, log_weights);
+        let mut latest = std::mem::take(&mut self.weights.latest);
+        latest.clear();
+        *self = Statistics::empty(self.likelihood, latest);
     }
 
-    fn empty(likelihood: Exactness, log_weights: Ring) -> Statistics {
+    fn empty(likelihood: Exactness, latest: Ring) -> Statistics {
         Statistics {
             likelihood,
             counts: [0; 8],
-            proposals: 0,
-            usable: 0,
-            sum_log_weight: 0.0,
-            largest: f64::NEG_INFINITY,
-            sum: 0.0,
-            sum_squares: 0.0,
-            log_weights,
-            probability: Series::EMPTY,
+            weights: Weights::new(latest),
+            probability: Series::new(),
             stages: Stages::default(),
         }
     }
 
     /// Records the log-weight of one proposal.
     pub(super) fn record_weight(&mut self, log_weight: f64) {
-        self.proposals += 1;
-        self.log_weights.push(log_weight);
-        if !log_weight.is_finite() {
-            return;
-        }
-        self.usable += 1;
-        self.sum_log_weight += log_weight;
-        if log_weight > self.largest {
-            let shrink = (self.largest - log_weight).exp();
-            self.sum *= shrink;
-            self.sum_squares *= shrink * shrink;
-            self.largest = log_weight;
-        }
-        let weight = (log_weight - self.largest).exp();
-        self.sum += weight;
-        self.sum_squares += weight * weight;
+        self.weights.push(log_weight);
+    }
+
+    /// Takes the counts of `other`, whose weights belong to another target, and gives it its own.
+    pub(super) fn exchange_counts(&mut self, other: &mut Statistics) {
+        std::mem::swap(self, other);
+        std::mem::swap(&mut self.weights, &mut other.weights);
     }
 
     /// Records that an attempt reached the second stage of delayed acceptance, with its ln c(x′)/c(x).

@@ -21,7 +21,7 @@ type Make = Box<dyn Fn(&Arc<dyn Model>) -> Result<Box<dyn Move>> + Send>;
 /// would be biased; a test shows it.
 ///
 /// Each temperature has its own move, made on first use and kept with the proposals it has drawn ahead; they share the
-/// statistics. Proposals are a function of (seed, step, replica, temperature), so replicas that take turns do not
+/// counts, and each has the weights of its proposals. Proposals are a function of (seed, step, replica, temperature), so replicas that take turns do not
 /// affect each other.
 pub struct Steered {
     make: Make,
@@ -122,7 +122,8 @@ impl Move for Steered {
         };
         self.kernels.push(next);
         let [.., before, present] = self.kernels.as_mut_slice() else { return Ok(()) };
-        std::mem::swap(present.kernel.statistics_mut(), before.kernel.statistics_mut());
+        // counts are of all temperatures; weights of two of them cannot be compared
+        present.kernel.statistics_mut().exchange_counts(before.kernel.statistics_mut());
         if self.kernels.len() > MOST_TEMPERATURES {
             self.kernels.remove(0);
         }
@@ -135,5 +136,9 @@ impl Move for Steered {
 
     fn statistics_mut(&mut self) -> &mut Statistics {
         self.present_mut().kernel.statistics_mut()
+    }
+
+    fn reset_statistics(&mut self) {
+        self.kernels.iter_mut().for_each(|k| k.kernel.reset_statistics());
     }
 }

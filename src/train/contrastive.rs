@@ -92,7 +92,8 @@ impl ContrastiveOptions {
     }
 
     /// Draws times, noise and other times for `data[n][dimension]` in the network's units. The data lie at time 0; the
-    /// times are stratified over the rows, or over their antithetic pairs. `mean_free` noise is for molecules, whose centroid the model ignores.
+    /// times are stratified over the rows, or over their antithetic pairs. `mean_free` noise is for molecules, whose
+    /// centroid the model ignores.
     ///
     /// The other times are drawn so that nothing but x reveals which of a row's times is the true one: all are spread
     /// alike about a centre, and reflected at 0 and 1. If they were clamped there, or several were drawn about the true

@@ -139,12 +139,19 @@ fn an_attempt_does_not_depend_on_the_temperatures_before() {
             (x, outcome)
         };
         let mut both = at(TEMPERATURES[0], make);
+        let mut alone = TEMPERATURES.map(|kelvin| at(kelvin, make));
         for step in 0..6 {
-            let kelvin = TEMPERATURES[step as usize % 2];
-            let taking_turns = attempt(both.as_mut(), kelvin, step);
-            assert_eq!(taking_turns, attempt(at(kelvin, make).as_mut(), kelvin, step), "{name}, step {step}");
+            let turn = step as usize % 2;
+            let taking_turns = attempt(both.as_mut(), TEMPERATURES[turn], step);
+            assert_eq!(taking_turns, attempt(alone[turn].as_mut(), TEMPERATURES[turn], step), "{name}, step {step}");
         }
-        assert_eq!(both.statistics().attempts(), 6, "{name}");
+        let (found, expected) = (both.statistics(), alone[1].statistics());
+        assert_eq!(found.attempts(), 6, "{name}");
+        // weights of two temperatures cannot be compared
+        assert!(found.log_weights().eq(expected.log_weights()), "{name}");
+        both.reset_statistics();
+        both.set_temperature(TEMPERATURES[0]).unwrap();
+        assert_eq!((both.statistics().attempts(), both.statistics().proposals()), (0, 0), "{name}");
     }
 }
 

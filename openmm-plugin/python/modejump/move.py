@@ -104,6 +104,9 @@ class Move(_Owner):
     draw_ahead : bool
         Whether other threads draw the next batch of proposals between attempts, if `stride` steps lie between them, and evaluate
         the density of the current configuration while the potential is computed: the results are the same, bit for bit.
+    partial : bool
+        Whether the model describes a part of a system, the rest of which moves between attempts. Weights of proposals cannot be
+        compared then, so none are recorded, and the statistics have no effective sample size.
     mode : function, optional
         For a model of several metastable states, between which the method "independence" jumps: returns the mode that a
         configuration x [*shape] is in, a number from 0, or -1 for none, as a function of x alone. Default: the modes are the
@@ -141,6 +144,7 @@ class Move(_Owner):
         screen=None,
         acceptance="exact",
         draw_ahead=False,
+        partial=False,
         mode=None,
         **settings,
     ):
@@ -169,6 +173,7 @@ class Move(_Owner):
             return
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
         options = _Options(kind=kind, proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
+        options.partial = partial
         options.rotations = settings.get("rotations", 0)
         if mode is not None:
             self._between_modes(model, mode, options)
