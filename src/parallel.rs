@@ -3,7 +3,8 @@
 //! Every rank runs the same program on the same inputs and holds the same data for all rows; only what is costly about
 //! a row, its sample or energies, is computed by one rank and sent to the others. Random streams are those of a row's
 //! global index, and sums run over all rows in order on every rank, so the results are the same to the last bit on any
-//! number of ranks. Decisions based on rounded numbers must agree on all ranks: `same` compares the data that all are
+//! number of ranks, as far as energies do not depend on the rows before (OpenMM's do on its CPU platform with a
+//! cut-off). Decisions based on rounded numbers must agree on all ranks: `same` compares the data that all are
 //! about to work on, so that machines that round differently cause an error instead of a wrong answer.
 
 #[cfg(feature = "mpi")]

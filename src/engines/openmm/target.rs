@@ -16,7 +16,8 @@ use crate::units::thermal_energy;
 const LARGEST_COORDINATE: f64 = 1e6;
 
 /// u(x) = U(x)/kT with one Context per thread; each row is computed alone, so results do not depend on the number of
-/// threads.
+/// threads. One exception: with a cut-off on the CPU platform the order of sums, and so the rounding, depends on the
+/// rows that a Context had before.
 pub struct OpenMmTarget {
     evaluators: Vec<UniquePtr<bridge::Evaluator>>,
     n_particles: usize,
