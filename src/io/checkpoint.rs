@@ -27,9 +27,9 @@ pub struct Kind {
 }
 
 /// State of a training.
-pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 11 };
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 12 };
 /// State of adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 13 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 14 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// Whether a file exists whose first bytes are not those of a checkpoint of any kind.

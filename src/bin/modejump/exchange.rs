@@ -73,7 +73,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 5 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 6 };
 
     /// State from which a run continues.
     #[derive(Serialize, Deserialize)]

@@ -17,7 +17,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 7 };
+const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 8 };
 const PROGRESS: &str = "modejump.ckpt";
 /// Trajectories and energies of the segments, concatenated.
 const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];

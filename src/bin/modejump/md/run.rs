@@ -15,7 +15,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::Result;
 use serde::{Deserialize, Serialize};
 
-const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 6 };
+const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 7 };
 
 /// State from which a run continues.
 #[derive(Default, Serialize, Deserialize)]
