@@ -75,10 +75,8 @@ fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
 /// Mean of a stationary time series with a standard error that accounts for correlation, sd · √(g/n).
 pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
     let inefficiency = statistical_inefficiency(series)?;
-    let n = series.len() as f64;
-    let value = series.iter().sum::<f64>() / n;
-    let variance = series.iter().map(|v| (v - value).powi(2)).sum::<f64>() / (n - 1.0);
-    Ok(Estimate { value, standard_error: (variance * inefficiency / n).sqrt() })
+    let value = series.iter().sum::<f64>() / series.len() as f64;
+    Ok(Estimate { value, standard_error: error_of_mean(series) * inefficiency.sqrt() })
 }
 
 /// Blocks of [`mean_of_blocks`].
@@ -102,7 +100,7 @@ pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
     match correlation > 2.0 / (BLOCKS as f64).sqrt() {
         true => Ok(whole),
         false => {
-            let standard_error = error_of_means(&means) * (1.0 + 2.0 * correlation.max(0.0)).sqrt();
+            let standard_error = error_of_mean(&means) * (1.0 + 2.0 * correlation.max(0.0)).sqrt();
             Ok(Estimate { standard_error, ..whole })
         }
     }
@@ -152,7 +150,7 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
 /// Standard error of a series' mean from the scatter of `blocks` block means; valid when blocks are much longer than
 /// the correlation time. A remainder at the end is left out.
 pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
-    Ok(error_of_means(&block_means(series, blocks)?))
+    Ok(error_of_mean(&block_means(series, blocks)?))
 }
 
 /// Means of equally long blocks; a remainder at the end is left out. Errors: fewer than 2 blocks, or empty ones.
@@ -168,10 +166,10 @@ fn block_means(series: &[f64], blocks: usize) -> Result<Vec<f64>> {
 }
 
 /// Standard error of the mean of independent values.
-fn error_of_means(means: &[f64]) -> f64 {
-    let n = means.len() as f64;
-    let centre = means.iter().sum::<f64>() / n;
-    (means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt()
+fn error_of_mean(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0) / n).sqrt()
 }
 
 /// Targeted free-energy perturbation from samples of A (Jarzynski 2002): ΔF = F_B − F_A = −ln ⟨e^{−Φ}⟩_A with

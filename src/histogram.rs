@@ -48,13 +48,13 @@ pub fn circular_profile_of_families(
         family.iter().zip(&weights).zip(&rows).for_each(|((&family, w), &bin)| sums[family] += w * f(bin));
         sums
     };
-    let shares = sums(&|_| 1.0);
+    let effective = 1.0 / sums(&|_| 1.0).iter().map(|share| share * share).sum::<f64>();
     // Var P_b = Σ over families of (Σ W (1_b − P_b))²
     let variance = |b: usize| -> f64 {
         let influences = sums(&|bin| f64::from(bin == b) - masses[b]);
         influences.iter().map(|influence| influence * influence).sum()
     };
-    let errors: Vec<f64> = (0..bins).map(|b| weights::standard_error(&shares, variance(b))).collect();
+    let errors: Vec<f64> = (0..bins).map(|b| weights::standard_error_of(effective, variance(b))).collect();
     Ok(profile(&masses, &errors))
 }
 

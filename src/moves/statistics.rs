@@ -91,7 +91,6 @@ const BLOCKS: usize = 32;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 struct Series {
     n: u64,
-    sum: f64,
     /// Values per block, a power of two.
     length: u64,
     /// Sums of the full blocks, and of the one that is being filled.
@@ -102,12 +101,11 @@ struct Series {
 impl Series {
     /// All its memory is allocated here.
     fn new() -> Series {
-        Series { n: 0, sum: 0.0, length: 1, blocks: Vec::with_capacity(2 * BLOCKS), open: 0.0 }
+        Series { n: 0, length: 1, blocks: Vec::with_capacity(2 * BLOCKS), open: 0.0 }
     }
 
     fn push(&mut self, value: f64) {
         self.n += 1;
-        self.sum += value;
         self.open += value;
         if self.n % self.length != 0 {
             return;
@@ -125,7 +123,8 @@ impl Series {
         let mut means = Running::default();
         self.blocks.iter().for_each(|sum| means.push(sum / self.length as f64));
         let standard_error = (means.variance() / self.blocks.len() as f64).sqrt();
-        Estimate { value: self.sum / self.n as f64, standard_error }
+        let sum = self.blocks.iter().sum::<f64>() + self.open;
+        Estimate { value: sum / self.n as f64, standard_error }
     }
 }
 

@@ -21,8 +21,8 @@ type Make = Box<dyn Fn(&Arc<dyn Model>) -> Result<Box<dyn Move>> + Send>;
 /// would be biased; a test shows it.
 ///
 /// Each temperature has its own move, made on first use and kept with the proposals it has drawn ahead; they share the
-/// counts, and each has the weights of its proposals. Proposals are a function of (seed, step, replica, temperature), so replicas that take turns do not
-/// affect each other.
+/// counts, and each has the weights of its proposals. Proposals are a function of (seed, step, replica, temperature), so
+/// replicas that take turns do not affect each other.
 pub struct Steered {
     make: Make,
     /// Moves by last use, the one at the present temperature at the end.

@@ -300,10 +300,8 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
       in_turn(draws_in_turn(*system, platform)) {
     integrator.setRandomNumberSeed(seed);
     RandomTurn turn(random_state);
-    {
-        const Entering alone;
-        context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
-    }
+    const Entering alone;
+    context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
     // thermostats and barostats of the System follow this run's temperature, not the one they were written with
     const auto &there = context->getParameters();
     for (const string &name :
