@@ -14,7 +14,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo test-openmm \
-	test-openmmtools test-opencl test-arm train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
+	test-openmmtools test-opencl test-cuda test-arm train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
 	test-plugin-gpu sanitize-gpu bench-gpu bench-pytorch clean
 
 all: build plugin
@@ -29,7 +29,7 @@ build: venv
 plugin: venv
 	@sh scripts/plugin.sh
 
-test: test-rust test-plugin test-lammps test-gromacs test-mpi fuzz-targets
+test: test-rust test-plugin test-cuda test-lammps test-gromacs test-mpi fuzz-targets
 
 test-rust: venv
 	@sh scripts/nvcc.sh
@@ -81,6 +81,13 @@ test-plugin-gpu: plugin
 test-opencl: plugin
 	MODEJUMP_TEST_PLATFORMS="OpenCL:single OpenCL:mixed OpenCL:double" sh scripts/opencl.sh \
 		$(PY) -m pytest -q openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
+
+# What runs on a GPU, on a graphics card in software: OpenMM's CUDA platform, the plugin on it, and a generator beside it. TESTS and PLATFORMS
+# select others; all of openmm-plugin/tests in three precisions take hours.
+TESTS ?= openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
+PLATFORMS ?= CUDA:mixed
+test-cuda: plugin
+	MODEJUMP_TEST_PLATFORMS="$(PLATFORMS)" sh scripts/software_card.sh $(PYTEST) $(TESTS)
 
 # The core's tests for 64-bit ARM, under emulation (Debian: apt install gcc-aarch64-linux-gnu qemu-user-static; rustup target add
 # aarch64-unknown-linux-gnu): takes hours. FILTER="nn:: moves::" runs a part.

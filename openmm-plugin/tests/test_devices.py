@@ -87,7 +87,7 @@ def test_an_accepted_jump_moves_its_own_atoms_only(peroxide_model, name, particl
     others = [i for i in range(context.getSystem().getNumParticles()) if i not in particles]
     masses = np.array([context.getSystem().getParticleMass(i)._value for i in range(context.getSystem().getNumParticles())])
     accepted = 0
-    for _ in range(60):
+    for _ in range(30):
         x, v = toy.positions(context), toy.velocities(context)
         if not jump.attempt(context):
             assert np.array_equal(x, toy.positions(context)) and np.array_equal(v, toy.velocities(context))
@@ -171,6 +171,60 @@ for draw_ahead in (False, True):
     assert np.isfinite(toy.positions(context)).all()
     del context
 """
+
+
+#: Launches, copies to the card, to the host and on the card, and waits of an attempt beside two energies, by device of the generator:
+#: of one that is rejected, and of one that is accepted, with an evaluation of forces (8 launches) for the new velocities.
+ASKED = {
+    "cpu": {0: [2, 1, 1, 4, 2], 1: [14, 3, 3, 8, 6]},
+    "cuda": {0: [4, 3, 4, 4, 4], 1: [16, 5, 6, 8, 8]},
+}
+
+WHAT_AN_ATTEMPT_ASKS = """
+import ctypes, numpy as np, openmm, toy, modejump
+from openmm import app
+from test_ala2 import ALA2
+
+driver = ctypes.CDLL("libcuda.so.1")
+
+def counts():
+    numbers = (ctypes.c_uint64 * 5)()
+    driver.software_card_counts(numbers)
+    return np.array(numbers[:])
+
+pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
+system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+jump = modejump.MonteCarloModeJump(ALA2 / "model.safetensors", 0, seed=21)
+system.addForce(jump)
+context = toy.make_context(system, toy.langevin(), x=pdb.positions.value_in_unit(openmm.unit.nanometer))
+context.getState(energy=True)
+counts()
+toy.potential(context)
+# a State also has the kinetic energy: a launch, a copy, a wait
+energy = counts() - np.array([1, 0, 1, 0, 1])
+seen = {}
+for _ in range(20):
+    context.getIntegrator().step(1)
+    counts()
+    accepted = jump.attempt(context)
+    asked = counts() - 2 * energy
+    seen.setdefault(accepted, []).append(asked)
+for accepted, asked in sorted(seen.items()):
+    print(int(accepted), *np.min(asked, axis=0))
+"""
+
+
+@pytest.mark.skipif("SOFTWARE_CARD_NVRTC" not in os.environ, reason="needs a card that counts: make test-cuda")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_an_attempt_asks_of_the_card_beside_two_energies(device):
+    """Launches, copies to the card, from it and on it, and waits, which take some microseconds each (README, positions on the device)."""
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "MODEJUMP_DEVICE": device}
+    done = subprocess.run([sys.executable, "-c", WHAT_AN_ATTEMPT_ASKS], env=environment, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    asked = dict((int(line.split()[0]), [int(word) for word in line.split()[1:]]) for line in done.stdout.splitlines())
+    assert asked == ASKED[device]
 
 
 @pytest.mark.skipif(not toy.PLATFORMS[0].startswith("CUDA"), reason="needs a card: MODEJUMP_TEST_PLATFORMS=CUDA:mixed")

@@ -1,7 +1,7 @@
 //! Resources that a model holds on a device: memory, workspaces, kernels. All errors here are the driver's (out of
 //! memory, a failed copy or launch, compilation).
 
-use super::Driver;
+use super::{Driver, Reading};
 use crate::error::Result;
 use bytemuck::Pod;
 use std::collections::HashMap;
@@ -66,16 +66,18 @@ impl<T: Pod> Buffer<T> {
 
     /// Reads the first `values.len()` numbers. Panics if there are fewer.
     pub fn read(&self, values: &mut [T]) -> Result<()> {
+        self.driver.download(&mut [self.copy_to(values)])
+    }
+
+    /// A copy of the first `values.len()` numbers, for [`Driver::download`]. Panics if there are fewer.
+    pub fn copy_to<'a>(&self, values: &'a mut [T]) -> Reading<'a> {
         assert!(
             values.len() <= self.capacity,
             "cannot read from a buffer of {} numbers into {}",
             self.capacity,
             values.len()
         );
-        match values {
-            [] => Ok(()),
-            _ => self.driver.download(self.address, bytemuck::cast_slice_mut(values)),
-        }
+        (self.address, bytemuck::cast_slice_mut(values))
     }
 }
 

@@ -72,8 +72,8 @@ pub trait Driver: Send + Sync {
         Ok(())
     }
 
-    /// Copies from the device after all earlier uploads and launches, and waits for it.
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// Copies from the device after all earlier uploads and launches, and waits once for all of it.
+    fn download(&self, readings: &mut [Reading]) -> Result<()>;
 
     /// Starts `grid` blocks of `block` threads, each with `shared` bytes of shared memory; `argument` is the kernel's
     /// struct.
@@ -100,6 +100,9 @@ pub trait Driver: Send + Sync {
         argument: &[u8],
     ) -> Result<()>;
 }
+
+/// Bytes to copy from the device: their address there, and where to.
+pub type Reading<'a> = (u64, &'a mut [u8]);
 
 /// Whether kernels for this architecture use tensor cores: from sm_80 on, if `MODEJUMP_TENSOR_CORES` is 1.
 #[cfg(feature = "cuda")]

@@ -1,11 +1,12 @@
 //! NVIDIA's cards, through the driver library, which is looked up at run time: the same binary runs with and without
 //! one.
 
-use super::{compile, tensor_cores, Driver, KernelId, Program};
+use super::{compile, tensor_cores, Driver, KernelId, Program, Reading};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// Opens card `ordinal`, once for the process and shared. Errors: no driver library, no such card.
@@ -202,7 +203,14 @@ impl Card {
 struct Queue {
     card: Arc<Card>,
     stream: OnceLock<std::result::Result<sys::CUstream, result::DriverError>>,
+    /// Whether anything was begun that nobody waited for.
+    begun: AtomicBool,
+    /// [`PINNED`] bytes of the host that the card writes to directly; none before they are needed.
+    pinned: Mutex<Option<*mut u8>>,
 }
+
+/// Downloads of at most this many bytes go through pinned memory: the driver waits for each copy to other memory.
+const PINNED: usize = 1 << 16;
 
 // SAFETY: as for a card.
 unsafe impl Send for Queue {}
@@ -211,7 +219,7 @@ unsafe impl Sync for Queue {}
 
 impl Queue {
     fn on(card: Arc<Card>) -> Queue {
-        Queue { card, stream: OnceLock::new() }
+        Queue { card, stream: OnceLock::new(), begun: AtomicBool::new(false), pinned: Mutex::default() }
     }
 
     /// As [`Card::enter`], and returns the stream.
@@ -219,6 +227,56 @@ impl Queue {
         let current = self.card.enter()?;
         let stream = self.stream.get_or_init(|| result::stream::create(result::stream::StreamKind::NonBlocking));
         Ok((current, (*stream).map_err(|e| error("could not create a stream on the GPU", e))?))
+    }
+
+    /// What a call returned that may have begun something; marked afterwards, as another thread may be waiting.
+    fn begun<T>(&self, called: T) -> T {
+        self.begun.store(true, Ordering::Release);
+        called
+    }
+
+    fn wait(&self, stream: sys::CUstream) -> std::result::Result<(), result::DriverError> {
+        // before the wait, so that what another thread begins meanwhile stays marked
+        self.begun.store(false, Ordering::Release);
+        // SAFETY: the stream is this queue's.
+        unsafe { result::stream::synchronize(stream) }
+    }
+
+    fn read_all(
+        &self,
+        readings: &mut [Reading],
+        stream: sys::CUstream,
+    ) -> std::result::Result<(), result::DriverError> {
+        for (address, bytes) in readings.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
+            // SAFETY: the buffer holds that much; the stream is waited for before `bytes` is looked at.
+            self.begun(unsafe { result::memcpy_dtoh_async(bytes, *address, stream) })?;
+        }
+        self.wait(stream)
+    }
+
+    /// The same for at most [`PINNED`] bytes.
+    fn read_pinned(
+        &self,
+        readings: &mut [Reading],
+        stream: sys::CUstream,
+    ) -> std::result::Result<(), result::DriverError> {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = match *pinned {
+            Some(start) => start,
+            // SAFETY: the context is current; the memory is freed with the queue.
+            None => *pinned.insert(unsafe { result::malloc_host(PINNED, 0) }?.cast()),
+        };
+        // SAFETY: as many bytes as were allocated, of which nobody else has a reference while the lock is held.
+        let mut rest = unsafe { std::slice::from_raw_parts_mut(start, PINNED) };
+        let mut staged = Vec::with_capacity(readings.len());
+        for (address, bytes) in readings.iter() {
+            let (part, others) = rest.split_at_mut(bytes.len());
+            staged.push((*address, part));
+            rest = others;
+        }
+        self.read_all(&mut staged, stream)?;
+        readings.iter_mut().zip(staged).for_each(|((_, bytes), (_, part))| bytes.copy_from_slice(part));
+        Ok(())
     }
 
     fn failed(&self, what: &str, e: result::DriverError) -> Error {
@@ -266,10 +324,11 @@ impl Driver for Queue {
     }
 
     fn finish(&self) -> Result<()> {
+        if !self.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let (_current, stream) = self.enter()?;
-        // SAFETY: the stream is this queue's.
-        unsafe { result::stream::synchronize(stream) }
-            .map_err(|e| self.failed("a kernel or a copy to the GPU failed", e))
+        self.wait(stream).map_err(|e| self.failed("a kernel or a copy to the GPU failed", e))
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
@@ -316,16 +375,14 @@ impl Driver for Queue {
         let (_current, stream) = self.enter()?;
         // SAFETY: the buffer has room, as `Buffer::write` sees to; the caller keeps `bytes` until the stream is waited
         // for.
-        unsafe { result::memcpy_htod_async(address, bytes, stream) }
+        self.begun(unsafe { result::memcpy_htod_async(address, bytes, stream) })
             .map_err(|e| self.failed("a copy to the GPU failed", e))
     }
 
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+    fn download(&self, readings: &mut [Reading]) -> Result<()> {
         let (_current, stream) = self.enter()?;
-        // SAFETY: the buffer holds that much; the stream is waited for before `bytes` is looked at.
-        let copied = unsafe {
-            result::memcpy_dtoh_async(bytes, address, stream).and_then(|()| result::stream::synchronize(stream))
-        };
+        let small = readings.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() <= PINNED;
+        let copied = if small { self.read_pinned(readings, stream) } else { self.read_all(readings, stream) };
         copied.map_err(|e| self.failed("a kernel or a copy from the GPU failed", e))
     }
 
@@ -335,7 +392,7 @@ impl Driver for Queue {
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
-        unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
+        self.begun(unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) })
             .map_err(|e| self.failed("could not start a kernel", e))
     }
 
@@ -361,8 +418,9 @@ impl Driver for Queue {
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: as for `launch`.
-        unsafe { result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
-            .map_err(|e| self.failed("could not start a kernel", e))
+        let launched =
+            unsafe { result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters) };
+        self.begun(launched).map_err(|e| self.failed("could not start a kernel", e))
     }
 }
 
@@ -371,10 +429,12 @@ impl Drop for Queue {
         // without a stream nothing was run
         let Some(Ok(stream)) = self.stream.get() else { return };
         let Ok(_current) = self.card.enter() else { return };
-        // SAFETY: nobody uses the stream any more; it is drained first.
+        let pinned = self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // SAFETY: nobody uses the stream any more, nor its pinned memory; it is drained first.
         unsafe {
             let _ = result::stream::synchronize(*stream);
             let _ = result::stream::destroy(*stream);
+            let _ = pinned.map(|pinned| result::free_host(pinned.cast()));
         }
     }
 }

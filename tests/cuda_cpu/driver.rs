@@ -1,7 +1,7 @@
 //! A machine that runs kernels on the CPU: `fibres.h` makes C++ of their source, every launch is one run of that
 //! program.
 
-use modejump::device::{Driver, KernelId, Program};
+use modejump::device::{Driver, KernelId, Program, Reading};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -242,8 +242,11 @@ impl Driver for Fibres {
         Ok(())
     }
 
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        bytes.copy_from_slice(&self.memory.lock().unwrap()[&address][..bytes.len()]);
+    fn download(&self, readings: &mut [Reading]) -> Result<()> {
+        let memory = self.memory.lock().unwrap();
+        for (address, bytes) in readings.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
+            bytes.copy_from_slice(&memory[address][..bytes.len()]);
+        }
         Ok(())
     }
 

@@ -11,8 +11,8 @@
 typedef int Result;
 typedef uint64_t Address;
 
-enum Kind { CONTEXT, STREAM, MODULE, FUNCTION, MEMORY };
-static const char *const NAMES[] = {"context", "stream", "module", "function", "memory"};
+enum Kind { CONTEXT, STREAM, MODULE, FUNCTION, MEMORY, PINNED };
+static const char *const NAMES[] = {"context", "stream", "module", "function", "memory", "pinned memory"};
 
 /* Whatever lives in a context, and contexts themselves. */
 typedef struct Thing {
@@ -257,6 +257,23 @@ Result cuMemFree_v2(Address address) {
     Thing *thing = memory_at(address, 0);
     demand(address == (Address)thing->memory, "an address that nobody allocated is freed");
     return thing->alive = 0; /* the bytes stay, so that no other memory gets the address */
+}
+
+/* Of the host, zero at first. */
+Result cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
+    Thing *thing = make(PINNED, current());
+    demand(bytes > 0 && flags == 0, "no plain pinned memory");
+    return *memory = thing->memory = calloc(1, bytes), 0;
+}
+
+Result cuMemFreeHost(void *memory) {
+    Thing *thing, *context = current();
+    pthread_mutex_lock(&guard);
+    for (thing = things; thing != NULL && !(thing->kind == PINNED && thing->alive && thing->memory == memory); thing = thing->next)
+        ;
+    pthread_mutex_unlock(&guard);
+    demand(thing != NULL && thing->context == context, "pinned memory that nobody allocated here is freed");
+    return thing->alive = 0;
 }
 
 Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Thing *stream) {

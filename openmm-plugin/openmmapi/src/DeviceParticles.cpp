@@ -153,7 +153,7 @@ public:
 private:
     unique_ptr<ArrayInterface> array(size_t size, int elementSize, const string& name);
     unique_ptr<ArrayInterface> likeness(ArrayInterface& other, const string& name);
-    ComputeKernel kernelOnPositions(ComputeProgram program, const string& name);
+    ComputeKernel kernelOnPositions(ComputeProgram program, const string& name, ArrayInterface& x);
     ComputeKernel kernelOnVelocities(ComputeProgram program, const string& name);
     void findSlots();
     Vec3 cellOf(size_t i) const;
@@ -162,9 +162,10 @@ private:
     ComputeContext& compute;
     /** Slot of each particle in OpenMM's arrays, on the host and on the device. */
     vector<int> slots;
-    unique_ptr<ArrayInterface> slotArray, numbers, savedPosq, savedCorrection, savedForces;
+    unique_ptr<ArrayInterface> slotArray, numbers, proposal, savedPosq, savedCorrection, savedForces;
     ComputeKernel gatherPositions, scatterPositions, gatherVelocities, scatterVelocities, gatherForces, carry;
-    vector<double> shifted;
+    /** Positions to set, as OpenMM wraps them; and those that `proposal` holds: an accepted proposal is on the device already. */
+    vector<double> shifted, uploaded;
 };
 
 DeviceParticles::DeviceParticles(ContextImpl& context, ComputeContext& compute, const vector<int>& particles)
@@ -174,13 +175,14 @@ DeviceParticles::DeviceParticles(ContextImpl& context, ComputeContext& compute, 
     const bool wide = compute.getUseDoublePrecision() || compute.getUseMixedPrecision();
     slotArray = array(n, sizeof(int), "modeJumpSlots");
     numbers = array(3 * n, wide ? sizeof(double) : sizeof(float), "modeJumpNumbers");
+    proposal = array(3 * n, numbers->getElementSize(), "modeJumpProposal");
     savedPosq = likeness(compute.getPosq(), "modeJumpPosq");
     savedForces = likeness(compute.getLongForceBuffer(), "modeJumpForces");
     if (compute.getUseMixedPrecision())
         savedCorrection = likeness(compute.getPosqCorrection(), "modeJumpPosqCorrection");
     ComputeProgram program = compute.compileProgram(SOURCE);
-    gatherPositions = kernelOnPositions(program, "gatherPositions");
-    scatterPositions = kernelOnPositions(program, "scatterPositions");
+    gatherPositions = kernelOnPositions(program, "gatherPositions", *numbers);
+    scatterPositions = kernelOnPositions(program, "scatterPositions", *proposal);
     gatherVelocities = kernelOnVelocities(program, "gatherVelocities");
     scatterVelocities = kernelOnVelocities(program, "scatterVelocities");
     gatherForces = program->createKernel("gatherForces");
@@ -208,11 +210,11 @@ unique_ptr<ArrayInterface> DeviceParticles::likeness(ArrayInterface& other, cons
     return array(other.getSize(), other.getElementSize(), name);
 }
 
-ComputeKernel DeviceParticles::kernelOnPositions(ComputeProgram program, const string& name) {
+ComputeKernel DeviceParticles::kernelOnPositions(ComputeProgram program, const string& name, ArrayInterface& x) {
     ComputeKernel kernel = program->createKernel(name);
     kernel->addArg(static_cast<int>(particles.size()));
     kernel->addArg(*slotArray);
-    kernel->addArg(*numbers);
+    kernel->addArg(x);
     kernel->addArg(compute.getPosq());
     if (compute.getUseMixedPrecision())
         kernel->addArg(compute.getPosqCorrection());
@@ -285,7 +287,11 @@ void DeviceParticles::setPositions(const vector<double>& x) {
         for (int k = 0; k < 3; k++)
             shifted[3 * i + k] += cell[k];
     }
-    numbers->upload(shifted, true);
+    if (shifted != uploaded) {
+        uploaded.clear();
+        proposal->upload(shifted, true);
+        uploaded = shifted;
+    }
     scatterPositions->execute(particles.size());
     context.computeVirtualSites();
     Notice::of(context.getIntegrator());

@@ -4,7 +4,7 @@ mod tables;
 
 use super::CouplingFlow;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
-use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
+use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Reading, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::{Flow, Model, ModelCard, Steering, LOG_2_PI};
 use crate::nn::Real;
@@ -215,13 +215,6 @@ impl Work {
         self.log_det.reserve(rows)?;
         self.evaluations.reserve(rows)
     }
-
-    fn evaluations(&mut self, to: &mut [Evaluation]) -> Result<()> {
-        self.host.resize(to.len(), EvaluationRecord::default());
-        self.evaluations.read(&mut self.host)?;
-        to.iter_mut().zip(&self.host).for_each(|(to, record)| *to = record.evaluation());
-        Ok(())
-    }
 }
 
 /// Source of the latent points.
@@ -285,13 +278,7 @@ impl<R: Real> CouplingOnDevice<R> {
         unsafe { work.driver.launch(kernel, blocks as u32, threads, shared, argument(&arguments)) }
     }
 
-    fn generate_rows(
-        &self,
-        latent: Latent,
-        x: &mut [f64],
-        log_det: Option<&mut [f64]>,
-        to: &mut [Evaluation],
-    ) -> Result<()> {
+    fn generate_rows(&self, latent: Latent, x: &mut [f64], log_det: &mut [f64], to: &mut [Evaluation]) -> Result<()> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         let mut arguments = self.arguments;
@@ -306,32 +293,28 @@ impl<R: Real> CouplingOnDevice<R> {
             }
         }
         self.launch(&work, to.len(), GENERATE, arguments)?;
-        work.x.read(x)?;
-        if let Some(log_det) = log_det {
-            work.log_det.read(log_det)?;
-        }
-        work.evaluations(to)
+        let others = [work.x.copy_to(x), work.log_det.copy_to(log_det)];
+        self.read(&mut work, others, to)
     }
 
     fn encode_rows(&self, x: &[f64], latent: Option<(&mut [f64], &mut [f64])>, to: &mut [Evaluation]) -> Result<()> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
-        let z = if latent.is_some() { work.z.address() } else { 0 };
-        self.launch(&work, to.len(), ENCODE, Arguments { z, ..self.arguments })?;
-        if let Some((z, log_det)) = latent {
-            work.z.read(z)?;
-            work.log_det.read(log_det)?;
-        }
-        work.evaluations(to)
+        let address = if latent.is_some() { work.z.address() } else { 0 };
+        self.launch(&work, to.len(), ENCODE, Arguments { z: address, ..self.arguments })?;
+        let (z, log_det) = latent.unwrap_or_default();
+        let others = [work.z.copy_to(z), work.log_det.copy_to(log_det)];
+        self.read(&mut work, others, to)
     }
 
     fn gradient_rows(&self, x: &[f64], to: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
-        self.launch_back(&mut work, to.len(), self.variant(to.len()), self.arguments, gradient)?;
-        work.evaluations(to)
+        self.launch_back(&mut work, to.len(), self.variant(to.len()), self.arguments, gradient.len())?;
+        let others = [work.gradient.copy_to(gradient), work.log_det.copy_to(&mut [])];
+        self.read(&mut work, others, to)
     }
 
     /// Blocks of a single row have no kernel for this.
@@ -343,7 +326,8 @@ impl<R: Real> CouplingOnDevice<R> {
         work.x.write(gx)?;
         work.log_det.write(g_log_det)?;
         let arguments = Arguments { z: work.z.address(), of_latent: 1, ..self.arguments };
-        self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz)
+        self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz.len())?;
+        work.gradient.read(gz)
     }
 
     /// Launches only as many blocks as are resident, which loop over the rows, so that the memory kept for the backward
@@ -354,17 +338,26 @@ impl<R: Real> CouplingOnDevice<R> {
         rows: usize,
         variant: &Variant,
         arguments: Arguments,
-        gradient: &mut [f64],
+        numbers: usize,
     ) -> Result<()> {
         let kernel = self.kernel(variant, BACK)?;
         let resident = self.driver.resident(kernel, variant.tile.threads as u32, variant.shared)?;
         let blocks = rows.div_ceil(variant.tile.rows).min(resident.max(1));
-        work.gradient.reserve(gradient.len())?;
+        work.gradient.reserve(numbers)?;
         work.kept.reserve(blocks * variant.tile.rows * self.arguments.n_kept as usize)?;
         let (gradients, kept) = (work.gradient.address(), work.kept.address());
         let arguments = Arguments { gradient: gradients, kept, ..arguments };
-        self.launch_blocks(work, (variant, kernel), rows, blocks, arguments)?;
-        work.gradient.read(gradient)
+        self.launch_blocks(work, (variant, kernel), rows, blocks, arguments)
+    }
+
+    /// Reads the evaluations and two other results.
+    fn read(&self, work: &mut Workspace<Work>, [a, b]: [Reading; 2], to: &mut [Evaluation]) -> Result<()> {
+        let mut host = std::mem::take(&mut work.host);
+        host.resize(to.len(), EvaluationRecord::default());
+        let read = work.driver.download(&mut [a, b, work.evaluations.copy_to(&mut host)]);
+        to.iter_mut().zip(&host).for_each(|(to, record)| *to = record.evaluation());
+        work.host = host;
+        read
     }
 }
 
@@ -393,7 +386,7 @@ impl<R: Real> Density for CouplingOnDevice<R> {
             let start = |row| streams(chunk * LAUNCH + row).start();
             let starts = (0..log_density.len()).map(start).collect::<Option<Vec<_>>>();
             let starts = starts.ok_or_else(|| Error::invalid("the random stream for samples has already been used"))?;
-            self.generate_rows(Latent::Streams(starts), x, None, log_density)?;
+            self.generate_rows(Latent::Streams(starts), x, &mut [], log_density)?;
         }
         Ok(())
     }
@@ -428,7 +421,7 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         let (d, dx) = (self.latent_dimension(), self.dimension());
         let rows = z.chunks(LAUNCH * d).zip(x.chunks_mut(LAUNCH * dx));
         for ((z, x), (log_det, to)) in rows.zip(log_det.chunks_mut(LAUNCH).zip(log_density.chunks_mut(LAUNCH))) {
-            self.generate_rows(Latent::Given(z), x, Some(log_det), to)?;
+            self.generate_rows(Latent::Given(z), x, log_det, to)?;
         }
         Ok(())
     }

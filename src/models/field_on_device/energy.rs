@@ -38,8 +38,7 @@ impl<R: Real> EnergyOnDevice<R> {
         let batch = Batch { df: work.df.address(), ..Batch::default() };
         let FieldKernel { directions, shares, .. } = self.0.kernel;
         self.0.launch(&mut work, directions, t.len(), shares, batch)?;
-        work.f.read(energy)?;
-        work.df.read(score)
+        work.driver.download(&mut [work.f.copy_to(energy), work.df.copy_to(score)])
     }
 }
 

@@ -333,8 +333,7 @@ impl<R: Real> FieldOnDevice<R> {
         work.df.reserve(df.len())?;
         let batch = Batch { dx: work.dx.address(), df: work.df.address(), ..Batch::default() };
         self.launch(&mut work, 1, t.len(), 1, batch)?;
-        work.f.read(f)?;
-        work.df.read(df)
+        work.driver.download(&mut [work.f.copy_to(f), work.df.copy_to(df)])
     }
 
     fn divergences(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) -> Result<()> {
@@ -343,12 +342,12 @@ impl<R: Real> FieldOnDevice<R> {
         work.parts.reserve(t.len() * parts)?;
         let batch = Batch { parts: work.parts.address(), ..Batch::default() };
         self.launch(&mut work, self.kernel.directions, t.len(), parts, batch)?;
-        work.f.read(f)?;
-        let Work { host, parts: on_card, .. } = &mut *work;
+        let mut host = std::mem::take(&mut work.host);
         host.resize(t.len() * parts, 0.0);
-        on_card.read(host)?;
+        let read = work.driver.download(&mut [work.f.copy_to(f), work.parts.copy_to(&mut host)]);
         divergence.iter_mut().zip(host.chunks_exact(parts)).for_each(|(to, parts)| *to = parts.iter().sum());
-        Ok(())
+        work.host = host;
+        read
     }
 
     /// Keeps the first failure for [`VectorField::failure`] and fills f with NaN, so that stale numbers are not taken

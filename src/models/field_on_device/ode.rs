@@ -224,10 +224,9 @@ impl<R: Real> FieldOnDevice<R> {
                 _ => driver.launch_together(block.kernel, grid, threads, block.shared, &argument)?,
             }
         }
-        work.x.read(x)?;
-        work.integral.read(integral)?;
         let mut records = vec![ReportRecord::default(); n];
-        work.reports.read(&mut records)?;
+        let reports = work.reports.copy_to(&mut records);
+        driver.download(&mut [work.x.copy_to(x), work.integral.copy_to(integral), reports])?;
         Ok(records.into_iter().map(ReportRecord::report).collect())
     }
 }

@@ -485,8 +485,7 @@ impl<R: Real> OnCard<R> {
                 _ => work.driver.launch_together(kernel, grid, threads, variant.shared, argument)?,
             }
         }
-        work.x.read(x)?;
-        work.log_det.read(log_det)
+        work.driver.download(&mut [work.x.copy_to(x), work.log_det.copy_to(log_det)])
     }
 }
 

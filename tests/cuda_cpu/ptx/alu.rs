@@ -111,6 +111,8 @@ macro_rules! integer {
                 "or" => two!($type, |a, b| a | b),
                 "xor" => two!($type, |a, b| a ^ b),
                 "clz" => one!($type, |a| a.leading_zeros()),
+                "popc" => one!($type, |a| a.count_ones()),
+                "brev" => one!($type, |a| a.reverse_bits()),
                 "shl" => Two(|a, b| <$type>::of(a).checked_shl(b as u32).unwrap_or(0).bits()),
                 "shr" => Two(|a, b| (<$type>::of(a) as $wide >> (b as u32).min(BITS)) as $type as u64),
                 "setp.eq" => two!($type, |a, b| a == b),
@@ -131,46 +133,54 @@ integer!(of_i16, i16, i32);
 integer!(of_i32, i32, i64);
 integer!(of_i64, i64, i128);
 
-/// Instructions on floating-point numbers. Of a number and no number `min` and `max` take the number.
+/// Instructions on floating-point numbers, which `$of` and what comes out may make zero. Of a number and no number `min` and
+/// `max` take the number. What a card computes approximately is rounded to the nearest here.
 macro_rules! float {
-    ($name:ident, $type:ty) => {
+    ($name:ident, $type:ty, $of:path) => {
         fn $name(operation: &str) -> Option<Function> {
             Some(match operation {
-                "add" | "add.rn" => two!($type, |a, b| a + b),
-                "sub" | "sub.rn" => two!($type, |a, b| a - b),
-                "mul" | "mul.rn" => two!($type, |a, b| a * b),
-                "div.rn" => two!($type, |a, b| a / b),
-                "fma.rn" => three!($type, |a, b, c| a.mul_add(b, c)),
-                "rcp.rn" => one!($type, |a| 1.0 / a),
-                "sqrt.rn" => one!($type, |a| a.sqrt()),
-                "neg" => one!($type, |a| -a),
-                "abs" => one!($type, |a| a.abs()),
-                "min" => two!($type, |a, b| a.min(b)),
-                "max" => two!($type, |a, b| a.max(b)),
+                "add" | "add.rn" => two!($type, |a, b| $of($of(a) + $of(b))),
+                "sub" | "sub.rn" => two!($type, |a, b| $of($of(a) - $of(b))),
+                "mul" | "mul.rn" => two!($type, |a, b| $of($of(a) * $of(b))),
+                "div.rn" | "div.full" | "div.approx" => two!($type, |a, b| $of($of(a) / $of(b))),
+                "fma.rn" => three!($type, |a, b, c| $of($of(a).mul_add($of(b), $of(c)))),
+                "rcp.rn" | "rcp.approx" => one!($type, |a| $of(1.0 / $of(a))),
+                "sqrt.rn" | "sqrt.approx" => one!($type, |a| $of(a).sqrt()),
+                "rsqrt.approx" => one!($type, |a| 1.0 / $of(a).sqrt()),
+                "sin.approx" => one!($type, |a| $of($of(a).sin())),
+                "cos.approx" => one!($type, |a| $of($of(a).cos())),
+                "lg2.approx" => one!($type, |a| $of(a).log2()),
+                "ex2.approx" => one!($type, |a| $of($of(a).exp2())),
+                "tanh.approx" => one!($type, |a| $of(a).tanh()),
+                "neg" => one!($type, |a| -$of(a)),
+                "abs" => one!($type, |a| $of(a).abs()),
+                "min" => two!($type, |a, b| $of(a).min($of(b))),
+                "max" => two!($type, |a, b| $of(a).max($of(b))),
                 // the sign of the first on the second
                 "copysign" => two!($type, |a, b| b.copysign(a)),
-                "setp.eq" => two!($type, |a, b| a == b),
-                "setp.ne" => two!($type, |a, b| a.partial_cmp(&b).is_some_and(|order| order.is_ne())),
-                "setp.lt" => two!($type, |a, b| a < b),
-                "setp.le" => two!($type, |a, b| a <= b),
-                "setp.gt" => two!($type, |a, b| a > b),
-                "setp.ge" => two!($type, |a, b| a >= b),
+                "setp.eq" => two!($type, |a, b| $of(a) == $of(b)),
+                "setp.ne" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_some_and(|order| order.is_ne())),
+                "setp.lt" => two!($type, |a, b| $of(a) < $of(b)),
+                "setp.le" => two!($type, |a, b| $of(a) <= $of(b)),
+                "setp.gt" => two!($type, |a, b| $of(a) > $of(b)),
+                "setp.ge" => two!($type, |a, b| $of(a) >= $of(b)),
                 "setp.num" => two!($type, |a, b| !a.is_nan() && !b.is_nan()),
                 "setp.nan" => two!($type, |a, b| a.is_nan() || b.is_nan()),
                 // as those above, or where one is no number
-                "setp.equ" => two!($type, |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_eq())),
-                "setp.neu" => two!($type, |a, b| a != b),
-                "setp.ltu" => two!($type, |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_lt())),
-                "setp.leu" => two!($type, |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_le())),
-                "setp.gtu" => two!($type, |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_gt())),
-                "setp.geu" => two!($type, |a, b| a.partial_cmp(&b).is_none_or(|order| order.is_ge())),
+                "setp.equ" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_none_or(|order| order.is_eq())),
+                "setp.neu" => two!($type, |a, b| $of(a) != $of(b)),
+                "setp.ltu" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_none_or(|order| order.is_lt())),
+                "setp.leu" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_none_or(|order| order.is_le())),
+                "setp.gtu" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_none_or(|order| order.is_gt())),
+                "setp.geu" => two!($type, |a, b| $of(a).partial_cmp(&$of(b)).is_none_or(|order| order.is_ge())),
                 _ => return None,
             })
         }
     };
 }
-float!(of_f32, f32);
-float!(of_f64, f64);
+float!(of_f32, f32, std::convert::identity);
+float!(of_flushed_f32, f32, flushed);
+float!(of_f64, f64, std::convert::identity);
 
 fn of_predicate(operation: &str) -> Option<Function> {
     Some(match operation {
@@ -213,6 +223,35 @@ fn to_tf32(a: f32) -> u32 {
     }
 }
 
+/// The smallest number of half precision that is not below.
+fn to_half_upwards(a: f32) -> u16 {
+    const LARGEST: f64 = 65504.0;
+    let (a, sign) = (f64::from(a), if a.is_sign_negative() { 0x8000 } else { 0 });
+    if a.is_nan() {
+        return 0x7fff;
+    }
+    // of subnormal numbers, and zero, the exponent is that of the smallest others
+    let exponent = ((a.to_bits() >> 52 & 0x7ff) as i32 - 1023).clamp(-14, 15);
+    let units = (a / 2_f64.powi(exponent - 10)).ceil().abs();
+    match a.abs() > LARGEST {
+        true if a > 0.0 || a.is_infinite() => sign | 0x7c00,
+        true => sign | 0x7bff,
+        // a mantissa that has become too long is the next exponent
+        false => sign + ((exponent + 14) << 10) as u16 + units as u16,
+    }
+}
+
+fn of_half(bits: u16) -> f32 {
+    let (sign, exponent, mantissa) =
+        (if bits >> 15 == 1 { -1.0 } else { 1.0 }, i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    sign * match exponent {
+        0 => mantissa * 2_f32.powi(-24),
+        31 if mantissa == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + mantissa) * 2_f32.powi(exponent - 25),
+    }
+}
+
 /// The upper half of a reciprocal, of the upper half of a number.
 fn coarse_reciprocal(a: u64) -> u64 {
     const UPPER: u64 = !0xffff_ffff;
@@ -222,6 +261,14 @@ fn coarse_reciprocal(a: u64) -> u64 {
         true => if a.is_subnormal() { f64::INFINITY } else { 0.0 }.copysign(a).to_bits(),
         false => reciprocal.to_bits() & UPPER,
     }
+}
+
+/// The upper half of the reciprocal of a root, of the upper half of a number.
+fn coarse_reciprocal_root(a: u64) -> u64 {
+    const UPPER: u64 = !0xffff_ffff;
+    let a = f64::from_bits(a & UPPER);
+    let root = if a.is_subnormal() { 0_f64.copysign(a) } else { a }.sqrt();
+    (1.0 / root).to_bits() & UPPER
 }
 
 /// Bits of a, in the place of so many of b.
@@ -279,27 +326,35 @@ macro_rules! as_type {
 }
 
 macro_rules! of_float {
-    ($name:ident, $type:ident) => {
+    ($name:ident, $type:ident, $of:path) => {
         fn $name(rounding: &str, to: &str) -> Option<Function> {
             match (rounding, to) {
-                ("", "f64") | ("rn", "f32") => as_type!(to, $type, |a| a),
-                ("rni", _) => as_type!(to, $type, $type::round_ties_even),
-                ("rzi", _) => as_type!(to, $type, $type::trunc),
-                ("rmi", _) => as_type!(to, $type, $type::floor),
-                ("rpi", _) => as_type!(to, $type, $type::ceil),
+                ("", "f64") | ("rn", "f32") => as_type!(to, $type, $of),
+                ("rni", _) => as_type!(to, $type, |a: $type| $of(a).round_ties_even()),
+                ("rzi", _) => as_type!(to, $type, |a: $type| $of(a).trunc()),
+                ("rmi", _) => as_type!(to, $type, |a: $type| $of(a).floor()),
+                ("rpi", _) => as_type!(to, $type, |a: $type| $of(a).ceil()),
                 _ => None,
             }
         }
     };
 }
-of_float!(convert_f32, f32);
-of_float!(convert_f64, f64);
+of_float!(convert_f32, f32, std::convert::identity);
+of_float!(convert_flushed_f32, f32, flushed);
+of_float!(convert_f64, f64, std::convert::identity);
 
-/// `[ROUNDING.]TO.FROM`
+/// `[ROUNDING.][ftz.]TO.FROM`
 fn convert(conversion: &str) -> Option<Function> {
     let mut parts = conversion.rsplit('.');
-    let (from, to, rounding) = (parts.next()?, parts.next()?, parts.next().unwrap_or(""));
+    let (from, to) = (parts.next()?, parts.next()?);
+    let mut rounding = parts.next().unwrap_or("");
+    let flushes = rounding == "ftz";
+    if flushes {
+        rounding = parts.next().unwrap_or("");
+    }
     match from {
+        "f32" if flushes => return convert_flushed_f32(rounding, to),
+        "f64" if flushes && rounding == "rn" => return Some(one!(f64, |a| flushed(a as f32))),
         "f32" => return convert_f32(rounding, to),
         "f64" => return convert_f64(rounding, to),
         _ if parts.next().is_some() || rounding != if to.starts_with('f') { "rn" } else { "" } => return None,
@@ -349,10 +404,13 @@ fn special(opcode: &str) -> Option<Function> {
     Some(match opcode {
         "fma.rm.f32" => three!(f32, |a, b, c| rounded(f64::from(a) * f64::from(b), c.into(), false)),
         "add.rz.f32" => two!(f32, |a, b| rounded(a.into(), b.into(), true)),
-        "ex2.approx.ftz.f32" => one!(f32, |a| flushed(flushed(a).exp2())),
-        "rcp.approx.ftz.f32" => one!(f32, |a| flushed(1.0 / flushed(a))),
         "rcp.approx.ftz.f64" => One(coarse_reciprocal),
+        "rsqrt.approx.ftz.f64" => One(coarse_reciprocal_root),
+        "cvt.f32.f16" => one!(u16, |a| of_half(a)),
+        "cvt.rp.f16.f32" => one!(f32, |a| to_half_upwards(a)),
         "cvt.sat.f32.f32" => one!(f32, |a| if a > 0.0 { a.min(1.0) } else { 0.0 }),
+        // the place of the highest bit, by a shift that makes it the first
+        "bfind.shiftamt.u32" => one!(u32, |a| if a == 0 { u32::MAX } else { a.leading_zeros() }),
         "bfi.b32" => Four(|a, b, position, length| insert(a, b, position, length, 32)),
         "bfi.b64" => Four(|a, b, position, length| insert(a, b, position, length, 64)),
         "bfe.u32" => Three(|a, position, length| extract(a & 0xffff_ffff, position, length)),
@@ -376,7 +434,10 @@ fn of_type(operation: &str, of: &str) -> Option<Function> {
         "s16" => of_i16(operation),
         "s32" => of_i32(operation),
         "s64" => of_i64(operation),
-        "f32" => of_f32(operation),
+        "f32" => match operation.strip_suffix(".ftz") {
+            Some(operation) => of_flushed_f32(operation),
+            None => of_f32(operation),
+        },
         "f64" => of_f64(operation),
         "pred" => of_predicate(operation),
         _ => None,

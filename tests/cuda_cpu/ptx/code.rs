@@ -73,6 +73,15 @@ pub enum Shuffle {
     Down,
 }
 
+/// What lanes say together.
+#[derive(Clone, Copy)]
+pub enum Vote {
+    /// Of each lane, a bit.
+    Ballot,
+    Any,
+    All,
+}
+
 /// What lanes of a warp do together.
 pub enum Meeting {
     /// `there`: whether the lane that the value is from is one.
@@ -83,6 +92,12 @@ pub enum Meeting {
         value: u32,
         by: u32,
         clamp: u32,
+        mask: u32,
+    },
+    Vote {
+        how: Vote,
+        to: u32,
+        value: u32,
         mask: u32,
     },
     Wait {
@@ -159,6 +174,9 @@ pub enum Operation {
     Call(Box<Call>),
     Return,
     Barrier,
+    /// Before memory that lanes of a warp exchange without waiting for each other: those that are at the same place go on
+    /// together, the earliest in the code first, as cards run them.
+    Turn,
     Meet(Box<Meeting>),
 }
 

@@ -7,8 +7,8 @@
 //! other in vain; what is copied later is there when it was waited for, and not before.
 
 use super::code::{
-    window, Address, Call, Code, Kind, Meeting, Module, Operation, Place, Shuffle, Space, Special, ARGUMENT, GLOBAL,
-    LOCAL, MODULE, SHARED,
+    window, Address, Call, Code, Kind, Meeting, Module, Operation, Place, Shuffle, Space, Special, Vote, ARGUMENT,
+    GLOBAL, LOCAL, MODULE, SHARED,
 };
 
 type Result<T> = std::result::Result<T, String>;
@@ -55,6 +55,7 @@ enum State {
     Ready,
     AtBarrier,
     AtMeeting,
+    AtTurn,
     Looking,
     #[default]
     Done,
@@ -257,7 +258,9 @@ fn go(code: &Code, mut at: usize, reach: &mut Reach, registers: &mut [u64]) -> (
                     continue;
                 }
             }
-            Some(Operation::Call(_) | Operation::Return | Operation::Barrier | Operation::Meet(_)) => {
+            Some(
+                Operation::Call(_) | Operation::Return | Operation::Barrier | Operation::Turn | Operation::Meet(_),
+            ) => {
                 return (at, Ok(step));
             }
             Some(Operation::Look { .. }) if !reach.own.may_look => return (at, Ok(step)),
@@ -397,6 +400,7 @@ impl Thread {
             Operation::Return => return self.go_back(launch),
             Operation::Barrier => State::AtBarrier,
             Operation::Meet(_) => State::AtMeeting,
+            Operation::Turn => State::AtTurn,
             _ => State::Looking,
         };
         Ok(())
@@ -454,7 +458,8 @@ impl Block {
                         self.threads[i].run(world, &mut self.shared)?;
                     }
                 }
-                if !meet(&mut self.threads[warp.clone()], world.launch.module)? {
+                let lanes = &mut self.threads[warp.clone()];
+                if !meet(lanes, world.launch.module)? && !take_turns(lanes) {
                     break;
                 }
             }
@@ -514,10 +519,20 @@ impl Thread {
     /// The lanes that it waits for.
     fn mask(&self, meeting: &Meeting) -> u32 {
         match *meeting {
-            Meeting::Shuffle { mask, .. } | Meeting::Wait { mask } => self.register(mask) as u32,
+            Meeting::Shuffle { mask, .. } | Meeting::Vote { mask, .. } | Meeting::Wait { mask } => {
+                self.register(mask) as u32
+            }
             Meeting::Multiply { .. } => u32::MAX,
         }
     }
+}
+
+/// Lets those lanes of a warp go on whose turn it is; whether there are any.
+fn take_turns(warp: &mut [Thread]) -> bool {
+    let place = |thread: &Thread| (thread.state == State::AtTurn).then(|| (thread.frame().function, thread.frame().at));
+    let Some(first) = warp.iter().filter_map(place).min() else { return false };
+    warp.iter_mut().filter(|thread| place(thread) == Some(first)).for_each(Thread::go_on);
+    true
 }
 
 /// Lets those lanes of a warp go on that all met; whether any did.
@@ -537,6 +552,7 @@ fn meet(warp: &mut [Thread], module: &Module) -> Result<bool> {
         }
         match *meeting {
             Meeting::Wait { .. } => (),
+            Meeting::Vote { how, to, value, .. } => vote(warp, &lanes, how, (to, value)),
             Meeting::Shuffle { how, to, there, value, by, clamp, .. } => {
                 shuffle(warp, &lanes, (how, value, by, clamp), (to, there));
             }
@@ -559,6 +575,16 @@ fn source(how: Shuffle, lane: u32, by: u32, clamp: u32) -> (u32, bool) {
         Shuffle::Down => (lane + by, lane + by <= last),
     };
     (if there { source } else { lane }, there)
+}
+
+fn vote(warp: &mut [Thread], lanes: &[usize], how: Vote, (to, value): (u32, u32)) {
+    let votes: u64 = lanes.iter().map(|&lane| (warp[lane].register(value) & 1) << lane).sum();
+    let result = match how {
+        Vote::Ballot => votes,
+        Vote::Any => u64::from(votes != 0),
+        Vote::All => u64::from(votes.count_ones() as usize == lanes.len()),
+    };
+    lanes.iter().for_each(|&lane| warp[lane].set(to, result));
 }
 
 /// A value of a lane that is not there is no number.

@@ -10,7 +10,7 @@ mod tests;
 
 use code::Module;
 use machine::{address_of, array_of, Arrays, Launch};
-use modejump::device::{Driver, KernelId, Program};
+use modejump::device::{Driver, KernelId, Program, Reading};
 use modejump::{Error, Result};
 use std::collections::HashMap;
 use std::fs;
@@ -190,9 +190,11 @@ impl Driver for Ptx {
         Ok(())
     }
 
-    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+    fn download(&self, readings: &mut [Reading]) -> Result<()> {
         let arrays = self.arrays.lock().unwrap();
-        bytes.copy_from_slice(&arrays[array_of(address)].as_ref().unwrap()[..bytes.len()]);
+        for (address, bytes) in readings.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
+            bytes.copy_from_slice(&arrays[array_of(*address)].as_ref().unwrap()[..bytes.len()]);
+        }
         Ok(())
     }
 

@@ -2,8 +2,8 @@
 
 use super::alu::{self, Function};
 use super::code::{
-    computing, window, Address, Call, Code, Kind, Meeting, Module, Operation, Place, Shuffle, Space, Special, ARGUMENT,
-    LOCAL, MODULE, SHARED,
+    computing, window, Address, Call, Code, Kind, Meeting, Module, Operation, Place, Shuffle, Space, Special, Vote,
+    ARGUMENT, LOCAL, MODULE, SHARED,
 };
 use std::collections::HashMap;
 
@@ -136,8 +136,6 @@ enum Symbol {
 struct Parser<'a> {
     module: Module,
     symbols: HashMap<&'a str, Symbol>,
-    /// Whether shared memory of a launch was declared.
-    open_end: bool,
     /// Of the function, and of what is open in it.
     scopes: Vec<HashMap<&'a str, Symbol>>,
     function: usize,
@@ -151,7 +149,9 @@ struct Parser<'a> {
 pub fn parse(text: &str) -> Result<Module> {
     let text = cleaned(text);
     let mut parser = Parser::default();
-    for (line, piece) in pieces(&text) {
+    let pieces = pieces(&text);
+    parser.share(&pieces)?;
+    for (line, piece) in pieces {
         parser.take(line, piece).map_err(|said| format!("line {line}: {said}"))?;
     }
     match parser.module.functions.iter().find(|function| function.operations.is_empty()) {
@@ -185,12 +185,59 @@ impl<'a> Parser<'a> {
                 self.declare(text).ok_or(format!("{text:?} is not understood"))
             }
             Piece::Statement(text) => {
-                let operation = self.instruction(text).map_err(|said| format!("{said} in {text:?}"))?;
-                self.code().operations.push(operation);
-                self.code().lines.push(line as u32);
-                Ok(())
+                let done = self.statement(line as u32, text);
+                done.map_err(|said| format!("{said} in {text:?}"))
             }
         }
+    }
+
+    fn push(&mut self, line: u32, operation: Operation) {
+        self.code().operations.push(operation);
+        self.code().lines.push(line);
+    }
+
+    /// An instruction, as one or two operations. Where one thread runs at a time, all see memory in the same order.
+    fn statement(&mut self, line: u32, text: &'a str) -> Result<()> {
+        let guarded = text.strip_prefix('@').and_then(|rest| rest.split_once(char::is_whitespace));
+        let (condition, text) = match guarded {
+            Some((condition, rest)) if !rest.trim().starts_with("bra") => (Some(condition), rest.trim()),
+            _ => (None, text),
+        };
+        let opcode = text.split(char::is_whitespace).next().unwrap_or("");
+        if opcode.starts_with("membar") || opcode.starts_with("fence") {
+            return Ok(());
+        }
+        if opcode.contains(".volatile.") {
+            self.push(line, Operation::Turn);
+        }
+        if let Some(condition) = condition {
+            let (register, over) = (self.operand(condition.trim_start_matches('!'))?, self.code().operations.len() + 2);
+            let wanted = condition.starts_with('!');
+            self.push(line, Operation::BranchIf { condition: register, wanted, to: over as u32 });
+        }
+        let operation = match opcode.split('.').nth(2) {
+            Some("and" | "or" | "xor") if opcode.starts_with("setp") && condition.is_none() => {
+                self.compare(line, text)?
+            }
+            _ => self.instruction(text)?,
+        };
+        self.push(line, operation);
+        Ok(())
+    }
+
+    /// `setp.HOW.AND.TYPE to, a, b, with`: a comparison, and what it makes with another condition.
+    fn compare(&mut self, line: u32, text: &'a str) -> Result<Operation> {
+        let (opcode, rest) = text.split_once(char::is_whitespace).ok_or("no operands")?;
+        let &[to, a, b, with] = &operands(rest)[..] else { return Err("another number of operands".into()) };
+        let words: Vec<&str> = opcode.split('.').collect();
+        let comparison = [&words[..2], &words[3..]].concat().join(".");
+        let function = alu::find(&comparison).ok_or(format!("{comparison} is unknown"))?;
+        let registers = [self.register(), self.operand(a)?, self.operand(b)?];
+        let operation = computing(function, &registers, false).ok_or("another number of operands")?;
+        self.push(line, operation);
+        let function = alu::find(&format!("{}.pred", words[2])).ok_or(format!("{opcode} is unknown"))?;
+        let all = [self.operand(to)?, registers[0], self.operand(with)?];
+        computing(function, &all, false).ok_or("another number of operands".into())
     }
 
     fn code(&mut self) -> &mut Code {
@@ -244,6 +291,7 @@ impl<'a> Parser<'a> {
         for text in operands(text) {
             let Declaration { name, bytes, align, .. } = declaration(text)?;
             let offset = put(&mut self.code().argument, bytes, align);
+            self.code().arguments.push(Place { offset, bytes });
             self.scopes.last_mut()?.insert(name, Symbol::Constant(ARGUMENT + offset as u64));
         }
         Some(())
@@ -270,7 +318,7 @@ impl<'a> Parser<'a> {
                 let offset = put(&mut self.code().local, bytes, align);
                 self.scopes.last_mut()?.insert(name, Symbol::Local(offset as u64));
             }
-            ".extern" | ".shared" if text.contains(".shared") => self.shared(text)?,
+            ".extern" | ".shared" if text.contains(".shared") => (),
             ".global" | ".const" => self.data(rest)?,
             ".func" | ".extern" | ".visible" | ".weak" if text.contains(".func") => (),
             ".pragma" => (),
@@ -279,16 +327,22 @@ impl<'a> Parser<'a> {
         Some(())
     }
 
-    /// What a launch asks for lies behind all others, whose sizes have to be known before.
-    fn shared(&mut self, text: &'a str) -> Option<()> {
-        let Declaration { name, bytes, align, .. } = declaration(text)?;
-        if self.open_end && bytes > 0 {
-            return None;
+    /// All shared memory: what a launch asks for lies behind what has a size.
+    fn share(&mut self, pieces: &[(usize, Piece<'a>)]) -> Result<()> {
+        for asked in [false, true] {
+            for (line, piece) in pieces {
+                let &Piece::Statement(text) = piece else { continue };
+                if !(text.starts_with(".shared") || text.starts_with(".extern .shared")) {
+                    continue;
+                }
+                let declared = declaration(text).ok_or(format!("line {line}: {text:?} is not understood"))?;
+                if asked == (declared.bytes == 0) {
+                    let offset = put(&mut self.module.shared, declared.bytes, declared.align);
+                    self.symbols.insert(declared.name, Symbol::Constant(offset as u64));
+                }
+            }
         }
-        self.open_end |= bytes == 0;
-        let offset = put(&mut self.module.shared, bytes, align);
-        self.symbols.insert(name, Symbol::Constant(offset as u64));
-        Some(())
+        Ok(())
     }
 
     /// Names of a scope. Those by number, `%r<9>`, are known by their first use.
@@ -306,7 +360,8 @@ impl<'a> Parser<'a> {
         let Declaration { name, bytes, align, element } = declaration(left)?;
         let offset = self.module.data.len().next_multiple_of(align);
         self.module.data.resize(offset + bytes, 0);
-        for (i, value) in operands(inside(right.trim(), ['{', '}'])?).into_iter().enumerate() {
+        let right = right.trim();
+        for (i, value) in operands(inside(right, ['{', '}']).unwrap_or(right)).into_iter().enumerate() {
             let at = offset + i * element;
             self.module.data[at..at + element].copy_from_slice(&number(value)?.to_le_bytes()[..element]);
         }
@@ -403,6 +458,7 @@ impl<'a> Parser<'a> {
             "atom" | "red" => self.atomic(opcode, &operands),
             "cp" => self.copy(opcode, &operands),
             "shfl" => self.shuffle(opcode, &operands),
+            "vote" => self.vote(opcode, &operands),
             "mma" => self.multiply(opcode, &operands),
             "cvta" => self.convert_address(opcode, &operands),
             "mov" => self.copy_register(opcode, &operands),
@@ -521,6 +577,17 @@ impl<'a> Parser<'a> {
             return Err("another number of operands".into());
         };
         Ok(Operation::Meet(Box::new(Meeting::Shuffle { how, to, there, value, by, clamp, mask })))
+    }
+
+    fn vote(&mut self, opcode: &str, operands: &[&'a str]) -> Result<Operation> {
+        let how = match opcode {
+            "vote.sync.ballot.b32" => Vote::Ballot,
+            "vote.sync.any.pred" => Vote::Any,
+            "vote.sync.all.pred" => Vote::All,
+            _ => return Err(format!("{opcode} is unknown")),
+        };
+        let &[to, value, mask] = &self.all(operands)?[..] else { return Err("another number of operands".into()) };
+        Ok(Operation::Meet(Box::new(Meeting::Vote { how, to, value, mask })))
     }
 
     fn multiply(&mut self, opcode: &str, operands: &[&'a str]) -> Result<Operation> {

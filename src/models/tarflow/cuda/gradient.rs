@@ -224,8 +224,7 @@ impl<R: Real> OnCard<R> {
                 _ => work.driver.launch_together(variant.kernel, grid, threads, shared, argument)?,
             }
         }
-        work.x.read(x)?;
-        work.gradient.read(gradient)?;
-        work.log_det.read(log_det)
+        let of_gradient = work.gradient.copy_to(gradient);
+        work.driver.download(&mut [work.x.copy_to(x), of_gradient, work.log_det.copy_to(log_det)])
     }
 }
