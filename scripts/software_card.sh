@@ -24,7 +24,7 @@ mkdir -p "$folder/lib" "$folder/plugins"
 for name in libcuda.so libcuda.so.1 libnvrtc.so libnvrtc.so.13 libcufft.so.12; do
     ln -sf "$card" "$folder/lib/$name"
 done
-ln -sf "$libraries"/plugins/*.so "$folder/openmm/OpenMM.libs/lib/plugins/libOpenMMCUDA.so" "$folder/plugins/"
+ln -sf "$libraries"/plugins/*.so "$folder/openmm/OpenMM.libs/lib/plugins"/*.so "$folder/plugins/"
 export SOFTWARE_CARD_NVRTC="$cuda/lib/libnvrtc.so.13" LD_LIBRARY_PATH="$folder/lib:$cuda/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export OPENMM_PLUGIN_DIR="$folder/plugins" MODEJUMP_CACHE="$folder/cache"
 exec "$@"

@@ -95,7 +95,7 @@ def test_particles_that_stay_keep_their_on_step_velocity(gaussian_model, kind):
             moved += 1
             assert not np.array_equal(x[0], toy.positions(context)[0])
             assert np.array_equal(x[1], toy.positions(context)[1])
-            assert np.abs(on_step() - before).max() < 1e-12
+            assert np.abs(on_step() - before).max() < toy.within(1e-12, 1e-6)
             assert (OFFSET[kind] == 0) == np.array_equal(v[1], toy.velocities(context)[1])
     assert moved > 5
 
@@ -151,7 +151,7 @@ def test_no_momentum_where_it_is_removed(peroxide_model):
     for _ in range(rounds):
         if jump.attempt(context):
             v = toy.velocities(context)
-            assert np.abs(masses @ v).max() < 1e-10
+            assert np.abs(masses @ v).max() < toy.within(1e-10, 1e-4)
             v = v + 0.0005 * forces(context) / masses[:, None]  # on the step, of 1 fs
             kinetic.append(0.5 * (masses @ v**2).sum() / toy.KT)
     assert len(kinetic) > rounds / 20
@@ -181,9 +181,9 @@ def test_a_part_that_moves_keeps_its_momentum_where_that_of_the_whole_is_removed
     rounds = toy.rounds(2000)
     for _ in range(rounds):
         if jump.attempt(context):
-            assert np.abs(masses @ toy.velocities(context) - momentum).max() < 1e-10
+            assert np.abs(masses @ toy.velocities(context) - momentum).max() < toy.within(1e-10, 1e-4)
             v = on_step()
-            assert np.abs(v[4] - stays).max() < 1e-12
+            assert np.abs(v[4] - stays).max() < toy.within(1e-12, 1e-6)
             v = v[:4] - masses[:4] @ v[:4] / masses[:4].sum()
             kinetic.append(0.5 * (masses[:4] @ v**2).sum() / toy.KT)
     assert len(kinetic) > rounds / 20
@@ -204,11 +204,12 @@ def test_a_part_that_moves_is_not_cooled_where_momentum_is_removed(gaussian_mode
     system.addForce(jump)
     context = toy.make_context(system, toy.langevin(0.002), x=[[0, 0, 0], [0, 0.02, 0]])
     relative = []
-    for _ in range(toy.rounds(20000)):
+    rounds = toy.rounds(20000)
+    for _ in range(rounds):
         context.getIntegrator().step(3)
         x, v = toy.positions(context), toy.velocities(context)
         relative.append(toy.MASS / 4 * ((v[0] - v[1]) ** 2).sum() / (1.5 * toy.KT))
         context.setPositions(x - x[1])  # the model is that of the distance then
         assert jump.attempt(context)
     error = toy.batch_error(relative)
-    assert abs(np.mean(relative) - 1) < 5 * error and error < 0.04, f"{np.mean(relative)} +- {error}"
+    assert abs(np.mean(relative) - 1) < 5 * error and error < 0.04 * math.sqrt(20000 / rounds), f"{np.mean(relative)} +- {error}"

@@ -90,6 +90,7 @@ def test_trajectories_follow_the_forces_on_virtual_sites(gaussian_model):
     system.addForce(jump)
     x = [[0.02, 0, 0], [0.05, 0.01, -0.02], [0.05, 0.01, -0.02]]
     context = toy.make_context(system, toy.langevin(), x=x)
+    x = toy.positions(context)
     for _ in range(100):
         assert jump.attempt(context)
         # of the order of width^2/8 (z'^2 - z^2)

@@ -36,6 +36,12 @@ def rounds(n, name=None):
     return n if (name or PLATFORMS[0]) in ("Reference", "CPU") else n // 8
 
 
+def within(double, single):
+    """Bound of an error of rounding, where the first platform has forces in double precision, and where it has not."""
+    name, _, precision = PLATFORMS[0].partition(":")
+    return double if name in ("Reference", "CPU") or precision == "double" else single
+
+
 def platform(name=None):
     """Platform and properties; the CPU platform with one thread, so that its sums have one order."""
     name, _, precision = (name or PLATFORMS[0]).partition(":")

@@ -23,7 +23,8 @@ fn every_kind() {
     let device = Device::with_driver(fibres("models", Sanitizer::None));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cpu_models");
     std::fs::create_dir_all(&folder).unwrap();
-    for (kind, bytes) in networks::all() {
+    let modes = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/modes.safetensors");
+    for (kind, bytes) in networks::all().into_iter().chain([("modes", std::fs::read(modes).unwrap())]) {
         let path = folder.join(format!("{kind}.safetensors"));
         std::fs::write(&path, bytes).unwrap();
         let host = load_on(&path, Precision::F64, &Device::cpu()).unwrap();

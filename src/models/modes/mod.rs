@@ -185,7 +185,8 @@ impl Density for ModeGenerators {
         self.generators[0].scope()
     }
 
-    /// A row's first random number chooses the mode; its generator uses the rest.
+    /// A row's first random number chooses the mode; its generator has the stream from the next block on, as kernels need a
+    /// stream of which nothing has been drawn.
     fn sample(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),
@@ -197,11 +198,7 @@ impl Density for ModeGenerators {
         let chosen: Vec<usize> = (0..n).map(|row| streams(row).below(self.generators.len())).collect();
         for (i, generator) in self.generators.iter().enumerate() {
             let rows: Vec<usize> = (0..n).filter(|&row| chosen[row] == i).collect();
-            let rest = |k: usize| {
-                let mut stream = streams(rows[k]);
-                stream.below(self.generators.len());
-                stream
-            };
+            let rest = |k: usize| streams(rows[k]).at(1);
             let mut samples = vec![0.0; rows.len() * d];
             let mut found = vec![Evaluation::outside(Status::NonFinite); rows.len()];
             generator.sample(&rest, &mut samples, &mut found)?;
@@ -254,6 +251,10 @@ impl Model for ModeGenerators {
 
     fn hash(&self) -> &str {
         &self.hash
+    }
+
+    fn device(&self) -> String {
+        self.generators[0].device()
     }
 
     fn modes(&self) -> Option<&ModeGenerators> {
