@@ -178,9 +178,9 @@ def test_a_molecule_across_the_periodic_boundary_moves_as_one(peroxide_model):
     accepted, x, weights = run(1.0, wrap=False)
     accepted_wrapped, x_wrapped, weights_wrapped = run(1.0, wrap=True)
     assert accepted == accepted_wrapped and sum(accepted) > 3
-    assert np.abs(weights - weights_wrapped).max() < 1e-6
+    assert np.abs(weights - weights_wrapped).max() < toy.within(1e-6, 1e-3)
     # Up to lattice vectors of the whole molecule.
-    assert np.abs((x - x[1]) - (x_wrapped - x_wrapped[1])).max() < 1e-9
+    assert np.abs((x - x[1]) - (x_wrapped - x_wrapped[1])).max() < toy.within(1e-9, 1e-5)
 
 
 THERMOSTATS = {
