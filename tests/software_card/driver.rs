@@ -197,6 +197,11 @@ pub extern "C" fn cuCtxCreate_v4(context: *mut Handle, _: *mut c_void, _: u32, _
 }
 
 #[no_mangle]
+pub extern "C" fn cuCtxCreate_v2(context: *mut Handle, flags: u32, device: i32) -> i32 {
+    cuCtxCreate_v4(context, std::ptr::null_mut(), flags, device)
+}
+
+#[no_mangle]
 pub extern "C" fn cuCtxDestroy_v2(context: Handle) -> i32 {
     CURRENT.with_borrow_mut(|stack| stack.pop_if(|top| *top == context));
     status(card().destroy_context(context))
@@ -372,6 +377,11 @@ pub extern "C" fn cuFuncGetAttribute(value: *mut i32, attribute: i32, kernel: Ha
 
 #[no_mangle]
 pub extern "C" fn cuFuncSetAttribute(kernel: Handle, _: i32, _: i32) -> i32 {
+    within(|context| context.kernel(kernel).map(|_| ()))
+}
+
+#[no_mangle]
+pub extern "C" fn cuFuncSetCacheConfig(kernel: Handle, _: i32) -> i32 {
     within(|context| context.kernel(kernel).map(|_| ()))
 }
 
