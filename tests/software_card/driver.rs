@@ -459,35 +459,25 @@ fn copy(to: u64, from: u64, bytes: usize, stream: Handle, waits: bool) -> i32 {
     })
 }
 
-#[no_mangle]
-pub extern "C" fn cuMemcpyHtoD_v2(to: u64, from: u64, bytes: usize) -> i32 {
-    copy(to, from, bytes, DEFAULT, true)
+macro_rules! copies_that_wait {
+    ($($name:ident)*) => {$(
+        #[no_mangle]
+        pub extern "C" fn $name(to: u64, from: u64, bytes: usize) -> i32 {
+            copy(to, from, bytes, DEFAULT, true)
+        }
+    )*};
 }
+copies_that_wait! { cuMemcpyHtoD_v2 cuMemcpyDtoH_v2 }
 
-#[no_mangle]
-pub extern "C" fn cuMemcpyDtoH_v2(to: u64, from: u64, bytes: usize) -> i32 {
-    copy(to, from, bytes, DEFAULT, true)
+macro_rules! copies {
+    ($($name:ident)*) => {$(
+        #[no_mangle]
+        pub extern "C" fn $name(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
+            copy(to, from, bytes, stream, false)
+        }
+    )*};
 }
-
-#[no_mangle]
-pub extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
-    copy(to, from, bytes, stream, false)
-}
-
-#[no_mangle]
-pub extern "C" fn cuMemcpyDtoHAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
-    copy(to, from, bytes, stream, false)
-}
-
-#[no_mangle]
-pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
-    copy(to, from, bytes, stream, false)
-}
-
-#[no_mangle]
-pub extern "C" fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, stream: Handle) -> i32 {
-    copy(to, from, bytes, stream, false)
-}
+copies! { cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemcpyAsync }
 
 /// In one dimension.
 fn launch(
