@@ -163,21 +163,28 @@ def test_integrators_that_keep_forces_are_told_of_an_attempt(peroxide_model, nam
 
 
 ON_A_CARD = """
-import numpy as np, openmm, toy, test_devices, modejump
+import os, shutil, sys
+import numpy as np, openmm, toy, modejump
 from openmm import app
 from test_ala2 import ALA2
 
 pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
+model = shutil.copy(ALA2 / "model.safetensors", sys.argv[1])
 # one Context after the other: what a generator has in one must be gone before it is
 for draw_ahead in (False, True):
     system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
-    jump = modejump.MonteCarloModeJump(ALA2 / "model.safetensors", 2, seed=21, draw_ahead=draw_ahead)
+    jump = modejump.MonteCarloModeJump(model, 2, seed=21, draw_ahead=draw_ahead)
     system.addForce(jump)
     context = toy.make_context(system, toy.leapfrog(), x=pdb.positions.value_in_unit(openmm.unit.nanometer))
     context.getIntegrator().step(200)
     statistics = jump.statistics(context)
     assert statistics.attempts == 99 and statistics.accepted > 10, statistics
     assert np.isfinite(toy.positions(context)).all()
+    if draw_ahead:
+        os.unlink(model)  # it was read
+        context.reinitialize(True)
+        context.getIntegrator().step(10)
+        assert jump.statistics(context).attempts == 5
     del context
 """
 
@@ -242,9 +249,9 @@ def test_what_an_attempt_asks_of_the_card_beside_two_energies(device):
 
 
 @pytest.mark.skipif(not toy.PLATFORMS[0].startswith("CUDA"), reason="needs a card: MODEJUMP_TEST_PLATFORMS=CUDA:mixed")
-def test_a_generator_on_the_card_leaves_the_context_of_openmm_current():
+def test_a_generator_on_the_card_leaves_the_context_of_openmm_current(tmp_path):
     """A CustomIntegrator asks for the attempt while OpenMM's own context of the driver is current, and goes on in it."""
     here = str(Path(__file__).parent)
     environment = {**os.environ, "MODEJUMP_DEVICE": "cuda"}
-    done = subprocess.run([sys.executable, "-c", ON_A_CARD], env=environment, capture_output=True, text=True, cwd=here)
+    done = subprocess.run([sys.executable, "-c", ON_A_CARD, str(tmp_path)], env=environment, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr

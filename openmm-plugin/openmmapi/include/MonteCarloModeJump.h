@@ -234,6 +234,8 @@ private:
         Loading loading;
         mutable std::string hash;
         mutable std::shared_ptr<const Model> model;
+        /** The file as first read for a GPU, on which each Context has a model of its own. */
+        mutable std::shared_ptr<const std::string> contents;
         std::shared_ptr<const Model> onCPU() const;
         std::shared_ptr<const Model> onDeviceOf(OpenMM::ContextImpl& context) const;
         std::shared_ptr<const Model> load(uint32_t flags) const;

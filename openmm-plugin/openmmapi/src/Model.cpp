@@ -32,10 +32,6 @@ string readFile(const string& path) {
     return bytes.str();
 }
 
-shared_ptr<const Model> Model::fromFile(const string& path, const modejump_model_options& options) {
-    return fromBytes(readFile(path), path, options);
-}
-
 shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name, const modejump_model_options& options) {
     if (options.flags == MODEJUMP_CURRENT_CONTEXT)
         return shared_ptr<const Model>(new Model(bytes, name, options)); // for one Context only

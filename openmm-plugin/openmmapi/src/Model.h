@@ -18,7 +18,6 @@ void check(int status);
 class Model {
 public:
     /** One Model per distinct file content, options and process, as long as it is in use. */
-    static std::shared_ptr<const Model> fromFile(const std::string& path, const modejump_model_options& options);
     static std::shared_ptr<const Model> fromBytes(const std::string& bytes, const std::string& name,
                                                   const modejump_model_options& options);
     ~Model();

@@ -57,11 +57,16 @@ shared_ptr<const Model> MonteCarloModeJump::Source::load(uint32_t flags) const {
     options.segment = loading.segment;
     options.decoding_passes = loading.decodingPasses;
     options.decoding_tolerance = loading.decodingTolerance;
-    auto loaded = data.empty() ? Model::fromFile(file, options) : Model::fromBytes(data, file, options);
+    shared_ptr<const string> read = contents;
+    if (data.empty() && !read)
+        read = make_shared<const string>(readFile(file));
+    auto loaded = Model::fromBytes(data.empty() ? *read : data, file, options);
     require(hash.empty() || hash == loaded->hash,
             "the model file " + file + " has the hash " + loaded->hash + ", but " + hash +
                 " when this was set up; restore that file, or set up the move again");
     hash = loaded->hash;
+    if (flags != MODEJUMP_ON_CPU)
+        contents = read;
     return loaded;
 }
 
@@ -90,6 +95,7 @@ shared_ptr<const Model> MonteCarloModeJump::Source::onDeviceOf(ContextImpl& cont
 void MonteCarloModeJump::Source::setData(const string& bytes) {
     data = bytes;
     model.reset();
+    contents.reset();
 }
 
 void MonteCarloModeJump::Source::embed() {
