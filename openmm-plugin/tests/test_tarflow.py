@@ -137,7 +137,9 @@ def test_precision_and_decoding_are_those_of_the_model(tmp_path):
         move = modejump.Move(modejump.Model(path, **loading), seed=2, batch=64)
         outcome = move.attempt(start().reshape(-1), springs, step=1 << 40)
         found.append(first_attempt(path, **loading))
-        assert abs(found[-1] - outcome.log_acceptance) < toy.within(1e-9, 1e-4), loading
+        # devices keep the parameters of bonds in single precision in any case
+        near = 1e-9 if toy.PLATFORMS[0] in ("Reference", "CPU") else 1e-4
+        assert abs(found[-1] - outcome.log_acceptance) < near, loading
     single, double, rounded, jacobi, segments = found
     assert 0 < abs(double - single) < 1e-4 < abs(rounded - single), found
     assert max(abs(jacobi - single), abs(segments - single)) < 1e-4, found
