@@ -1,7 +1,7 @@
 //! What the card holds and is asked to do: contexts, memory, modules, and streams. Work of a stream is done as late as it
 //! may be, when somebody waits for it, so that whoever should wait and does not sees that.
 
-use super::code::{window, Module, Place, GLOBAL};
+use super::code::{window, Module, GLOBAL};
 use super::machine::{self, address_of, array_of, Arrays, Launch};
 use super::parse;
 use std::collections::{HashMap, VecDeque};
@@ -116,6 +116,10 @@ pub fn card() -> MutexGuard<'static, Card> {
 }
 
 impl Card {
+    pub fn context(&mut self, handle: Handle) -> Result<&mut Context> {
+        self.contexts.get_mut(&handle).ok_or(INVALID_CONTEXT)
+    }
+
     pub fn new_handle(&mut self) -> Handle {
         self.handles += 1;
         self.handles
@@ -145,7 +149,7 @@ impl Card {
                 number
             }
         };
-        let arrays = &mut self.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.arrays;
+        let arrays = &mut self.context(context)?.arrays;
         arrays.resize(arrays.len().max(number + 1), None);
         arrays[number] = Some(vec![0xff; bytes]);
         Ok(address_of(number))
@@ -153,7 +157,7 @@ impl Card {
 
     /// Waits for all work, as the driver does.
     pub fn free(&mut self, context: Handle, address: u64) -> Result<()> {
-        let context = self.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?;
+        let context = self.context(context)?;
         context.finish()?;
         if !is_on_card(address) || address_of(array_of(address)) != address {
             return Err(INVALID_VALUE);
@@ -197,12 +201,6 @@ impl Context {
     pub fn kernel(&self, kernel: Handle) -> Result<(&Module, usize)> {
         let kernel = self.kernels.get(&kernel).ok_or(INVALID_HANDLE)?;
         Ok((self.modules.get(&kernel.module).ok_or(INVALID_HANDLE)?, kernel.function))
-    }
-
-    /// Where each of a kernel's parameters is in its argument.
-    pub fn parameters(&self, kernel: Handle) -> Result<&[Place]> {
-        let (module, function) = self.kernel(kernel)?;
-        Ok(&module.functions[function].arguments)
     }
 
     pub fn pin(&mut self, address: u64) -> Result<u64> {

@@ -45,11 +45,21 @@ fn bytes_at(address: u64, bytes: usize) -> Vec<u8> {
 
 /// In the context that is current.
 fn within(body: impl FnOnce(&mut Context) -> Result<()>) -> i32 {
-    with_card(|card, context| body(card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?))
+    with_card(|card, context| body(card.context(context)?))
 }
 
 fn with_card(body: impl FnOnce(&mut Card, Handle) -> Result<()>) -> i32 {
     status(current().ok_or(INVALID_CONTEXT).and_then(|context| body(&mut card(), context)))
+}
+
+/// Something new in the context that is current, and its handle.
+fn made(to: *mut Handle, make: impl FnOnce(&mut Context, Handle) -> Result<()>) -> i32 {
+    with_card(|card, context| {
+        let handle = card.new_handle();
+        make(card.context(context)?, handle)?;
+        put(to, handle);
+        Ok(())
+    })
 }
 
 /// Counts so far, which are zero again; not a function of NVIDIA's.
@@ -257,10 +267,8 @@ pub extern "C" fn cuCtxSynchronize() -> i32 {
 
 #[no_mangle]
 pub extern "C" fn cuStreamCreate(stream: *mut Handle, flags: u32) -> i32 {
-    with_card(|card, context| {
-        let handle = card.new_handle();
-        card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.new_stream(handle, flags & 1 == 0);
-        put(stream, handle);
+    made(stream, |context, handle| {
+        context.new_stream(handle, flags & 1 == 0);
         Ok(())
     })
 }
@@ -311,12 +319,7 @@ pub extern "C" fn cuEventSynchronize(event: Handle) -> i32 {
 }
 
 fn load(module: *mut Handle, text: &str) -> i32 {
-    with_card(|card, context| {
-        let handle = card.new_handle();
-        card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.load(handle, text)?;
-        put(module, handle);
-        Ok(())
-    })
+    made(module, |context, handle| context.load(handle, text))
 }
 
 #[no_mangle]
@@ -352,13 +355,7 @@ pub extern "C" fn cuModuleUnload(module: Handle) -> i32 {
 
 #[no_mangle]
 pub extern "C" fn cuModuleGetFunction(kernel: *mut Handle, module: Handle, name: *const c_char) -> i32 {
-    let name = text_at(name);
-    with_card(|card, context| {
-        let handle = card.new_handle();
-        card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.find(handle, module, &name)?;
-        put(kernel, handle);
-        Ok(())
-    })
+    made(kernel, |context, handle| context.find(handle, module, &text_at(name)))
 }
 
 #[no_mangle]
@@ -413,7 +410,7 @@ pub extern "C" fn cuMemFree_v2(address: u64) -> i32 {
 pub extern "C" fn cuMemHostAlloc(host: *mut u64, bytes: usize, _: u32) -> i32 {
     with_card(|card, context| {
         let address = card.allocate(context, bytes)?;
-        put(host, card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.pin(address)?);
+        put(host, card.context(context)?.pin(address)?);
         Ok(())
     })
 }
@@ -421,7 +418,7 @@ pub extern "C" fn cuMemHostAlloc(host: *mut u64, bytes: usize, _: u32) -> i32 {
 #[no_mangle]
 pub extern "C" fn cuMemFreeHost(host: u64) -> i32 {
     with_card(|card, context| {
-        let address = card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?.unpin(host)?;
+        let address = card.context(context)?.unpin(host)?;
         card.free(context, address)
     })
 }
@@ -443,19 +440,19 @@ fn copy(to: u64, from: u64, bytes: usize, stream: Handle, waits: bool) -> i32 {
             (true, false) => &mut counts.to_card,
             (false, _) => &mut counts.to_host,
         } += 1;
-        let context = card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?;
-        let pageable = |place| !is_on_card(place) && context.address_of_pinned(place).is_none();
+        let here = card.context(context)?;
+        let pageable = |place| !is_on_card(place) && here.address_of_pinned(place).is_none();
         let (reads, writes) = (pageable(from), pageable(to));
         let work = match reads {
             true => Work::Write { to, bytes: bytes_at(from, bytes) },
             false => Work::Copy { to, from, bytes },
         };
-        context.give(stream, work)?;
+        here.give(stream, work)?;
         if !waits && !writes {
             return Ok(());
         }
         card.counts.waits += 1;
-        context.wait(stream)
+        card.context(context)?.wait(stream)
     })
 }
 
@@ -493,10 +490,11 @@ fn launch(
     }
     with_card(|card, context| {
         card.counts.launches += 1;
-        let context = card.contexts.get_mut(&context).ok_or(INVALID_CONTEXT)?;
+        let context = card.context(context)?;
         let (module, function) = context.kernel(kernel)?;
-        let mut argument = vec![0; module.functions[function].argument];
-        for (i, place) in context.parameters(kernel)?.iter().enumerate() {
+        let code = &module.functions[function];
+        let mut argument = vec![0; code.argument];
+        for (i, place) in code.arguments.iter().enumerate() {
             // SAFETY: the caller has a pointer for each parameter.
             let given = bytes_at(unsafe { *parameters.add(i) } as u64, place.bytes);
             argument[place.offset..place.offset + place.bytes].copy_from_slice(&given);

@@ -85,7 +85,7 @@ fn card_with(numbers: usize) -> (Card, Handle, u64) {
     let mut card = Card::default();
     let handle = card.new_context();
     let array = card.allocate(handle, 4 * numbers).unwrap();
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.load(MODULE, TEXT).unwrap();
     for (kernel, name) in [(ADD_ONE, "add_one"), (LOCKSTEP, "lockstep"), (VOTES, "votes")] {
         context.find(kernel, MODULE, name).unwrap();
@@ -114,7 +114,7 @@ fn seen(context: &mut Context, array: u64, n: usize) -> Vec<u32> {
 #[test]
 fn work_is_done_when_its_stream_is_waited_for() {
     let (mut card, handle, array) = card_with(1);
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.give(SIDE, add(array, 3)).unwrap();
     assert_eq!(seen(context, array, 1), [0]);
     context.wait(OTHER_SIDE).unwrap();
@@ -126,7 +126,7 @@ fn work_is_done_when_its_stream_is_waited_for() {
 #[test]
 fn an_event_has_another_stream_wait() {
     let (mut card, handle, array) = card_with(1);
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.give(SIDE, add(array, 1)).unwrap();
     context.record(EVENT, SIDE).unwrap();
     context.give(SIDE, add(array, 10)).unwrap();
@@ -140,7 +140,7 @@ fn an_event_has_another_stream_wait() {
 #[test]
 fn the_default_stream_waits_for_blocking_streams_only() {
     let (mut card, handle, array) = card_with(1);
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.new_stream(BLOCKING, true);
     context.give(BLOCKING, add(array, 1)).unwrap();
     context.give(SIDE, add(array, 100)).unwrap();
@@ -154,12 +154,12 @@ fn memory_that_was_freed_or_is_of_another_context_is_not_reached() {
     let (mut card, handle, array) = card_with(1);
     let other = card.new_context();
     let foreign = card.allocate(other, 4).unwrap();
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.give(SIDE, add(foreign, 1)).unwrap();
     assert_eq!(context.wait(SIDE), Err(LAUNCH_FAILED));
     card.free(handle, array).unwrap();
     assert_eq!(card.free(handle, array), Err(INVALID_VALUE));
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.give(SIDE, add(array, 1)).unwrap();
     assert_eq!(context.wait(SIDE), Err(LAUNCH_FAILED));
 }
@@ -168,7 +168,7 @@ fn memory_that_was_freed_or_is_of_another_context_is_not_reached() {
 fn pinned_memory_has_two_addresses() {
     let (mut card, handle, _) = card_with(1);
     let address = card.allocate(handle, 4).unwrap();
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     let host = context.pin(address).unwrap();
     // SAFETY: four bytes that were just pinned.
     unsafe { (host as *mut u32).write(5) };
@@ -182,7 +182,7 @@ fn pinned_memory_has_two_addresses() {
 
 fn warp(kernel: Handle) -> Vec<u32> {
     let (mut card, handle, array) = card_with(32);
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     context.give(SIDE, Work::Launch { kernel, shape: WARP, argument: array.to_le_bytes().to_vec() }).unwrap();
     context.wait(SIDE).unwrap();
     seen(context, array, 32)
@@ -204,7 +204,7 @@ fn lanes_vote_and_instructions_are_guarded() {
 #[test]
 fn text_that_is_not_understood_is_refused() {
     let (mut card, handle, _) = card_with(1);
-    let context = card.contexts.get_mut(&handle).unwrap();
+    let context = card.context(handle).unwrap();
     assert_eq!(context.load(200, &TEXT.replace("add.s32", "conjure.s32")), Err(INVALID_PTX));
     assert_eq!(context.find(201, MODULE, "nothing"), Err(NOT_FOUND));
 }

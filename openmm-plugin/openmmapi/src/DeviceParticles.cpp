@@ -175,7 +175,7 @@ DeviceParticles::DeviceParticles(ContextImpl& context, ComputeContext& compute, 
     const bool wide = compute.getUseDoublePrecision() || compute.getUseMixedPrecision();
     slotArray = array(n, sizeof(int), "modeJumpSlots");
     numbers = array(3 * n, wide ? sizeof(double) : sizeof(float), "modeJumpNumbers");
-    proposal = array(3 * n, numbers->getElementSize(), "modeJumpProposal");
+    proposal = likeness(*numbers, "modeJumpProposal");
     savedPosq = likeness(compute.getPosq(), "modeJumpPosq");
     savedForces = likeness(compute.getLongForceBuffer(), "modeJumpForces");
     if (compute.getUseMixedPrecision())

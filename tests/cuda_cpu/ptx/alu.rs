@@ -252,9 +252,11 @@ fn of_half(bits: u16) -> f32 {
     }
 }
 
+/// Of a number of 64 bits.
+const UPPER: u64 = !0xffff_ffff;
+
 /// The upper half of a reciprocal, of the upper half of a number.
 fn coarse_reciprocal(a: u64) -> u64 {
-    const UPPER: u64 = !0xffff_ffff;
     let a = f64::from_bits(a & UPPER);
     let reciprocal = 1.0 / a;
     match a.is_subnormal() || reciprocal.is_subnormal() {
@@ -265,7 +267,6 @@ fn coarse_reciprocal(a: u64) -> u64 {
 
 /// The upper half of the reciprocal of a root, of the upper half of a number.
 fn coarse_reciprocal_root(a: u64) -> u64 {
-    const UPPER: u64 = !0xffff_ffff;
     let a = f64::from_bits(a & UPPER);
     let root = if a.is_subnormal() { 0_f64.copysign(a) } else { a }.sqrt();
     (1.0 / root).to_bits() & UPPER
