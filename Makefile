@@ -84,7 +84,7 @@ test-opencl: plugin
 
 # What runs on a GPU, on a graphics card in software: OpenMM's CUDA platform, the plugin on it, and a generator beside it. TESTS and PLATFORMS
 # select others; all of openmm-plugin/tests in three precisions take hours.
-TESTS ?= openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
+TESTS ?= $(addprefix openmm-plugin/tests/, test_devices.py test_restore.py test_water.py)
 PLATFORMS ?= CUDA:mixed
 test-cuda: plugin
 	MODEJUMP_TEST_PLATFORMS="$(PLATFORMS)" sh scripts/software_card.sh $(PYTEST) $(TESTS)

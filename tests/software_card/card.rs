@@ -4,6 +4,7 @@
 use super::code::{window, Module, GLOBAL};
 use super::machine::{self, address_of, array_of, Arrays, Launch};
 use super::parse;
+use super::transforms::Plan;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -40,6 +41,11 @@ pub enum Work {
         to: u64,
         from: u64,
         bytes: usize,
+    },
+    Transform {
+        plan: Plan,
+        to: u64,
+        from: u64,
     },
     /// Waits for another stream's first so many pieces of work.
     After {
@@ -99,6 +105,7 @@ pub struct Card {
     pub contexts: HashMap<Handle, Context>,
     /// The primary one, and how often it is retained.
     pub primary: Option<(Handle, usize)>,
+    pub plans: HashMap<i32, Plan>,
     handles: Handle,
     /// No two contexts have arrays of the same number, so an address of another context leads nowhere.
     arrays: usize,
@@ -289,11 +296,12 @@ impl Context {
                 Ok(())
             }
             Work::Copy { to, from, bytes } => self.copy(to, from, bytes),
+            Work::Transform { plan, to, from } => self.transform(&plan, to, from),
             Work::Launch { kernel, shape, argument } => self.launch(kernel, shape, &argument),
         }
     }
 
-    fn memory(&mut self, address: u64, bytes: usize) -> Result<&mut [u8]> {
+    pub fn memory(&mut self, address: u64, bytes: usize) -> Result<&mut [u8]> {
         let start = (address & 0xffff_ffff) as usize;
         let array = if is_on_card(address) { self.arrays.get_mut(array_of(address)) } else { None };
         let array = array.and_then(|array| array.as_deref_mut());

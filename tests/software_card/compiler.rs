@@ -115,5 +115,5 @@ macro_rules! refused {
     )*};
 }
 refused! {
-    cufftDestroy cufftExecC2C cufftExecC2R cufftExecD2Z cufftExecR2C cufftExecZ2D cufftExecZ2Z cufftPlan3d cufftSetStream cufftGetVersion
+    cufftExecC2C cufftExecZ2Z cufftGetVersion
 }

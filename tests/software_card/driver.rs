@@ -21,12 +21,12 @@ fn set_current(context: Handle) {
     });
 }
 
-fn status(result: Result<()>) -> i32 {
+pub fn status(result: Result<()>) -> i32 {
     result.err().unwrap_or(0)
 }
 
 /// Writes to the caller's variable.
-fn put<T>(to: *mut T, value: T) {
+pub fn put<T>(to: *mut T, value: T) {
     // SAFETY: whoever calls the driver passes variables, and room for what is documented.
     unsafe { to.write(value) };
 }
@@ -48,7 +48,7 @@ fn within(body: impl FnOnce(&mut Context) -> Result<()>) -> i32 {
     with_card(|card, context| body(card.context(context)?))
 }
 
-fn with_card(body: impl FnOnce(&mut Card, Handle) -> Result<()>) -> i32 {
+pub fn with_card(body: impl FnOnce(&mut Card, Handle) -> Result<()>) -> i32 {
     status(current().ok_or(INVALID_CONTEXT).and_then(|context| body(&mut card(), context)))
 }
 

@@ -1,4 +1,6 @@
 use super::card::*;
+use super::transforms::Plan;
+use std::f64::consts::TAU;
 
 /// Kernels of one thread and of one warp, by hand.
 const TEXT: &str = r#"
@@ -199,6 +201,41 @@ fn lanes_vote_and_instructions_are_guarded() {
     assert_eq!(said[0], 0xff00);
     assert_eq!(f32::from_bits(said[1]), 1.0 + 1.0 / 1024.0);
     assert!(said[2..].iter().all(|&said| said == 5), "{said:?}");
+}
+
+/// A wave of two of three dimensions, odd numbers of points among them; its spectrum, and back.
+fn transformed<T: Copy + Default + Into<f64> + 'static>(real: impl Fn(f64) -> T, kinds: [i32; 2], tolerance: f64) {
+    let n = [3, 4, 5];
+    let wave = |i: usize, k: usize| (TAU * (i as f64 / 3.0 + 2.0 * k as f64 / 5.0)).cos();
+    let x: Vec<T> = (0..60).map(|place| real(wave(place / 20, place % 5))).collect();
+    let (mut spectrum, mut back) = (vec![T::default(); 2 * 3 * 4 * 3], vec![T::default(); 60]);
+    let (mut card, width) = (Card::default(), size_of::<T>());
+    let handle = card.new_context();
+    let arrays = [60, 72, 60].map(|numbers| card.allocate(handle, width * numbers).unwrap());
+    let context = card.context(handle).unwrap();
+    let [to, from] = kinds.map(|kind| Plan::new(n, kind).unwrap());
+    for work in [
+        Work::Copy { to: arrays[0], from: x.as_ptr() as u64, bytes: width * 60 },
+        Work::Transform { plan: to, to: arrays[1], from: arrays[0] },
+        Work::Transform { plan: from, to: arrays[2], from: arrays[1] },
+        Work::Copy { to: spectrum.as_mut_ptr() as u64, from: arrays[1], bytes: width * 72 },
+        Work::Copy { to: back.as_mut_ptr() as u64, from: arrays[2], bytes: width * 60 },
+    ] {
+        context.give(DEFAULT, work).unwrap();
+    }
+    context.wait(DEFAULT).unwrap();
+    let close = |x: T, y: f64| (x.into() - y).abs() < tolerance;
+    // half of 60 points at the wave's numbers (1, 0, 2); those of the other half are its conjugate's
+    let here = 2 * (4 * 3 + 2);
+    assert!(spectrum.iter().enumerate().all(|(place, &x)| close(x, if place == here { 30.0 } else { 0.0 })));
+    assert!(x.iter().zip(back).all(|(&x, back)| close(back, 60.0 * x.into())));
+}
+
+#[test]
+fn transforms_find_a_wave_and_give_it_back() {
+    transformed(|x| x as f32, [0x2a, 0x2c], 1e-4);
+    transformed(|x| x, [0x6a, 0x6c], 1e-12);
+    assert!(Plan::new([2; 3], 0x29).is_none());
 }
 
 #[test]
