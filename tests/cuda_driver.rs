@@ -214,6 +214,36 @@ fn the_primary_context_is_made_for_a_model_and_given_back() {
 }
 
 #[test]
+fn a_card_that_was_full_is_asked_again() {
+    by_the_rules("a_card_that_was_full_is_asked_again", || {
+        let device = Device::cuda(0).unwrap();
+        let numbers = || Buffer::of(device.driver().unwrap(), &[1.0, 2.0]);
+        std::env::set_var("LIBCUDA_FULL", "1");
+        let failed = numbers().err().unwrap().to_string();
+        assert!(failed.contains("could not get a context on the GPU"), "{failed}");
+        std::env::remove_var("LIBCUDA_FULL");
+        let mut read = [0.0; 2];
+        numbers().unwrap().read(&mut read).unwrap();
+        assert_eq!(read, [1.0, 2.0]);
+    });
+}
+
+#[test]
+fn states_take_as_much_memory_as_there_is() {
+    by_the_rules("states_take_as_much_memory_as_there_is", || {
+        let device = Device::cuda(0).unwrap();
+        let mut states = Buffer::<f64>::empty(device.driver().unwrap());
+        assert_eq!(states.reserve_parts(3, 10).unwrap(), 3);
+        std::env::set_var("LIBCUDA_MEMORY", "1000");
+        assert_eq!(states.reserve_parts(100, 10).unwrap(), 7); // by halves
+        let address = states.address();
+        assert_eq!(states.reserve_parts(100, 10).unwrap(), 7);
+        assert_eq!((states.reserve_parts(50, 7).unwrap(), states.address()), (10, address));
+        assert!(states.reserve_parts(1, 200).is_err());
+    });
+}
+
+#[test]
 fn a_card_asked_for_by_number_is_the_one_that_is_used() {
     let said = by_the_rules("a_card_asked_for_by_number_is_the_one_that_is_used", || {
         let nothing = in_current_context(Device::parse("cuda").unwrap()).err().unwrap().to_string();

@@ -79,6 +79,11 @@ impl Driver for AheadOfTime {
         self.shared_memory
     }
 
+    /// That of a workstation card.
+    fn memory(&self) -> usize {
+        16 << 30
+    }
+
     fn tensor_cores(&self) -> bool {
         super::tensor_cores(&self.architecture)
     }

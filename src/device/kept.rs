@@ -15,13 +15,15 @@ pub struct Buffer<T> {
     driver: Arc<dyn Driver>,
     address: u64,
     capacity: usize,
+    /// Largest capacity that [`Buffer::reserve_parts`] asks for.
+    most: usize,
     kind: PhantomData<T>,
 }
 
 impl<T> Buffer<T> {
     /// A buffer without memory until it is needed.
     pub fn empty(driver: &Arc<dyn Driver>) -> Buffer<T> {
-        Buffer { driver: driver.clone(), address: 0, capacity: 0, kind: PhantomData }
+        Buffer { driver: driver.clone(), address: 0, capacity: 0, most: usize::MAX, kind: PhantomData }
     }
 
     /// Address; 0 for an empty buffer.
@@ -33,8 +35,9 @@ impl<T> Buffer<T> {
 impl<T: Pod> Buffer<T> {
     /// A buffer for `capacity` numbers, uninitialised.
     pub fn new(driver: &Arc<dyn Driver>, capacity: usize) -> Result<Buffer<T>> {
-        let bytes = capacity.max(1) * std::mem::size_of::<T>();
-        Ok(Buffer { driver: driver.clone(), address: driver.allocate(bytes)?, capacity, kind: PhantomData })
+        let mut buffer = Buffer::empty(driver);
+        buffer.reserve(capacity.max(1))?;
+        Ok(buffer)
     }
 
     /// A buffer with these values, which have been copied when this returns.
@@ -49,10 +52,26 @@ impl<T: Pod> Buffer<T> {
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         if capacity > self.capacity {
             // free the old memory first, so that both need not fit
-            *self = Buffer::empty(&self.driver);
-            *self = Buffer::new(&self.driver, capacity)?;
+            self.free();
+            self.address = self.driver.allocate(capacity * size_of::<T>())?;
+            self.capacity = capacity;
         }
         Ok(())
+    }
+
+    /// Makes room for n parts of `size` numbers, or for as many as the device has memory for; returns how many. Errors:
+    /// no room for one.
+    pub fn reserve_parts(&mut self, n: usize, size: usize) -> Result<usize> {
+        let mut n = n.min(self.most / size.max(1)).max(1);
+        while let Err(error) = self.reserve(n * size) {
+            if n == 1 {
+                return Err(error);
+            }
+            n = n.div_ceil(2);
+            // more is not tried again at every call: the whole device waits when memory is freed
+            self.most = n * size;
+        }
+        Ok(n)
     }
 
     /// Copies `values` to the buffer, asynchronously: the caller keeps them until the next read or [`Driver::finish`].
@@ -81,11 +100,18 @@ impl<T: Pod> Buffer<T> {
     }
 }
 
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
+impl<T> Buffer<T> {
+    fn free(&mut self) {
         if self.address != 0 {
             self.driver.free(self.address);
         }
+        (self.address, self.capacity) = (0, 0);
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.free();
     }
 }
 

@@ -27,6 +27,9 @@ pub trait Driver: Send + Sync {
     /// Largest shared memory of a block, in bytes.
     fn shared_memory(&self) -> usize;
 
+    /// Bytes of its memory.
+    fn memory(&self) -> usize;
+
     /// Whether f32 networks shall use tensor cores where they can (`cuda/tensor.cuh`).
     fn tensor_cores(&self) -> bool {
         false
@@ -35,6 +38,15 @@ pub trait Driver: Send + Sync {
     /// Whether kernels that run for more than a few seconds are killed, as on cards with a display.
     fn has_watchdog(&self) -> bool {
         false
+    }
+
+    /// Rows per launch where others take at most `most`: fewer if kernels that run for long are killed.
+    fn rows_of_launch(&self, most: usize) -> usize {
+        if self.has_watchdog() {
+            most.div_ceil(16)
+        } else {
+            most
+        }
     }
 
     /// Number of multiprocessors, for the choice of tiles.
@@ -99,6 +111,11 @@ pub trait Driver: Send + Sync {
         shared: usize,
         argument: &[u8],
     ) -> Result<()>;
+}
+
+/// Bytes that the states of all blocks of a launch may take: of calls at the same time each has its own.
+pub fn memory_of_states(driver: &dyn Driver) -> usize {
+    driver.memory() / 4
 }
 
 /// Bytes to copy from the device: their address there, and where to.

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Opens card `ordinal`, once for the process and shared. Errors: no driver library, no such card.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
@@ -59,11 +59,36 @@ struct Card {
     device: sys::CUdevice,
     architecture: String,
     shared_memory: usize,
+    memory: usize,
     multiprocessors: usize,
     has_watchdog: bool,
     /// The primary context is created on first use: it takes some hundred MiB of the card.
-    context: OnceLock<std::result::Result<Context, result::DriverError>>,
+    context: OnFirstUse<Context>,
     kernels: Mutex<Kernels>,
+    /// Held while a program is compiled, which is not to stop the launches of other threads.
+    compiling: Mutex<()>,
+}
+
+/// A handle made when it is first needed. A failure is not kept: the GPU may have been full for a while.
+struct OnFirstUse<T>(Mutex<Option<T>>);
+
+impl<T: Copy> OnFirstUse<T> {
+    fn nothing() -> OnFirstUse<T> {
+        OnFirstUse(Mutex::new(None))
+    }
+
+    fn get<E>(&self, make: impl FnOnce() -> std::result::Result<T, E>) -> std::result::Result<T, E> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.is_none() {
+            *made = Some(make()?);
+        }
+        Ok(made.expect("it was just made"))
+    }
+
+    /// What was made, if anything.
+    fn made(&mut self) -> Option<T> {
+        *self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -118,15 +143,20 @@ impl Card {
             )));
         }
         let name = result::device::get_name(device).map_err(|e| error("could not get the name of the GPU", e))?;
+        // SAFETY: the device was just found.
+        let memory = unsafe { result::device::total_mem(device) }
+            .map_err(|e| error("could not get the size of the GPU's memory", e))?;
         Ok(Card {
             name: format!("{name} (cuda:{ordinal})"),
             device,
             architecture: format!("sm_{major}{minor}"),
             shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            memory,
             multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             has_watchdog: get(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0,
-            context: OnceLock::new(),
+            context: OnFirstUse::nothing(),
             kernels: Mutex::default(),
+            compiling: Mutex::default(),
         })
     }
 
@@ -151,22 +181,19 @@ impl Card {
         }
         let mut card = Card::new(device as usize)?; // a device's handle is its number
         card.name += ", in the program's context";
-        card.context = Ok(Context::OfProgram(context)).into();
+        card.context = OnFirstUse(Mutex::new(Some(Context::OfProgram(context))));
         Ok(Some(card))
     }
 
     /// Makes the card's context current for a call; the calling thread may never have used it.
     fn enter(&self) -> Result<Current> {
-        let context = self.context.get_or_init(|| {
+        let context = self.context.get(|| {
             // SAFETY: the device was found; the context is released when the card is dropped.
             unsafe { result::primary_ctx::retain(self.device) }.map(Context::Primary)
         });
-        match context {
-            Ok(Context::Primary(context) | Context::OfProgram(context)) => {
-                Current::of(*context).map_err(|e| error("could not make the GPU's context current", e))
-            }
-            Err(e) => Err(error("could not get a context on the GPU", *e)),
-        }
+        let (Context::Primary(context) | Context::OfProgram(context)) =
+            context.map_err(|e| error("could not get a context on the GPU", e))?;
+        Current::of(context).map_err(|e| error("could not make the GPU's context current", e))
     }
 
     fn kernels(&self) -> MutexGuard<'_, Kernels> {
@@ -175,6 +202,21 @@ impl Card {
 
     fn function(&self, kernel: KernelId) -> sys::CUfunction {
         self.kernels().functions[kernel.0].2
+    }
+
+    /// A program's module, compiled and loaded if it was not yet. The context must be current.
+    fn module(&self, program: &Program) -> Result<sys::CUmodule> {
+        let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = self.kernels().modules.get(program) {
+            return Ok(*module);
+        }
+        let load = |code: &[u8]| {
+            // SAFETY: `code` is a cubin, with its length in it; the driver copies it.
+            unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|e| not_loaded(program, e))
+        };
+        let module = compile::load(program, &self.architecture, load)?;
+        self.kernels().modules.insert(program.clone(), module);
+        Ok(module)
     }
 
     /// Kernel `name` of a loaded module, allowed as much shared memory per block as there is. The context must be
@@ -202,9 +244,10 @@ impl Card {
 /// A stream of a card, where launches and copies follow each other.
 struct Queue {
     card: Arc<Card>,
-    stream: OnceLock<std::result::Result<sys::CUstream, result::DriverError>>,
-    /// Whether anything was begun that nobody waited for.
-    begun: AtomicBool,
+    stream: OnFirstUse<sys::CUstream>,
+    /// How many calls have begun something, and how many of them were waited for. Other threads may begin and wait too.
+    begun: AtomicU64,
+    waited: AtomicU64,
     /// [`PINNED`] bytes of the host that the card writes to directly; none before they are needed.
     pinned: Mutex<Option<*mut u8>>,
 }
@@ -219,27 +262,30 @@ unsafe impl Sync for Queue {}
 
 impl Queue {
     fn on(card: Arc<Card>) -> Queue {
-        Queue { card, stream: OnceLock::new(), begun: AtomicBool::new(false), pinned: Mutex::default() }
+        let (begun, waited) = (AtomicU64::new(0), AtomicU64::new(0));
+        Queue { card, stream: OnFirstUse::nothing(), begun, waited, pinned: Mutex::default() }
     }
 
     /// As [`Card::enter`], and returns the stream.
     fn enter(&self) -> Result<(Current, sys::CUstream)> {
         let current = self.card.enter()?;
-        let stream = self.stream.get_or_init(|| result::stream::create(result::stream::StreamKind::NonBlocking));
-        Ok((current, (*stream).map_err(|e| error("could not create a stream on the GPU", e))?))
+        let stream = self.stream.get(|| result::stream::create(result::stream::StreamKind::NonBlocking));
+        Ok((current, stream.map_err(|e| error("could not create a stream on the GPU", e))?))
     }
 
-    /// What a call returned that may have begun something; marked afterwards, as another thread may be waiting.
+    /// What a call returned that may have begun something; counted afterwards, as another thread may be waiting.
     fn begun<T>(&self, called: T) -> T {
-        self.begun.store(true, Ordering::Release);
+        self.begun.fetch_add(1, Ordering::AcqRel);
         called
     }
 
     fn wait(&self, stream: sys::CUstream) -> std::result::Result<(), result::DriverError> {
-        // before the wait, so that what another thread begins meanwhile stays marked
-        self.begun.store(false, Ordering::Release);
+        // what another thread begins during the wait is not waited for
+        let begun = self.begun.load(Ordering::Acquire);
         // SAFETY: the stream is this queue's.
-        unsafe { result::stream::synchronize(stream) }
+        unsafe { result::stream::synchronize(stream) }?;
+        self.waited.fetch_max(begun, Ordering::AcqRel);
+        Ok(())
     }
 
     fn read_all(
@@ -300,6 +346,10 @@ impl Driver for Queue {
         self.card.shared_memory
     }
 
+    fn memory(&self) -> usize {
+        self.card.memory
+    }
+
     fn tensor_cores(&self) -> bool {
         tensor_cores(&self.card.architecture)
     }
@@ -324,7 +374,7 @@ impl Driver for Queue {
     }
 
     fn finish(&self) -> Result<()> {
-        if !self.begun.load(Ordering::Acquire) {
+        if self.waited.load(Ordering::Acquire) >= self.begun.load(Ordering::Acquire) {
             return Ok(());
         }
         let (_current, stream) = self.enter()?;
@@ -333,19 +383,8 @@ impl Driver for Queue {
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
         let _current = self.card.enter()?;
+        let module = self.card.module(program)?;
         let mut kernels = self.card.kernels();
-        let module = match kernels.modules.get(program) {
-            Some(module) => *module,
-            None => {
-                let load = |code: &[u8]| {
-                    // SAFETY: `code` is a cubin, with its length in it; the driver copies it.
-                    unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|e| not_loaded(program, e))
-                };
-                let module = compile::load(program, &self.card.architecture, load)?;
-                kernels.modules.insert(program.clone(), module);
-                module
-            }
-        };
         if let Some(id) = kernels.functions.iter().position(|(m, n, _)| *m == module && n == name) {
             return Ok(KernelId(id));
         }
@@ -427,13 +466,13 @@ impl Driver for Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         // without a stream nothing was run
-        let Some(Ok(stream)) = self.stream.get() else { return };
+        let Some(stream) = self.stream.made() else { return };
         let Ok(_current) = self.card.enter() else { return };
         let pinned = self.pinned.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         // SAFETY: nobody uses the stream any more, nor its pinned memory; it is drained first.
         unsafe {
-            let _ = result::stream::synchronize(*stream);
-            let _ = result::stream::destroy(*stream);
+            let _ = result::stream::synchronize(stream);
+            let _ = result::stream::destroy(stream);
             let _ = pinned.map(|pinned| result::free_host(pinned.cast()));
         }
     }
@@ -441,7 +480,7 @@ impl Drop for Queue {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        let Some(Ok(context)) = self.context.get().copied() else { return };
+        let Some(context) = self.context.made() else { return };
         if let Ok(_current) = self.enter() {
             for module in self.kernels().modules.values() {
                 // SAFETY: nobody uses its kernels any more.

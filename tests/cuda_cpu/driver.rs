@@ -206,6 +206,10 @@ impl Driver for Fibres {
         self.shared_memory
     }
 
+    fn memory(&self) -> usize {
+        16 << 30
+    }
+
     fn tensor_cores(&self) -> bool {
         self.tensor_cores
     }

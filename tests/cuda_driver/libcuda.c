@@ -117,6 +117,11 @@ Result cuGetErrorString(Result error, const char **text) { return *text = "an er
 Result cuDeviceGetCount(int *count) { return *count = 2, 0; }
 Result cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal < 0 || ordinal > 1 ? 101 : 0; }
 
+Result cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    (void)device;
+    return *bytes = (size_t)1 << 34, 0;
+}
+
 Result cuDeviceGetName(char *name, int length, int device) {
     snprintf(name, length, "Rules %d", device);
     return 0;
@@ -136,6 +141,8 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
 }
 
 Result cuDevicePrimaryCtxRetain(Thing **context, int device) {
+    if (getenv("LIBCUDA_FULL"))
+        return 2; /* out of memory */
     if (retained[device]++ == 0)
         primary[device] = make_context(device);
     say("retained: the primary context", "", device);
@@ -248,6 +255,9 @@ Result cuFuncSetAttribute(Thing *function, int attribute, int value) {
 Result cuMemAlloc_v2(Address *address, size_t bytes) {
     Thing *thing = make(MEMORY, current());
     demand(bytes > 0, "no bytes are allocated");
+    const char *most = getenv("LIBCUDA_MEMORY");
+    if (most && bytes > (size_t)atol(most))
+        return thing->alive = 0, 2;
     thing->memory = calloc(1, bytes);
     thing->bytes = bytes;
     return *address = (Address)thing->memory, 0;

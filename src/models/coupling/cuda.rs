@@ -246,6 +246,10 @@ impl<R: Real> CouplingOnDevice<R> {
         self.model.kernels.get((variant.tile, name), compile)
     }
 
+    fn rows_of_launch(&self) -> usize {
+        self.driver.rows_of_launch(LAUNCH)
+    }
+
     /// Launches a block per tile.
     fn launch(&self, work: &Workspace<Work>, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
         let variant = self.variant(rows);
@@ -381,9 +385,10 @@ impl<R: Real> Density for CouplingOnDevice<R> {
         log_density: &mut [Evaluation],
     ) -> Result<()> {
         self.rows(x, log_density)?;
-        let chunks = x.chunks_mut(LAUNCH * self.dimension()).zip(log_density.chunks_mut(LAUNCH));
+        let launch = self.rows_of_launch();
+        let chunks = x.chunks_mut(launch * self.dimension()).zip(log_density.chunks_mut(launch));
         for (chunk, (x, log_density)) in chunks.enumerate() {
-            let start = |row| streams(chunk * LAUNCH + row).start();
+            let start = |row| streams(chunk * launch + row).start();
             let starts = (0..log_density.len()).map(start).collect::<Option<Vec<_>>>();
             let starts = starts.ok_or_else(|| Error::invalid("the random stream for samples has already been used"))?;
             self.generate_rows(Latent::Streams(starts), x, &mut [], log_density)?;
@@ -393,7 +398,8 @@ impl<R: Real> Density for CouplingOnDevice<R> {
 
     fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
         self.rows(x, log_density)?;
-        for (x, log_density) in x.chunks(LAUNCH * self.dimension()).zip(log_density.chunks_mut(LAUNCH)) {
+        let launch = self.rows_of_launch();
+        for (x, log_density) in x.chunks(launch * self.dimension()).zip(log_density.chunks_mut(launch)) {
             self.encode_rows(x, None, log_density)?;
         }
         Ok(())
@@ -402,8 +408,9 @@ impl<R: Real> Density for CouplingOnDevice<R> {
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         self.rows(x, log_density)?;
         self.rows(gradient, log_density)?;
-        let rows = LAUNCH * self.dimension();
-        for ((x, gradient), to) in x.chunks(rows).zip(gradient.chunks_mut(rows)).zip(log_density.chunks_mut(LAUNCH)) {
+        let launch = self.rows_of_launch();
+        let rows = launch * self.dimension();
+        for ((x, gradient), to) in x.chunks(rows).zip(gradient.chunks_mut(rows)).zip(log_density.chunks_mut(launch)) {
             self.gradient_rows(x, to, gradient)?;
         }
         Ok(())
@@ -419,8 +426,9 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         let n = self.rows(x, log_density)?;
         self.host.check_latent(z, n)?;
         let (d, dx) = (self.latent_dimension(), self.dimension());
-        let rows = z.chunks(LAUNCH * d).zip(x.chunks_mut(LAUNCH * dx));
-        for ((z, x), (log_det, to)) in rows.zip(log_det.chunks_mut(LAUNCH).zip(log_density.chunks_mut(LAUNCH))) {
+        let launch = self.rows_of_launch();
+        let rows = z.chunks(launch * d).zip(x.chunks_mut(launch * dx));
+        for ((z, x), (log_det, to)) in rows.zip(log_det.chunks_mut(launch).zip(log_density.chunks_mut(launch))) {
             self.generate_rows(Latent::Given(z), x, log_det, to)?;
         }
         Ok(())
@@ -430,8 +438,9 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         let n = self.rows(x, log_density)?;
         self.host.check_latent(z, n)?;
         let (d, dx) = (self.latent_dimension(), self.dimension());
-        let rows = x.chunks(LAUNCH * dx).zip(z.chunks_mut(LAUNCH * d));
-        for ((x, z), (log_det, to)) in rows.zip(log_det.chunks_mut(LAUNCH).zip(log_density.chunks_mut(LAUNCH))) {
+        let launch = self.rows_of_launch();
+        let rows = x.chunks(launch * dx).zip(z.chunks_mut(launch * d));
+        for ((x, z), (log_det, to)) in rows.zip(log_det.chunks_mut(launch).zip(log_density.chunks_mut(launch))) {
             self.encode_rows(x, Some((z, log_det)), to)?;
         }
         Ok(())
@@ -443,8 +452,9 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
 
     fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
         self.host.check_pull_back(z, gx, g_log_det, gz)?;
-        let (d, dx) = (LAUNCH * self.latent_dimension(), LAUNCH * self.dimension());
-        let cotangents = gx.chunks(dx).zip(g_log_det.chunks(LAUNCH));
+        let launch = self.rows_of_launch();
+        let (d, dx) = (launch * self.latent_dimension(), launch * self.dimension());
+        let cotangents = gx.chunks(dx).zip(g_log_det.chunks(launch));
         for ((z, gz), (gx, g_log_det)) in z.chunks(d).zip(gz.chunks_mut(d)).zip(cotangents) {
             self.pull_back_rows(z, gx, g_log_det, gz)?;
         }

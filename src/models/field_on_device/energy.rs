@@ -1,6 +1,6 @@
 //! Energies and their scores, as fields with a single output.
 
-use super::{Batch, FieldKernel, FieldOnDevice, LAUNCH};
+use super::{Batch, FieldKernel, FieldOnDevice};
 use crate::device::Driver;
 use crate::error::Result;
 use crate::models::field::{EnergyFunction, VectorField};
@@ -56,17 +56,19 @@ impl<R: Real> EnergyFunction for EnergyOnDevice<R> {
     }
 
     fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]) {
-        let d = self.0.dimension() * LAUNCH;
-        for ((t, x), energy) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(energy.chunks_mut(LAUNCH)) {
+        let launch = self.0.rows_at_once();
+        let d = self.0.dimension() * launch;
+        for ((t, x), energy) in t.chunks(launch).zip(x.chunks(d)).zip(energy.chunks_mut(launch)) {
             let result = self.values(t, x, energy);
             self.0.note(result, energy);
         }
     }
 
     fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
-        let d = self.0.dimension() * LAUNCH;
-        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
-        for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(LAUNCH).zip(score.chunks_mut(d))) {
+        let launch = self.0.rows_at_once();
+        let d = self.0.dimension() * launch;
+        let rows = t.chunks(launch).zip(x.chunks(d));
+        for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(launch).zip(score.chunks_mut(d))) {
             let result = self.scores(t, x, energy, score);
             if result.is_err() {
                 score.fill(f64::NAN);

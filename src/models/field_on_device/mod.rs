@@ -12,7 +12,7 @@ pub use energy::{EnergyKernel, EnergyOnDevice};
 pub use packing::{bytes, padded, LinearRecord, NormRecord, Packing};
 
 use super::field::{PathSolver, VectorField};
-use crate::device::{Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
+use crate::device::{memory_of_states, Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -61,8 +61,6 @@ const LAUNCH: usize = 1024;
 /// How many configurations in turn a team may take before single blocks are faster: a team of 32 takes about a seventh
 /// of a block's time.
 const ROUNDS_OF_TEAMS: usize = 4;
-/// Bytes of scratch memory on the card for all blocks of a launch; a single block may exceed this.
-const LARGEST_SCRATCH: usize = 4 << 30;
 
 /// `Batch` of the kernels; addresses are on the card.
 #[repr(C)]
@@ -179,7 +177,7 @@ pub struct FieldOnDevice<R: Real> {
     /// Compiled kernels by name and variant.
     kernels: Compiled<(&'static str, Variant), BlockShape>,
     work: Workspaces<Work<R>>,
-    /// The first failure.
+    /// The first failure that was not reported yet.
     failure: Mutex<Option<String>>,
 }
 
@@ -259,7 +257,7 @@ impl<R: Real> FieldOnDevice<R> {
                 true => (0, tape + state),
             };
             let resident = self.driver.resident(kernel, self.kernel.threads as u32, shared)?;
-            let resident = resident.min(LARGEST_SCRATCH / (scratch * size_of::<R>()).max(1)).max(1);
+            let resident = resident.min(memory_of_states(&*self.driver) / (scratch * size_of::<R>()).max(1)).max(1);
             Ok(BlockShape { kernel, shared, scratch, resident })
         })
     }
@@ -285,8 +283,8 @@ impl<R: Real> FieldOnDevice<R> {
         let block = self.block(self.kernel.name, variant)?;
         let most = if block.scratch == 0 && variant.team == 1 { usize::MAX } else { block.resident / variant.team };
         let teams = most.min(rows.div_ceil(self.kernel.rows) * parts);
+        let teams = work.scratch.reserve_parts(teams, variant.team * block.scratch)?;
         let grid = teams * variant.team;
-        work.scratch.reserve(grid * block.scratch)?;
         if variant.team > 1 {
             let Work { arrivals, none_yet, .. } = &mut **work;
             none_yet.resize(teams.max(none_yet.len()), 0);
@@ -370,7 +368,7 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
     }
 
     fn rows_at_once(&self) -> usize {
-        LAUNCH
+        self.driver.rows_of_launch(LAUNCH)
     }
 
     fn solver(&self) -> Option<&dyn PathSolver> {
@@ -382,29 +380,32 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
     }
 
     fn failure(&self) -> Result<()> {
-        self.first_failure().clone().map_or(Ok(()), |message| Err(Error::Engine(message)))
+        self.first_failure().take().map_or(Ok(()), |message| Err(Error::Engine(message)))
     }
 
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
-        let d = self.dimension() * LAUNCH;
-        for ((t, x), f) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(f.chunks_mut(d)) {
+        let launch = self.rows_at_once();
+        let d = self.dimension() * launch;
+        for ((t, x), f) in t.chunks(launch).zip(x.chunks(d)).zip(f.chunks_mut(d)) {
             let result = self.values(t, x, f);
             self.note(result, f);
         }
     }
 
     fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
-        let d = self.dimension() * LAUNCH;
-        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
-        for ((t, x), (f, divergence)) in rows.zip(f.chunks_mut(d).zip(divergence.chunks_mut(LAUNCH))) {
+        let launch = self.rows_at_once();
+        let d = self.dimension() * launch;
+        let rows = t.chunks(launch).zip(x.chunks(d));
+        for ((t, x), (f, divergence)) in rows.zip(f.chunks_mut(d).zip(divergence.chunks_mut(launch))) {
             let result = self.divergences(t, x, f, divergence);
             self.note(result, f);
         }
     }
 
     fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
-        let d = self.dimension() * LAUNCH;
-        let rows = t.chunks(LAUNCH).zip(x.chunks(d).zip(dx.chunks(d)));
+        let launch = self.rows_at_once();
+        let d = self.dimension() * launch;
+        let rows = t.chunks(launch).zip(x.chunks(d).zip(dx.chunks(d)));
         for ((t, (x, dx)), (f, df)) in rows.zip(f.chunks_mut(d).zip(df.chunks_mut(d))) {
             let result = self.derivatives(t, x, dx, f, df);
             self.note(result, f);

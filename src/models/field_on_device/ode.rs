@@ -187,20 +187,19 @@ impl<R: Real> FieldOnDevice<R> {
         let (d, team, shares) = (self.kernel.dimension, ode.team as usize, ode.n_probes as usize);
         let n = x.len() / d;
         let teams = n.min(block.resident / team);
-        let grid = teams * team;
-
         let none_yet = vec![0; teams];
         let mut workspace = self.work.take()?;
         let driver = workspace.driver.clone();
         let super::Work { scratch, paths: work, .. } = &mut *workspace;
+        let teams = scratch.reserve_parts(teams, team * block.scratch)?;
+        let grid = teams * team;
         work.x.write(x)?;
         work.integral.write(integral)?;
         work.reports.reserve(n)?;
         work.probes.write(probes)?;
         work.blocks.reserve(grid * 10 * (d + 1))?;
         work.teams.reserve(teams * 2 * (d + shares))?;
-        work.arrivals.write(&none_yet)?;
-        scratch.reserve(grid * block.scratch)?;
+        work.arrivals.write(&none_yet[..teams])?;
         let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };
         let ode = Ode {
             x: work.x.address(),

@@ -5,7 +5,7 @@ mod gradient;
 use super::network::{Given, Layer, Modulation, TarNetwork};
 use super::{Autoregressive, Decoded, Decoding, Options, TarFlow, TarFlowConfig};
 use crate::density::{Density, Evaluation, Exactness, Scope};
-use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspaces};
+use crate::device::{argument, memory_of_states, Buffer, Compiled, Driver, KernelId, Program, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::field_on_device::{NormRecord, Packing};
 use crate::models::{Flow, Model, ModelCard};
@@ -25,8 +25,6 @@ const LAUNCH: usize = 1 << 12;
 /// the driver kills kernels that take seconds.
 const WORK: f64 = 3e13;
 const WATCHED_WORK: f64 = 1e12;
-/// Bytes for the states of all teams, mostly keys and values; if they need more, fewer teams work in turn.
-const STATES: usize = 4 << 30;
 
 /// Compile-time shape of the kernel: rows of a team, and pairs of outputs in a pass of a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -385,8 +383,8 @@ impl<R: Real> Work<R> {
 struct Plan {
     variant: Variant,
     teams: usize,
-    /// Blocks per team.
-    blocks: usize,
+    /// Numbers in the state of a team, mostly keys and values.
+    state: usize,
 }
 
 impl<R: Real> OnCard<R> {
@@ -430,17 +428,17 @@ impl<R: Real> OnCard<R> {
         Ok(variant.unwrap_or(self.teams))
     }
 
-    /// Teams of as many blocks as fit; if there is room for only one block each, the shape for a full card.
+    /// As many teams as there is work or room for; if each has one block, in the shape for a full card.
     fn plan(&self, n: usize, encode: bool) -> Result<Plan> {
         let variant = match (n, encode) {
             (1, false) => self.other(ALONE)?,
             _ if self.teams.tiles(n, encode) > self.teams.resident => self.other(FULL)?,
             _ => self.teams,
         };
-        let fitting = STATES / (self.sizes.state(variant.shape.lanes, encode) * size_of::<R>());
+        let state = self.sizes.state(variant.shape.lanes, encode);
+        let fitting = memory_of_states(&*self.driver) / (state * size_of::<R>());
         let teams = variant.tiles(n, encode).min(variant.resident).min(fitting).max(1);
-        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
-        Ok(Plan { variant, teams, blocks })
+        Ok(Plan { variant, teams, state })
     }
 
     /// Samples per launch that makes `passes` passes through the network's products.
@@ -452,13 +450,14 @@ impl<R: Real> OnCard<R> {
     /// Maps x, `[n][T D]` in the network's units, to z, or back, in place; with ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
         let n = log_det.len();
-        let Plan { variant, teams, blocks } = self.plan(n, encode)?;
+        let Plan { variant, teams, state } = self.plan(n, encode)?;
         let none_yet = vec![0; teams];
         let mut work = self.work.take()?;
+        let teams = work.scratch.reserve_parts(teams, state)?;
+        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
         work.x.write(x)?;
         work.log_det.reserve(n)?;
-        work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
-        work.arrivals.write(&none_yet)?;
+        work.arrivals.write(&none_yet[..teams])?;
         let arguments = Arguments {
             weights: self.weights.address(),
             stages: self.stages.address(),

@@ -44,16 +44,19 @@ impl Question<'static> {
         let shared = open.clone();
         rayon::spawn(move || {
             if let Some(question) = take(&shared) {
-                // nobody listens any more if the engine has panicked; a panic of the density is passed on to the
-                // attempt
-                let _ = tell.send(catch_unwind(AssertUnwindSafe(|| question.answer())));
+                let answer = catch_unwind(AssertUnwindSafe(|| question.answer()));
+                // before the attempt goes on: after it the caller may free the model, and the GPU's context
+                drop(question);
+                let _ = tell.send(answer);
             }
         });
-        let result = meanwhile();
+        // panics of either are passed on when both are done
+        let result = catch_unwind(AssertUnwindSafe(meanwhile));
         let answer = match take(&open) {
             Some(question) => Ok(question.answer()),
             None => told.recv().expect("the thread that takes the question sends the answer"),
         };
+        let result = result.unwrap_or_else(|panic| resume_unwind(panic));
         result.and(answer.unwrap_or_else(|panic| resume_unwind(panic)))
     }
 }

@@ -1,7 +1,7 @@
 //! ∇ₓ log q of TarFlows on a GPU (`cuda/tarflow_gradient.cu`).
 
-use super::{OnCard, Sizes, STATES, THREADS};
-use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspaces};
+use super::{OnCard, Sizes, THREADS};
+use crate::device::{argument, memory_of_states, Buffer, Compiled, Driver, KernelId, Program, Workspaces};
 use crate::error::{Error, Result};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -159,20 +159,8 @@ impl<R: Real> OnCard<R> {
     fn plan_gradient(&self, n: usize) -> Result<(Variant, usize)> {
         let teams = self.gradient_variant(TEAMS)?;
         let variant = if n > teams.resident { self.gradient_variant(FULL)? } else { teams };
-        let fitting = STATES / (self.sizes.gradient_state() * size_of::<R>());
+        let fitting = memory_of_states(&*self.driver) / (self.sizes.gradient_state() * size_of::<R>());
         Ok((variant, n.min(variant.resident).min(fitting).max(1)))
-    }
-
-    /// Reserves memory for the states of this many teams, or for as many as fit; returns their number. Fewer teams
-    /// process the samples in turn.
-    fn reserve_states(&self, work: &mut Work<R>, mut teams: usize) -> Result<usize> {
-        while let Err(error) = work.scratch.reserve(teams * self.sizes.gradient_state()) {
-            if teams == 1 {
-                return Err(error);
-            }
-            teams = teams.div_ceil(2);
-        }
-        Ok(teams)
     }
 
     /// Replaces x, `[n][T D]` in the network's units, by z; writes ∇ₓ log q, and ln|∂z/∂x|.
@@ -188,7 +176,7 @@ impl<R: Real> OnCard<R> {
         let (variant, teams) = self.plan_gradient(n)?;
         let none_yet = vec![0; teams];
         let mut work = self.gradients.work.take()?;
-        let teams = self.reserve_states(&mut work, teams)?;
+        let teams = work.scratch.reserve_parts(teams, self.sizes.gradient_state())?;
         let blocks = (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high));
         work.x.write(x)?;
         work.gradient.reserve(x.len())?;
