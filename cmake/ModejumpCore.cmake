@@ -17,7 +17,7 @@ set(CORE "${CORE_TARGET}/release/libmodejump.a")
 set(CORE_SHARED "${CORE_TARGET}/release/libmodejump.so")
 # Cargo tracks changes itself, so it runs at every build.
 add_custom_target(modejump-core ALL
-  COMMAND "${CARGO}" rustc --quiet --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
+  COMMAND "${CARGO}" rustc --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
     --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}"
   BYPRODUCTS "${CORE}" "${CORE_SHARED}"
   COMMENT "Building the modejump core"

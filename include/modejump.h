@@ -442,14 +442,18 @@ int32_t modejump_model_check_masses(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *masses);
 
-// Checks that equivalent atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group,
-// are numbered as in the training frames of the model, and that its stereocentres have the same handedness. Fails,
-// naming them, if the density is larger by far with two of them exchanged, or if a stereocentre is inverted: no jump
-// from there would be accepted. For a model without a topology no equivalent atoms are known; for one with auxiliary
-// coordinates nothing is checked.
+// Checks that jumps can start from the configuration `x[dimension]` (nm). Fails, naming atoms, if most bonds are far
+// longer or shorter than usual, as in angstrom; if bonded atoms are far apart, as in another order of the atoms; if
+// equivalent atoms, such as the hydrogens of a CH2 or CH3 group, are not numbered as in the training frames of the
+// model (the density is larger by far with two of them exchanged); if a stereocentre has the opposite handedness; or if
+// a bond has another length than the model keeps. No jump from there would be accepted. `box`, NULL or nine numbers as
+// in `modejump_state`, makes the molecule whole first. For a model without a topology neither bonds nor equivalent
+// atoms are known; for one with auxiliary coordinates only finite numbers and kept bonds are
+// checked.
 int32_t modejump_model_check_labels(const struct modejump_model *model,
                                     uint64_t n,
-                                    const double *x);
+                                    const double *x,
+                                    const double *box);
 
 // Checks that attempts with a box are possible. Fails (6) for a model whose atoms cannot be made whole in one, such as
 // those of several molecules, as every such attempt would; a program checks once, at its start.

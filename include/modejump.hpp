@@ -190,10 +190,13 @@ public:
         check(modejump_model_check_masses(handle(), masses.size(), masses.data()));
     }
 
-    /// Throws, naming the atoms, if equivalent atoms of `x[atoms][3]` (nm), such as the hydrogens of a CH2 or CH3
-    /// group, are numbered differently from the frames of the model, or a stereocentre has the opposite handedness: no
-    /// jump from there is accepted.
-    void check_labels(const std::vector<double>& x) const { check(modejump_model_check_labels(handle(), x.size(), x.data())); }
+    /// Throws, naming the atoms, if no jump from `x[atoms][3]` (nm) is accepted: positions in another unit, atoms in
+    /// another order, equivalent atoms, such as the hydrogens of a CH2 or CH3 group, that are numbered differently from the
+    /// frames of the model, a stereocentre of the opposite handedness, or a bond of another length than the model keeps.
+    /// With a box (as in State) the molecule is made whole first.
+    void check_labels(const std::vector<double>& x, const std::optional<std::array<double, 9>>& box = std::nullopt) const {
+        check(modejump_model_check_labels(handle(), x.size(), x.data(), box ? box->data() : nullptr));
+    }
 
     /// Throws if attempts with a box are not possible, because the model's atoms cannot be made whole in one, such as
     /// those of several molecules.
@@ -215,10 +218,9 @@ public:
 
     /// As log_density, and also writes the gradient `[n][dimension]`.
     std::vector<double> log_density(const std::vector<double>& x, std::vector<double>& gradient) const {
-        std::vector<double> log_density(rows(x));
-        gradient.assign(x.size(), 0.0);
-        check(modejump_model_log_density_gradient(handle(), log_density.size(), x.data(), log_density.data(),
-                                                  gradient.data()));
+        std::vector<double> log_density(rows(x)), result(x.size()); // `gradient` may be x
+        check(modejump_model_log_density_gradient(handle(), log_density.size(), x.data(), log_density.data(), result.data()));
+        gradient = std::move(result);
         return log_density;
     }
 
@@ -410,8 +412,8 @@ inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>
 /// A state as the C interface takes it; throws unless it has `dimension` coordinates.
 inline modejump_state raw(State& state, std::size_t dimension) {
     if (state.x.size() != dimension)
-        throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, but the model has " +
-                                                std::to_string(dimension));
+        throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, but a move of this model takes " +
+                                                std::to_string(dimension) + " (Model::move_dimension)");
     if (!state.step)
         throw Error(MODEJUMP_INVALID_INPUT, "State::step is not set: set a different step for every attempt, since its random numbers depend on it");
     modejump_state raw{};

@@ -151,7 +151,7 @@ void FixModeJump::check_labels() {
         error->warning(FLERR, "Fix modejump: the model {} was trained for {} K; fewer jumps are accepted at {} K", model_file_, kelvin,
                        temperature_);
     try {
-        model_->check_labels(current_);
+        model_->check_labels(current_, box_across(current_));
     } catch (const std::exception& thrown) {
         error->warning(FLERR, "Fix modejump: with model {}: {}", model_file_, thrown.what());
     }

@@ -169,11 +169,12 @@ private:
         std::exception_ptr thrown;
     };
 
-    /// Warns once if equivalent atoms are numbered differently from the model's frames, so that no jump is accepted.
+    /// Warns once if no jump from there is accepted, as where equivalent atoms are numbered differently from the model's frames.
     void checkLabels(const std::vector<double>& x)
     {
         checkedLabels_ = true;
-        if (library_.modelCheckLabels(model_.get(), x.size(), x.data()) != MODEJUMP_OK)
+        const std::array<double, 9> box = boxVectors();
+        if (library_.modelCheckLabels(model_.get(), x.size(), x.data(), isPeriodic() ? box.data() : nullptr) != MODEJUMP_OK)
         {
             const char* found = "";
             library_.lastError(&found);
@@ -239,7 +240,7 @@ private:
         return simulation_.multisim != nullptr ? static_cast<std::uint64_t>(simulation_.multisim->simulationIndex_) : 0;
     }
 
-    modejump_outcome propose(int64_t step, double potential, std::vector<double>* x, const Collective& collective)
+    std::array<double, 9> boxVectors() const
     {
         std::array<double, 9> box{};
         for (int i = 0; i < DIM; i++)
@@ -249,6 +250,14 @@ private:
                 box[3 * i + d] = simulation_.globalState->box[i][d];
             }
         }
+        return box;
+    }
+
+    bool isPeriodic() const { return simulation_.input.pbcType != PbcType::No; }
+
+    modejump_outcome propose(int64_t step, double potential, std::vector<double>* x, const Collective& collective)
+    {
+        const std::array<double, 9> box = boxVectors();
         Call            call{ *this, collective, nullptr };
         modejump_target target{};
         target.struct_size       = sizeof(target);
@@ -260,7 +269,7 @@ private:
         state.replica           = replica();
         state.reduced_potential = potential / kt_;
         state.x                 = x->data();
-        state.box               = simulation_.input.pbcType == PbcType::No ? nullptr : box.data();
+        state.box               = isPeriodic() ? box.data() : nullptr;
         modejump_outcome outcome{};
         outcome.struct_size  = sizeof(outcome);
         const int32_t status = library_.moveAttempt(move_.get(), &target, &state, &outcome);

@@ -95,6 +95,18 @@ def test_hydrogens_that_are_numbered_the_other_way_round_are_named(ala2):
         ala2.check_labels(x[0, 0])
 
 
+def test_a_start_in_another_unit_or_cut_by_a_box_is_named(ala2):
+    x = ala2.sample(1, seed=3)[0][0]
+    with pytest.raises(modejump.Error, match="pass positions in nm"):
+        ala2.check_labels(10 * x)
+    box = 3 * np.eye(3)
+    cut = (x - x[8]) % 3
+    with pytest.raises(modejump.Error, match="make the molecule whole, or pass the box"):
+        ala2.check_labels(cut)
+    ala2.check_labels(cut, box)
+    ala2.check_labels(10 * cut * unit.angstrom, 10 * box * unit.angstrom)
+
+
 def test_many_rows_are_those_of_several_calls(generator):
     n = 2 * modejump.model.ROWS + 10
     x, log_q = generator.sample(n, seed=4, first=7)

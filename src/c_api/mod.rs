@@ -18,6 +18,7 @@ pub mod status;
 pub mod structs;
 pub mod target;
 
+use crate::coordinates::whole::{box_from_slice, BoxVectors};
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
 use std::mem::size_of;
@@ -99,6 +100,15 @@ impl<T> DerefMut for Inside<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.inside
     }
+}
+
+/// The box vectors of a caller's nine numbers, if there are any.
+///
+/// # Safety
+/// `numbers` is NULL or points to nine numbers.
+unsafe fn box_of(numbers: *const f64) -> Option<BoxVectors> {
+    // SAFETY: the caller's promise.
+    (!numbers.is_null()).then(|| box_from_slice(unsafe { &*numbers.cast::<[f64; 9]>() }))
 }
 
 /// `rows` × `columns` numbers to read; an empty slice if there are none, whatever the pointer.

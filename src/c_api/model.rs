@@ -2,15 +2,15 @@
 
 use super::status::{computing, guarded};
 use super::structs::*;
-use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
+use super::{box_of, count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
 use crate::density::{Evaluation, Scope};
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
-use crate::models::labels::require_labels;
+use crate::models::labels::require_start;
 use crate::models::steering::{dimension_without_auxiliary, temperature};
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, flow_of, Model, Precision};
-use crate::moves::check_box;
+use crate::moves::{check_box, make_whole};
 use crate::rng::{Stream, StreamId};
 use std::ffi::{c_char, CString};
 use std::sync::Arc;
@@ -341,24 +341,36 @@ pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_mode
     })
 }
 
-/// Checks that equivalent atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group,
-/// are numbered as in the training frames of the model, and that its stereocentres have the same handedness. Fails,
-/// naming them, if the density is larger by far with two of them exchanged, or if a stereocentre is inverted: no jump
-/// from there would be accepted. For a model without a topology no equivalent atoms are known; for one with auxiliary
-/// coordinates nothing is checked.
+/// Checks that jumps can start from the configuration `x[dimension]` (nm). Fails, naming atoms, if most bonds are far
+/// longer or shorter than usual, as in angstrom; if bonded atoms are far apart, as in another order of the atoms; if
+/// equivalent atoms, such as the hydrogens of a CH2 or CH3 group, are not numbered as in the training frames of the
+/// model (the density is larger by far with two of them exchanged); if a stereocentre has the opposite handedness; or if
+/// a bond has another length than the model keeps. No jump from there would be accepted. `box`, NULL or nine numbers as
+/// in `modejump_state`, makes the molecule whole first. For a model without a topology neither bonds nor equivalent
+/// atoms are known; for one with auxiliary coordinates only finite numbers and kept bonds are
+/// checked.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers.
+/// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers; `box` is NULL or points to nine numbers.
 #[no_mangle]
-pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_model, n: u64, x: *const f64) -> i32 {
+pub unsafe extern "C" fn modejump_model_check_labels(
+    model: *const modejump_model,
+    n: u64,
+    x: *const f64,
+    r#box: *const f64,
+) -> i32 {
     computing(|| {
         // SAFETY: the caller's promise.
         let (model, x) = unsafe { (&reference(model, "model")?.model, slice(x, n, 1, "x")?) };
+        // SAFETY: as above.
+        let box_vectors = unsafe { box_of(r#box) };
         if x.len() != dimension_without_auxiliary(model.as_ref()) {
             let needed = dimension_without_auxiliary(model.as_ref());
             return Err(Error::invalid(format!("found {n} coordinates, but the model's atoms have {needed}")));
         }
-        require_labels(model.as_ref(), x)
+        let mut x = x.to_vec();
+        make_whole(model.as_ref(), box_vectors.as_ref(), &mut x)?;
+        require_start(model.as_ref(), &x)
     })
 }
 

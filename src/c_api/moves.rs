@@ -4,10 +4,9 @@ use super::model::modejump_model;
 use super::status::{computing, guarded};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
-use super::{count, read, reference, reference_mut, slice, slice_mut, write, Alone, Versioned};
+use super::{box_of, count, read, reference, reference_mut, slice, slice_mut, write, Alone, Versioned};
 use crate::annealing::{self, even};
 use crate::coordinates::constraints::Constraints;
-use crate::coordinates::whole::box_from_slice;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -463,11 +462,8 @@ pub unsafe extern "C" fn modejump_move_attempt(
 pub(super) unsafe fn state_of<'a>(given: &modejump_state, dimension: usize) -> Result<State<'a>> {
     // SAFETY: the caller's promise.
     let x = unsafe { slice_mut(given.x, 1, dimension, "modejump_state.x") }?;
-    let box_vectors = match given.r#box.is_null() {
-        true => None,
-        // SAFETY: the caller promises nine numbers.
-        false => Some(box_from_slice(unsafe { &*given.r#box.cast::<[f64; 9]>() })),
-    };
+    // SAFETY: the caller's promise.
+    let box_vectors = unsafe { box_of(given.r#box) };
     let replica = u32::try_from(given.replica)
         .ok()
         .filter(|r| *r < 1 << 24)

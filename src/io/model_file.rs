@@ -85,7 +85,7 @@ pub fn open_card(path: &Path) -> Result<ModelCard> {
 }
 
 fn bytes_of(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io(path, e))
+    std::fs::read(path).map_err(|e| Error::io(format!("model file {}", path.display()), e))
 }
 
 /// As [`read_tensors`], for a file that may also be a PyTorch checkpoint, as errors say.
@@ -115,9 +115,11 @@ fn read_with_header(name: &str, bytes: &[u8]) -> Result<(Tensors, Metadata)> {
 
 fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, Metadata), String> {
     let unreadable = |e: SafeTensorError| match e {
+        _ if bytes.is_empty() => "the file is empty, so copy it again".into(),
         SafeTensorError::MetadataIncompleteBuffer => {
             "the length does not match the header: the file is truncated or corrupt, so copy it again".into()
         }
+        _ if ends_in_header(bytes) => "the file ends within its header: it is truncated, so copy it again".into(),
         e => format!("not a readable safetensors file ({e}){advice}"),
     };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
@@ -128,6 +130,12 @@ fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, Metadata),
         tensors.insert(key, Tensor { shape: view.shape().to_vec(), data });
     }
     Ok((tensors, header))
+}
+
+/// Whether there is the beginning of a safetensors header, JSON of the length in the first eight bytes, but not its end.
+fn ends_in_header(bytes: &[u8]) -> bool {
+    let Some((length, header)) = bytes.split_first_chunk() else { return false };
+    header.first().is_none_or(|first| *first == b'{') && (header.len() as u64) < u64::from_le_bytes(*length)
 }
 
 fn widen(view: &TensorView) -> Option<Vec<f64>> {
@@ -293,5 +301,10 @@ mod tests {
         assert_eq!(tensors["bool"].data, [1.0, 0.0, 1.0]);
         let message = read_tensors("memory", &bytes[..bytes.len() - 1]).unwrap_err().to_string();
         assert!(message.contains("the file is truncated or corrupt, so copy it again"), "{message}");
+        for (length, said) in [(0, "the file is empty"), (8, "ends within its header"), (20, "ends within its header")]
+        {
+            let message = read_tensors("memory", &bytes[..length]).unwrap_err().to_string();
+            assert!(message.contains(said), "{message}");
+        }
     }
 }

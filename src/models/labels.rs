@@ -1,9 +1,11 @@
-//! Detects molecules labelled differently from the frames a model was trained on: equal parts at one centre (the
-//! hydrogens of CH₂, the methyl groups of leucine) numbered the other way round, or stereocentres of the other hand.
-//! Energies do not see the difference but a density does: no jump from there is accepted.
+//! Detects molecules labelled differently from the frames a model was trained on: atoms in another order, equal parts
+//! at one centre (the hydrogens of CH₂, the methyl groups of leucine) numbered the other way round, or stereocentres of
+//! the other hand. Energies do not see the difference but a density does: no jump from there is accepted. Neither is one
+//! from positions in another unit, or with bonds that the model keeps at another length.
 
 use super::{Model, Steering};
 use crate::coordinates::chirality::classes;
+use crate::coordinates::constraints::CONFIGURATION_TOLERANCE;
 use crate::coordinates::topology::radius;
 use crate::coordinates::vector::distance;
 use crate::coordinates::Topology;
@@ -20,6 +22,9 @@ const LOWEST: f64 = -300.0;
 const STRETCHED: f64 = 1.4;
 /// A bond of this length (nm) goes across a periodic box.
 const ACROSS: f64 = 1.0;
+/// Most bonds are shorter or longer than these multiples of their usual length in another unit (of ångström and bohr
+/// taken as nm, ten and nineteen).
+const OTHER_UNIT: [f64; 2] = [0.3, 5.0];
 
 /// Two equal parts of a molecule at one centre (two atoms, two branches, or the two sides of a ring), as pairs of atoms
 /// to be swapped.
@@ -41,8 +46,7 @@ pub struct Exchanged {
 pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     let Some(topology) = &model.card().topology else { return Ok(None) };
     let candidates = equal_parts(topology);
-    if candidates.is_empty() || model.steering().unwrap_or(Steering::NONE).auxiliary > 0 || x.len() != model.dimension()
-    {
+    if candidates.is_empty() || model.steering().unwrap_or(Steering::NONE).auxiliary > 0 {
         return Ok(None);
     }
     let mut x = x.to_vec();
@@ -73,40 +77,78 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     Ok(is_far_likelier.then_some(Exchanged { exchanges, log_density: [before, now] }))
 }
 
-/// A bond of the model whose atoms are far apart in `x[atoms][3]` (nm), which is also unlikely to the model: its atoms
-/// may be in another order.
-fn torn_bond(model: &dyn Model, x: &[f64]) -> Result<Option<[usize; 2]>> {
-    let Some(topology) = model.card().topology.as_ref().filter(|_| x.len() == model.dimension()) else {
-        return Ok(None);
+/// Requires bonds of about the length that their atoms' radii suggest, unless the model finds the configuration likely.
+///
+/// Errors: `x[atoms][3]` (nm) is in another unit, cut by a periodic boundary, or has its atoms in another order.
+fn require_bonds(model: &dyn Model, x: &[f64]) -> Result<()> {
+    let Some(topology) = &model.card().topology else { return Ok(()) };
+    // in multiples of the usual length; atoms of unknown elements may be beads, whose bonds have any length
+    let stretch = |&[i, j]: &[usize; 2]| {
+        let usual = radius(&topology.elements[i])? + radius(&topology.elements[j])?;
+        Some((distance(x, i, j) / usual, [i, j]))
     };
-    // atoms of unknown elements may be beads, whose bonds have any length
-    let is_torn = |&&[i, j]: &&[usize; 2]| {
-        let radii = [i, j].map(|atom| radius(&topology.elements[atom]).unwrap_or(f64::INFINITY));
-        distance(x, i, j) > STRETCHED * (radii[0] + radii[1])
-    };
-    let Some(&bond) = topology.bonds.iter().find(is_torn) else { return Ok(None) };
-    if topology.bonds.iter().any(|&[i, j]| distance(x, i, j) > ACROSS) {
-        return Ok(None); // split by a periodic boundary; moves make it whole
+    let mut stretched: Vec<(f64, [usize; 2])> = topology.bonds.iter().filter_map(stretch).collect();
+    stretched.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (Some(&(shortest, _)), Some(&(longest, last))) = (stretched.first(), stretched.last()) else { return Ok(()) };
+    if (shortest > OTHER_UNIT[0] && longest < STRETCHED) || is_likely(model, x)? {
+        return Ok(());
     }
-    let mut x = x.to_vec();
-    model.scope().centre(&mut x);
-    let log_q = log_densities(model, &x)?;
-    Ok(Some(bond).filter(|_| log_q[0] < LOWEST))
+    let (middle, bond) = stretched[stretched.len() / 2];
+    let ([i, j], advice) = if !(OTHER_UNIT[0]..OTHER_UNIT[1]).contains(&middle) {
+        let advice = format!(
+            ", {middle:.1} times as far as usual, and so are most bonds: pass positions in nm, with the atoms in the order \
+             of the model"
+        );
+        (bond, advice)
+    } else if middle < STRETCHED && distance(x, last[0], last[1]) > ACROSS {
+        (last, ": make the molecule whole, or pass the box".into())
+    } else {
+        (last, ": use the atoms in the order of the model".into())
+    };
+    Err(Error::invalid(format!(
+        "{} and {}, which are bonded in the model, are {:.2} nm apart{advice}; from such a configuration no jump is accepted",
+        model.card().label(i),
+        model.card().label(j),
+        distance(x, i, j)
+    )))
 }
 
-/// Requires the labels of the model's frames. Errors: `x[atoms][3]` (nm) has atoms in another order, equal atoms
-/// numbered the other way round, or a stereocentre of the other hand (all named); those of the density.
+/// Whether the model finds a configuration as likely as at least hot or strained ones.
+fn is_likely(model: &dyn Model, x: &[f64]) -> Result<bool> {
+    let mut x = x.to_vec();
+    model.scope().centre(&mut x);
+    Ok(log_densities(model, &x)?[0] >= LOWEST)
+}
+
+/// Requires a configuration from which jumps can start. Errors: those of [`require_labels`]; a bond that the model keeps
+/// at another length.
+pub fn require_start(model: &dyn Model, x: &[f64]) -> Result<()> {
+    require_labels(model, x)?;
+    let other =
+        |&&(i, j, length): &&(usize, usize, f64)| (distance(x, i, j) - length).abs() > CONFIGURATION_TOLERANCE * length;
+    let Some(&(i, j, length)) = model.card().kept_bonds().iter().find(other) else { return Ok(()) };
+    Err(Error::invalid(format!(
+        "the model keeps {} and {} {length:.5} nm apart, but here they are {:.5} nm: constrain the bonds that the model \
+         keeps, or use a model with flexible bonds; from such a configuration no jump is accepted",
+        model.card().label(i),
+        model.card().label(j),
+        distance(x, i, j)
+    )))
+}
+
+/// Requires a configuration like the model's frames. Nothing is required of a model with auxiliary coordinates.
+///
+/// Errors: `x[atoms][3]` (nm) is not finite, is in another unit, has atoms in another order, equal atoms numbered the
+/// other way round, or a stereocentre of the other hand (all named); those of the density.
 pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     let label = |atom: usize| model.card().label(atom);
-    if let Some([i, j]) = torn_bond(model, x)? {
-        return Err(Error::invalid(format!(
-            "{} and {}, which are bonded in the model, are {:.2} nm apart: use the atoms in the order of the model; from such a \
-             configuration no jump is accepted",
-            label(i),
-            label(j),
-            distance(x, i, j)
-        )));
+    if let Some(place) = x.iter().position(|x| !x.is_finite()) {
+        return Err(Error::invalid(format!("the position of {} is {}", label(place / 3), x[place])));
     }
+    if x.len() != model.dimension() {
+        return Ok(());
+    }
+    require_bonds(model, x)?;
     if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
         let name = |exchange: &Exchange| {
             let [a, b] = exchange[0];
@@ -124,7 +166,7 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
             exchanges.iter().map(name).collect::<Vec<_>>().join(", ")
         )));
     }
-    match model.card().stereocentres().iter().find(|centre| x.len() == model.dimension() && !centre.holds(x)) {
+    match model.card().stereocentres().iter().find(|centre| !centre.holds(x)) {
         None => Ok(()),
         Some(centre) => Err(Error::invalid(format!(
             "{} has the opposite handedness to that in the model's frames, so no jump is accepted: start from a \
@@ -227,6 +269,13 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name)
     }
 
+    /// A sample of the model.
+    fn kept(model: &dyn Model) -> Vec<f64> {
+        let (mut x, mut e) = (vec![0.0; model.dimension()], [Evaluation::inside(0.0)]);
+        model.sample(&|_| crate::rng::Stream::new(1, crate::rng::StreamId::Sample, 0, 0), &mut x, &mut e).unwrap();
+        x
+    }
+
     #[test]
     fn hydrogens_that_are_numbered_the_other_way_round_are_found() {
         let (topology, x) = Topology::from_pdb(&ala2("topology.pdb")).unwrap();
@@ -260,6 +309,29 @@ mod tests {
         let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
         let message = require_labels(model.as_ref(), &mirror).unwrap_err().to_string();
         assert!(message.contains("ALA2:CA (atom 9) has the opposite handedness"), "{message}");
+        // other units, and positions that are no numbers
+        for factor in [0.1, 10.0, 18.9] {
+            let scaled: Vec<f64> = x.iter().map(|x| factor * x).collect();
+            let message = require_labels(model.as_ref(), &scaled).unwrap_err().to_string();
+            assert!(message.contains("most bonds: pass positions in nm"), "{message}");
+        }
+        let mut unknown = x.clone();
+        unknown[25] = f64::NAN;
+        let message = require_labels(model.as_ref(), &unknown).unwrap_err().to_string();
+        assert_eq!(message, "the position of ALA2:CA (atom 9) is NaN");
+        // cut by a box of 3 nm, and made whole in it
+        let cut: Vec<f64> = x.iter().map(|at| (at - x[24]).rem_euclid(3.0)).collect();
+        let message = require_labels(model.as_ref(), &cut).unwrap_err().to_string();
+        assert!(message.contains("make the molecule whole, or pass the box"), "{message}");
+        let sides = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]];
+        let mut whole = cut.clone();
+        crate::moves::make_whole(model.as_ref(), Some(&sides), &mut whole).unwrap();
+        require_labels(model.as_ref(), &whole).unwrap();
+        // bonds of another length than the model keeps
+        let model = crate::models::load(ala2("model-hbonds.safetensors")).unwrap();
+        require_start(model.as_ref(), &kept(model.as_ref())).unwrap();
+        let message = require_start(model.as_ref(), &x).unwrap_err().to_string();
+        assert!(message.contains("the model keeps ACE1:") && message.contains("constrain the bonds"), "{message}");
         // an energy that does not distinguish equal atoms
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);

@@ -35,7 +35,7 @@ pub use mode_jump::{Edge, EdgeCount, Identical, ModeJump};
 pub use random_walk::RandomWalk;
 pub use statistics::Statistics;
 pub use steered::{steered, Steered};
-pub use wholeness::check_box;
+pub use wholeness::{check_box, make_whole};
 
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
@@ -61,13 +61,22 @@ pub struct State<'a> {
 }
 
 impl State<'_> {
-    /// Errors: state or target of a dimension other than the move's, a current potential that is not finite.
+    /// Errors: state or target of a dimension other than the move's; a current configuration or potential that is not
+    /// finite.
     fn check(&self, dimension: usize, target: &dyn Target) -> Result<()> {
         if target.dimension() != dimension || self.x.len() != dimension {
             return Err(Error::invalid(format!(
                 "the model has {dimension} coordinates, but the target has {} and the state {}",
                 target.dimension(),
                 self.x.len()
+            )));
+        }
+        if let Some(place) = self.x.iter().position(|x| !x.is_finite()) {
+            return Err(Error::invalid(format!(
+                "coordinate {} of the current configuration is {} at step {}: the simulation failed before the move",
+                place + 1,
+                self.x[place],
+                self.step
             )));
         }
         if !self.reduced_potential.is_finite() {
@@ -201,8 +210,8 @@ pub trait Move: Send {
 
     /// Makes one attempt. `state` changes if and only if the outcome is `Accepted`.
     ///
-    /// Errors: a target of another dimension, a current reduced potential that is not finite, a failing target; `state`
-    /// is then untouched.
+    /// Errors: a target of another dimension, a current configuration or reduced potential that is not finite, a failing
+    /// target; `state` is then untouched.
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome>;
 
     /// Depth to which [`Mixture`]s are nested in this move; each level draws its own random number.

@@ -12,6 +12,12 @@ pub fn check_box(model: &dyn Model) -> Result<()> {
     Wholeness::of_model(model).no_box.map_or(Ok(()), |reason| Err(Error::Unsupported(reason)))
 }
 
+/// Makes the molecule of `x[atoms][3]` (nm) whole in a box, as moves do. Errors: those of [`check_box`], a box without
+/// volume.
+pub fn make_whole(model: &dyn Model, box_vectors: Option<&BoxVectors>, x: &mut [f64]) -> Result<()> {
+    Wholeness::of_model(model).apply(box_vectors, x)
+}
+
 /// How molecules are made whole: set up once for a model, applied to every configuration from which a move starts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wholeness {

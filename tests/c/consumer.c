@@ -590,9 +590,9 @@ static void test_masses(const char *path, const char *abstract) {
     EXPECT(modejump_model_check_masses(NULL, 4, masses) == MODEJUMP_INVALID_INPUT);
     masses[1] = 12.011;
     /* no two atoms of it are alike */
-    EXPECT(modejump_model_check_labels(model, 12, x) == MODEJUMP_OK);
-    EXPECT(modejump_model_check_labels(model, 11, x) == MODEJUMP_INVALID_INPUT);
-    EXPECT(modejump_model_check_labels(model, 12, NULL) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_check_labels(model, 12, x, NULL) == MODEJUMP_OK);
+    EXPECT(modejump_model_check_labels(model, 11, x, NULL) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_check_labels(model, 12, NULL, NULL) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_INVALID_INPUT);
     EXPECT(strstr(last(), "a mass of 12.011") != NULL && strstr(last(), "ABC1:H1 (atom 2)") != NULL);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
@@ -791,7 +791,7 @@ static int32_t make_move(modejump_model *flow) {
 }
 
 static int32_t check_labels(modejump_model *flow) {
-    return modejump_model_check_labels(flow, 66, sampled);
+    return modejump_model_check_labels(flow, 66, sampled, NULL);
 }
 
 /* MODEJUMP_UNSUPPORTED if all of them are refused before their arguments are looked at. */

@@ -47,6 +47,8 @@ static void test_model(const std::string& path) {
     std::vector<double> gradient;
     const std::vector<double> log_density = model.log_density(samples.x, gradient);
     EXPECT(gradient.size() == 20);
+    std::vector<double> both = samples.x;
+    EXPECT(model.log_density(both, both) == log_density && both == gradient);
     for (std::size_t i = 0; i < 10; i++)
         EXPECT(std::abs(log_density[i] - samples.log_density[i]) < 1e-3);
     // The gradient against central differences; the network is f32, so the step is wide.
@@ -397,6 +399,9 @@ static void test_match_atoms(const std::string& path) {
     EXPECT(status_of([&] { model.check_masses({12.0, 1.0, 12.0, 16.0}); }) == -1);
     EXPECT(status_of([&] { model.check_masses({12.0, 12.0, 1.0, 16.0}); }) == MODEJUMP_INVALID_INPUT);
     EXPECT(status_of([&] { model.check_labels(std::vector<double>(11)); }) == MODEJUMP_INVALID_INPUT);
+    const std::vector<double> x{0.0, 0.0, 0.0, 0.11, 0.0, 0.0, 0.0, 0.15, 0.0, 0.0, 0.2, 0.11};
+    EXPECT(status_of([&] { model.check_labels(x); }) == -1);
+    EXPECT(status_of([&] { model.check_labels(x, std::array<double, 9>{2, 0, 0, 0, 2, 0, 0, 0, 2}); }) == -1);
 }
 
 static void test_steering(const std::string& path, const std::string& generator) {

@@ -508,7 +508,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
         rethrow_exception(trial.failure);
     check(status);
     lastLogAcceptance = outcome.log_acceptance;
-    warnOfAcceptance();
+    warnOfAcceptance(state.box);
     if (outcome.outcome != 0)
         return false;
     const VelocityStream velocities(seed, step, replica);
@@ -599,7 +599,7 @@ string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
 }
 
 /** Warns once per Context, as soon as there are enough attempts to judge; x is the configuration after the last of them. */
-void MonteCarloModeJumpImpl::warnOfAcceptance() {
+void MonteCarloModeJumpImpl::warnOfAcceptance(const double* box) {
     if (advised)
         return;
     const ModeJumpStatistics statistics = getStatistics();
@@ -607,7 +607,7 @@ void MonteCarloModeJumpImpl::warnOfAcceptance() {
         return;
     advised = true;
     const char* labels = nullptr;
-    if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data()) != 0)
+    if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data(), box) != 0)
         modejump_last_error(&labels);
     if (labels != nullptr)
         cerr << "MonteCarloModeJump: none of " << statistics.attempts << " attempts was accepted with the model " << model->name

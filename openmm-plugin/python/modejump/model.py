@@ -12,7 +12,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_voi
 import numpy as np
 from openmm import unit
 
-from ._core import _call, _handle_of, _ModelOptions, _pointer, _SharedOwner, _whole
+from ._core import _box_of, _call, _handle_of, _ModelOptions, _pointer, _SharedOwner, _whole
 from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
@@ -228,12 +228,14 @@ class Model(_SharedOwner):
         _call("model_encode", self._handle, c_uint64(n), *map(_pointer, (rows, z, log_det, log_density)))
         return z, log_det, log_density
 
-    def check_labels(self, x):
-        """Raises Error, naming the atoms, if equivalent atoms of the configuration x [*move_shape], such as the hydrogens of a
-        CH2 or CH3 group, are numbered differently from the frames of the model, or a stereocentre has the opposite handedness: no
-        jump from there is accepted."""
+    def check_labels(self, x, box=None):
+        """Raises Error, naming the atoms, if no jump from the configuration x [*move_shape] is accepted: positions in another unit,
+        atoms in another order, equivalent atoms, such as the hydrogens of a CH2 or CH3 group, that are numbered differently from the
+        frames of the model, a stereocentre of the opposite handedness, or a bond of another length than the model keeps. With
+        `box`, nm, which has the box vectors as rows, the molecule is made whole first."""
+        box = _box_of(box)
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
-        _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x))
+        _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x), None if box is None else _pointer(box))
 
     def log_density_gradient(self, x):
         """log q [...] and its gradient with respect to x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""

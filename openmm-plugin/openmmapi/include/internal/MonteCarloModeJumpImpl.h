@@ -51,7 +51,7 @@ private:
     void checkMethod() const;
     double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
     std::string advice(const ModeJumpStatistics& statistics) const;
-    void warnOfAcceptance();
+    void warnOfAcceptance(const double* box);
     void tellOfFailure(const std::string& reason);
     double findThermalEnergy(OpenMM::ContextImpl& context);
     uint64_t findReplica(OpenMM::ContextImpl& context) const;

@@ -10,7 +10,7 @@ use modejump::coordinates::Topology;
 use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
 use modejump::io::checkpoint::{self, Identity, Kind};
 use modejump::io::{check_apart, check_writable, trajectory};
-use modejump::moves::{Options, Statistics};
+use modejump::moves::{make_whole, Options, Statistics};
 use modejump::rng::{Stream, StreamId};
 use modejump::Result;
 use serde::{Deserialize, Serialize};
@@ -179,7 +179,8 @@ impl Md {
         let described = (&model, solute);
         let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
         require_order(&self.topology, &self.described(topology), model.as_ref())?;
-        let x: Vec<f64> = self.described_atoms(topology.n_atoms()).flat_map(|i| atom(x0, i)).collect();
+        let mut x: Vec<f64> = self.described_atoms(topology.n_atoms()).flat_map(|i| atom(x0, i)).collect();
+        make_whole(model.as_ref(), system.box_vectors()?.as_ref(), &mut x)?;
         warn_of_labels(&self.topology, model.as_ref(), &x);
         Ok(Engine::Jumping(Box::new(jumping)))
     }
