@@ -121,7 +121,10 @@ const SUMMED_LAGS: usize = 64;
 pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     let n = series.len();
     if n < 4 || series.iter().any(|v| !v.is_finite()) {
-        return Err(Error::invalid(format!("an error estimate needs at least 4 finite values, got {n}")));
+        let finite = series.iter().filter(|v| v.is_finite()).count();
+        return Err(Error::invalid(format!(
+            "an error estimate needs at least 4 values, all finite; found {n}, {finite} of them finite"
+        )));
     }
     let mean = series.iter().sum::<f64>() / n as f64;
     let centred: Vec<f64> = series.iter().map(|v| v - mean).collect();

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! relative to the mean Σ w (x + y)/2Σw. A component is v·(x − mean), scaled by its eigenvalue λ (the kinetic map: Noé
-//! and Clementi, J. Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime.
+//! and Clementi, J. Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime, but for
+//! the order: by λ, so that fast alternations (λ < 0) do not count as slow, where deeptime orders by |λ|.
 
 use crate::error::{Error, Result};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};

@@ -70,7 +70,8 @@ pub(crate) fn standard_error(weights: &[f64], variance: f64) -> f64 {
 
 /// As [`standard_error`], given the effective sample size.
 pub(crate) fn standard_error_of(effective: f64, variance: f64) -> f64 {
-    match effective.round() < FEWEST_FOR_ERRORS as f64 {
+    // equal weights count in full, whatever their rounding
+    match effective < FEWEST_FOR_ERRORS as f64 - 1e-9 {
         true => f64::NAN,
         false => variance.sqrt(),
     }
@@ -116,7 +117,7 @@ pub fn families(log_weights: &[f64], ancestors: &[usize]) -> Vec<f64> {
 }
 
 /// Mean acceptance rate of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w,
-/// w′)/E w, both estimated from the weighted samples. Delta-method error: the influence of sample l is (2 E min(w, wₗ)
+/// w′)/E w, both estimated from the weighted samples and pairs of them; NaN for a single one. Delta-method error: the influence of sample l is (2 E min(w, wₗ)
 /// − 2 E min(w, w′))/E w − A (wₗ − E w)/E w. Zero where no weight is positive.
 pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let n = log_weights.len() as f64;
@@ -142,6 +143,8 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let influence = |(w, minimum): (&f64, &f64)| (2.0 * minimum - value * mean - value * w) / mean;
     let variance = w.iter().zip(&minima).map(|each| influence(each).powi(2)).sum::<f64>() / (n * n);
     w.iter_mut().for_each(|w| *w /= n * mean);
+    // without the pairs of a sample and itself, each of which is accepted
+    let value = (n * value - 1.0) / (n - 1.0);
     Estimate { value, standard_error: standard_error(&w, variance) }
 }
 
@@ -434,6 +437,11 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let (max, lowest) = (log_weights[order[n - 1]], log_weights[order[n - size - 1]]);
     let cutoff = (lowest - max).exp();
     let mut rows = order.split_off(n - size);
+    // samples without weight stay without
+    rows.retain(|&i| log_weights[i].is_finite());
+    if rows.len() < 5 {
+        return Err(f64::INFINITY);
+    }
     // weights equal to the cut-off are not part of the tail; where the cut-off is negligible beside the largest weight,
     // they have collapsed
     if cutoff > 0.0 {

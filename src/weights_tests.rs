@@ -206,10 +206,26 @@ fn smoothing_keeps_order_and_never_exceeds_the_largest_weight() {
     assert!(smoothed.iter().zip(&log_w).filter(|(a, b)| a != b).count() > 100);
 }
 
+/// Fewer samples with weight than a tail of all of them would have.
+#[test]
+fn samples_without_weight_stay_without_in_a_smoothed_tail() {
+    let mut stream = stream(9);
+    let log_w: Vec<f64> = (0..1000).map(|i| if i % 12 == 0 { stream.normal() } else { f64::NEG_INFINITY }).collect();
+    let (smoothed, k) = pareto_smoothed(&log_w).unwrap();
+    assert!(log_w.iter().zip(&smoothed).all(|(raw, smooth)| raw.is_finite() == smooth.is_finite()));
+    assert_eq!(pareto_k(&log_w).unwrap(), k);
+    // the tail of the others by themselves, from weight zero
+    assert!(k.is_finite() && k < 1.0, "{k}");
+    let few: Vec<f64> = (0..1000).map(|i| if i < 4 { 0.1 * i as f64 } else { f64::NEG_INFINITY }).collect();
+    assert_eq!(pareto_smoothed(&few).unwrap(), (few, f64::INFINITY));
+}
+
 #[test]
 fn acceptance_of_lognormal_weights_is_known_and_its_error_honest() {
     assert!((acceptance(&[0.3; 50]).value - 1.0).abs() < 1e-12);
     assert_eq!(acceptance(&[f64::NEG_INFINITY; 3]).value, 0.0);
+    // a sample is no partner of itself: of 1 and 3, min/mean
+    assert!((acceptance(&[0.0, 3f64.ln()]).value - 0.5).abs() < 1e-12 && acceptance(&[0.0]).value.is_nan());
     // σ = 1: erfc(σ/2); one sample in ten without weight takes a tenth of the acceptance
     for (share, step) in [(1.0, 0), (0.9, 1000)] {
         let (mut chi2, repeats) = (0.0, 400);

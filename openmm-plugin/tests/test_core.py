@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy
 from model_file import write_tarflow
 from openmm import unit
 
@@ -600,8 +601,18 @@ def test_configurations_of_atoms_without_names(tarflow):
     assert model.shape == (15,) and np.abs(model.log_density(x.reshape(4, 5, 3)) - log_q).max() < 1e-3
     with pytest.raises(ValueError, match="expected configurations of shape"):
         model.log_density(x.reshape(4, 3, 5))
-    with pytest.raises(TypeError, match="complex"):
-        model.log_density(x + 0j)
+    for call, argument in ((model.log_density, x), (model.generate, x.reshape(4, 15))):
+        with pytest.raises(TypeError, match="complex"):
+            call(argument + 0j)
+
+
+def test_one_configuration_of_three_coordinates_keeps_its_axis(tmp_path):
+    model = modejump.Model(toy.write_box_model(tmp_path / "box.safetensors", -1.0, 1.0))
+    for n in (1, 2, 3):
+        x, log_q = model.sample(n, seed=3)
+        found, gradient = model.log_density_gradient(x)
+        assert found.shape == model.log_density(x).shape == (n,) and gradient.shape == x.shape == (n, 3)
+        assert np.allclose(found, log_q)
 
 
 def test_a_tarflow_in_other_precisions(tarflow):

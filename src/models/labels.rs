@@ -77,40 +77,52 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     Ok(is_far_likelier.then_some(Exchanged { exchanges, log_density: [before, now] }))
 }
 
-/// Requires bonds of about the length that their atoms' radii suggest, unless the model finds the configuration likely.
-///
-/// Errors: `x[atoms][3]` (nm) is in another unit, cut by a periodic boundary, or has its atoms in another order.
-fn require_bonds(model: &dyn Model, x: &[f64]) -> Result<()> {
-    let Some(topology) = &model.card().topology else { return Ok(()) };
-    // in multiples of the usual length; atoms of unknown elements may be beads, whose bonds have any length
+/// Bonds in increasing order of their length, each with its length in multiples of the usual one. Atoms of unknown
+/// elements may be beads, whose bonds have any length: theirs are left out.
+fn stretches(model: &dyn Model, x: &[f64]) -> Vec<(f64, [usize; 2])> {
+    let Some(topology) = &model.card().topology else { return Vec::new() };
     let stretch = |&[i, j]: &[usize; 2]| {
         let usual = radius(&topology.elements[i])? + radius(&topology.elements[j])?;
         Some((distance(x, i, j) / usual, [i, j]))
     };
-    let mut stretched: Vec<(f64, [usize; 2])> = topology.bonds.iter().filter_map(stretch).collect();
-    stretched.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (Some(&(shortest, _)), Some(&(longest, last))) = (stretched.first(), stretched.last()) else { return Ok(()) };
-    if (shortest > OTHER_UNIT[0] && longest < STRETCHED) || is_likely(model, x)? {
-        return Ok(());
-    }
-    let (middle, bond) = stretched[stretched.len() / 2];
-    let ([i, j], advice) = if !(OTHER_UNIT[0]..OTHER_UNIT[1]).contains(&middle) {
-        let advice = format!(
-            ", {middle:.1} times as far as usual, and so are most bonds: pass positions in nm, with the atoms in the order \
-             of the model"
-        );
-        (bond, advice)
-    } else if middle < STRETCHED && distance(x, last[0], last[1]) > ACROSS {
-        (last, ": make the molecule whole, or pass the box".into())
-    } else {
-        (last, ": use the atoms in the order of the model".into())
-    };
-    Err(Error::invalid(format!(
+    let mut stretches: Vec<_> = topology.bonds.iter().filter_map(stretch).collect();
+    stretches.sort_by(|a, b| a.0.total_cmp(&b.0));
+    stretches
+}
+
+/// The longest bond, if a periodic boundary cuts it: most bonds have their usual length.
+fn cut(stretches: &[(f64, [usize; 2])], x: &[f64]) -> Option<[usize; 2]> {
+    let &(_, [i, j]) = stretches.last()?;
+    (stretches[stretches.len() / 2].0 < STRETCHED && distance(x, i, j) > ACROSS).then_some([i, j])
+}
+
+fn far_apart(model: &dyn Model, x: &[f64], [i, j]: [usize; 2], advice: &str) -> Error {
+    Error::invalid(format!(
         "{} and {}, which are bonded in the model, are {:.2} nm apart{advice}; from such a configuration no jump is accepted",
         model.card().label(i),
         model.card().label(j),
         distance(x, i, j)
-    )))
+    ))
+}
+
+/// Requires bonds of about the length that their atoms' radii suggest, unless a periodic boundary cuts some or the model
+/// finds the configuration likely. Errors: `x[atoms][3]` (nm) is in another unit, or has its atoms in another order.
+fn require_bonds(model: &dyn Model, x: &[f64]) -> Result<()> {
+    let stretches = stretches(model, x);
+    let (Some(&(shortest, _)), Some(&(longest, last))) = (stretches.first(), stretches.last()) else { return Ok(()) };
+    let are_usual = shortest > OTHER_UNIT[0] && longest < STRETCHED;
+    if are_usual || cut(&stretches, x).is_some() || is_likely(model, x)? {
+        return Ok(());
+    }
+    let (middle, bond) = stretches[stretches.len() / 2];
+    if (OTHER_UNIT[0]..OTHER_UNIT[1]).contains(&middle) {
+        return Err(far_apart(model, x, last, ": use the atoms in the order of the model"));
+    }
+    let advice = format!(
+        ", {middle:.1} times as far as usual, and so are most bonds: pass positions in nm, with the atoms in the order of the \
+         model"
+    );
+    Err(far_apart(model, x, bond, &advice))
 }
 
 /// Whether the model finds a configuration as likely as at least hot or strained ones.
@@ -120,9 +132,12 @@ fn is_likely(model: &dyn Model, x: &[f64]) -> Result<bool> {
     Ok(log_densities(model, &x)?[0] >= LOWEST)
 }
 
-/// Requires a configuration from which jumps can start. Errors: those of [`require_labels`]; a bond that the model keeps
-/// at another length.
+/// Requires a configuration from which jumps can start. Errors: those of [`require_labels`]; a molecule that a periodic
+/// boundary cuts, a bond that the model keeps at another length.
 pub fn require_start(model: &dyn Model, x: &[f64]) -> Result<()> {
+    if let Some(bond) = cut(&stretches(model, x), x) {
+        return Err(far_apart(model, x, bond, ": make the molecule whole, or pass the box"));
+    }
     require_labels(model, x)?;
     let other =
         |&&(i, j, length): &&(usize, usize, f64)| (distance(x, i, j) - length).abs() > CONFIGURATION_TOLERANCE * length;
@@ -321,12 +336,12 @@ mod tests {
         assert_eq!(message, "the position of ALA2:CA (atom 9) is NaN");
         // cut by a box of 3 nm, and made whole in it
         let cut: Vec<f64> = x.iter().map(|at| (at - x[24]).rem_euclid(3.0)).collect();
-        let message = require_labels(model.as_ref(), &cut).unwrap_err().to_string();
+        let message = require_start(model.as_ref(), &cut).unwrap_err().to_string();
         assert!(message.contains("make the molecule whole, or pass the box"), "{message}");
         let sides = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]];
         let mut whole = cut.clone();
         crate::moves::make_whole(model.as_ref(), Some(&sides), &mut whole).unwrap();
-        require_labels(model.as_ref(), &whole).unwrap();
+        require_start(model.as_ref(), &whole).unwrap();
         // bonds of another length than the model keeps
         let model = crate::models::load(ala2("model-hbonds.safetensors")).unwrap();
         require_start(model.as_ref(), &kept(model.as_ref())).unwrap();

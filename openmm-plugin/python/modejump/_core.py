@@ -219,6 +219,13 @@ def _handle_of(value, kind, what):
     return value._handle
 
 
+def _real(numbers):
+    """The same; raises TypeError if they are complex."""
+    if np.iscomplexobj(numbers):
+        raise TypeError("expected real numbers, found complex ones")
+    return numbers
+
+
 def _box_of(box):
     """Box vectors as float64 [9] in nm, or None."""
     return None if box is None else np.ascontiguousarray(in_unit(box, unit.nanometer, "the box"), dtype=np.float64).reshape(9)
@@ -240,7 +247,7 @@ class _Callback:
         return float(self._potentials(x.reshape(1, *self.shape).copy())[0])
 
     def _potentials(self, x):
-        n, values = len(x), np.asarray(reduced(self.potential(x), "the potential"), dtype=float)
+        n, values = len(x), np.asarray(_real(reduced(self.potential(x), "the potential")), dtype=float)
         if values.shape != (n,):
             raise ValueError(
                 f"the potential of {n} configurations has shape {values.shape}, not ({n},): "

@@ -12,7 +12,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_voi
 import numpy as np
 from openmm import unit
 
-from ._core import _box_of, _call, _handle_of, _ModelOptions, _pointer, _SharedOwner, _whole
+from ._core import _box_of, _call, _handle_of, _ModelOptions, _pointer, _real, _SharedOwner, _whole
 from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
@@ -152,13 +152,10 @@ class Model(_SharedOwner):
 
     def _rows(self, x):
         """x as float64 [n][dimension], and the shape of an array with one value per configuration."""
-        x = in_unit(x, unit.nanometer, "the configuration")
-        if np.iscomplexobj(x):
-            raise TypeError("expected real coordinates, found complex numbers")
-        x = np.ascontiguousarray(x, dtype=np.float64)
+        x = np.ascontiguousarray(_real(in_unit(x, unit.nanometer, "the configuration")), dtype=np.float64)
         k = len(self.shape)
         atoms = (self.dimension // 3, 3)  # also taken for a model without names of atoms
-        if self.shape == (3 * atoms[0],) and x.shape[-2:] == atoms:
+        if self.shape == (3 * atoms[0],) and self.dimension > 3 and x.shape[-2:] == atoms:
             k = 2
         elif x.ndim < k or x.shape[x.ndim - k :] != self.shape:
             raise ValueError(f"expected configurations of shape {self.shape}, found an array of shape {x.shape}")
@@ -210,12 +207,14 @@ class Model(_SharedOwner):
         """Maps latent points z [n, latent_dimension] to x [n, *shape]; also returns ln|∂x/∂z| [n] and log q [n], -inf where there
         is no configuration in the support. A point that is not finite gives x = NaN."""
         latent = self.latent_dimension
-        z = np.ascontiguousarray(z, dtype=np.float64)
+        z = np.ascontiguousarray(_real(z), dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != latent:
             raise ValueError(f"expected latent points of shape (n, {latent}), found an array of shape {z.shape}")
         n = len(z)
         x, log_det, log_density = np.full((n, *self.shape), np.nan), np.empty(n), np.empty(n)
-        _call("model_generate", self._handle, c_uint64(n), *map(_pointer, (z, x, log_det, log_density)))
+        for part in _parts(n):
+            pointers = (_pointer(array[part]) for array in (z, x, log_det, log_density))
+            _call("model_generate", self._handle, c_uint64(part.stop - part.start), *pointers)
         return x, log_det, log_density
 
     def encode(self, x):
@@ -225,7 +224,9 @@ class Model(_SharedOwner):
         self._warn_of_centroids(rows)
         n = len(rows)
         z, log_det, log_density = np.full((n, self.latent_dimension), np.nan), np.empty(n), np.empty(n)
-        _call("model_encode", self._handle, c_uint64(n), *map(_pointer, (rows, z, log_det, log_density)))
+        for part in _parts(n):
+            pointers = (_pointer(array[part]) for array in (rows, z, log_det, log_density))
+            _call("model_encode", self._handle, c_uint64(part.stop - part.start), *pointers)
         return z, log_det, log_density
 
     def check_labels(self, x, box=None):

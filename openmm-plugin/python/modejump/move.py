@@ -252,7 +252,7 @@ class Move(_Owner):
         if self._asks is not None and given[self._asks] is None:
             raise ValueError(f"this move requires `{self._asks}` in every attempt: move.attempt(x, potential, {self._asks}=..., step=...)")
         x = in_unit(x, unit.nanometer, "the configuration")
-        state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
+        state_x, shape = np.asarray(x, dtype=np.float64).copy(order="C"), self.model.move_shape
         if state_x.shape != shape:
             raise ValueError(f"expected one configuration of shape {shape}, found shape {np.shape(x)}")
         callback = _Callback(potential, shape, relax, gradient)

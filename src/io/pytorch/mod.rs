@@ -56,7 +56,8 @@ fn read(bytes: &[u8]) -> Outcome<Contents> {
                 .into(),
         );
     }
-    let archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("not a readable zip archive: {e}"))?;
+    let archive = ZipArchive::new(Cursor::new(bytes))
+        .map_err(|e| format!("not a readable zip archive ({e}): the file is truncated or corrupt, so copy it again"))?;
     let mut archive =
         Archive { archive, bytes_left: bytes.len() as u64, root: String::new(), storages: BTreeMap::new() };
     archive.root = archive.find_root()?;

@@ -55,7 +55,12 @@ struct Checkpoint<'a> {
 impl Checkpoint<'_> {
     fn get(&self, name: &str) -> Result<&Tensor> {
         self.read.borrow_mut().insert(name.to_string());
-        self.tensors.get(name).ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))
+        let tensor = self.tensors.get(name);
+        let tensor = tensor.ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))?;
+        match tensor.data.iter().any(|value| value.is_nan()) {
+            true => Err(Error::invalid(format!("tensor {name} contains NaN"))),
+            false => Ok(tensor),
+        }
     }
 
     /// Requires that all tensors were used. Errors: a tensor of a block was not, without which the density would be
@@ -125,17 +130,18 @@ impl Checkpoint<'_> {
 
     fn fill(&self, prefix: &str, mlp: &Mlp, parameters: &mut [f64]) -> Result<()> {
         for (l, linear) in mlp.layers.iter().enumerate() {
-            for (part, place) in [("weight", linear.weight()), ("bias", linear.bias())] {
+            let shapes = [vec![linear.n_out, linear.n_in], vec![linear.n_out]];
+            for ((part, place), shape) in [("weight", linear.weight()), ("bias", linear.bias())].into_iter().zip(shapes)
+            {
                 let name = format!("{prefix}.{}.{part}", 2 * l);
-                let data = &self.get(&name)?.data;
-                if data.len() != place.len() {
+                let tensor = self.get(&name)?;
+                if tensor.shape != shape {
                     return Err(Error::invalid(format!(
-                        "tensor {name} has {} numbers, expected {}",
-                        data.len(),
-                        place.len()
+                        "tensor {name} has shape {:?}, expected {shape:?}",
+                        tensor.shape
                     )));
                 }
-                parameters[place].copy_from_slice(data);
+                parameters[place].copy_from_slice(&tensor.data);
             }
         }
         Ok(())

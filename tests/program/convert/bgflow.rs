@@ -122,6 +122,19 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
         },
         "other layers without tensors, such as a chirality constraint, are not supported",
     );
+    // transposed, as by another convention
+    refused(
+        &|tensors| {
+            let of_network = |(name, _): &(&String, &mut Tensor)| name.contains("_layers.4.weight");
+            tensors.iter_mut().find(of_network).unwrap().1.shape.reverse();
+        },
+        "_layers.4.weight has shape [",
+    );
+    refused(
+        &|tensors| _ = tensors.insert("callbacks.EMA.ema_weights.0".into(), rising(3)),
+        "callbacks.EMA.ema_weights.0 and others look like moving averages",
+    );
+    refused(&|tensors| tensors.get_mut(&of(9, "_mu")).unwrap().data[0] = f64::NAN, "_mu contains NaN");
     refused(
         &|tensors| _ = tensors.insert(of(9, "_upper_bound"), tensor(&[1], [3.1])),
         "marginals of angles extend to 3.1: angles in radians",

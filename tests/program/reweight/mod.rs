@@ -7,6 +7,11 @@ mod surrogate;
 use crate::command::{document, files, folder, modejump, number, Run, MODEL, SYSTEM, TOPOLOGY};
 use crate::{steerable, tarflow};
 use modejump::io::trajectory::{self, Frames};
+use modejump::models::layout::Start;
+use modejump::models::network::Trainable;
+use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
+use modejump::models::{ModelCard, ModelConfig};
+use modejump::rng::{Stream, StreamId};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -160,6 +165,46 @@ fn energies_are_those_of_the_platform() {
     assert!(double != single && (double - single).abs() < 1e-3, "{double} {single}");
     let message = on("Abacus").fails();
     assert!(message.contains("Abacus"), "{message}");
+}
+
+/// Four atoms with springs between all of them, σ = 0.8/6 nm, whose ln Z is known; a TarFlow that depends on the
+/// orientation, and frames of the ensemble.
+#[test]
+fn samples_and_frames_of_a_tarflow_have_densities_over_the_same_rotations() {
+    const SIGMA: f64 = 0.8 / 6.0;
+    let folder = folder("reweight-rotated-frames");
+    let [model, system, frames] = ["tarflow.safetensors", "springs.xml", "frames.npy"].map(|name| folder.join(name));
+    let config = TarFlowConfig { tokens: 4, token_size: 3, channels: 8, blocks: 2, layers: 1, heads: 2, expansion: 2 };
+    let network = TarNetwork::new(config.clone()).unwrap();
+    let uneven = |name: &str, _: &[usize]| name.contains("proj_out").then_some(Start::Within(0.3));
+    let stream = |id| Stream::new(4, StreamId::Test, id, 0);
+    let parameters: Vec<f32> = network.layout().initialise(&mut stream(0), uneven);
+    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(format::config(config, 6.0)), 12);
+    let card = ModelCard { temperature: Some(300.0), ..card };
+    std::fs::write(&model, format::to_bytes(&card, &network, &parameters).unwrap()).unwrap();
+    let k = 0.00831446261815324 * 300.0 / (4.0 * SIGMA * SIGMA);
+    let bond = |(i, j): (usize, usize)| format!(r#"<Bond d="0" k="{k}" p1="{i}" p2="{j}"/>"#);
+    let bonds: String = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)].map(bond).concat();
+    let text = format!(
+        r#"<?xml version="1.0" ?><System type="System" version="1"><PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/>
+        <C x="0" y="0" z="2"/></PeriodicBoxVectors><Particles>{}</Particles><Constraints/><Forces><Force type="HarmonicBondForce"
+        forceGroup="0" usesPeriodic="0" version="2"><Bonds>{bonds}</Bonds></Force></Forces></System>"#,
+        r#"<Particle mass="12"/>"#.repeat(4)
+    );
+    std::fs::write(&system, text).unwrap();
+    let mut noise = stream(1);
+    let x: Vec<f64> = (0..12 * 2000).map(|_| SIGMA * noise.normal()).collect();
+    trajectory::write(&frames, &Frames::new(12, x), None, &[]).unwrap();
+    let summary = modejump(&["reweight", "-n", "4000", "--rotations", "8", "--system"])
+        .args([&system, &model])
+        .arg("--frames")
+        .arg(&frames)
+        .json();
+    let exact = 4.5 * (std::f64::consts::TAU * SIGMA * SIGMA).ln();
+    for found in [&summary, &summary["frames"]] {
+        let [log_z, error] = ["log_z", "log_z_stderr"].map(|key| number(found, key));
+        assert!((log_z - exact).abs() < 4.5 * error && error < 0.1, "{log_z} +- {error}, exact {exact}");
+    }
 }
 
 #[test]

@@ -27,12 +27,13 @@ pub fn number(summary: &Value, key: &str) -> f64 {
     summary[key].as_f64().or_else(text).unwrap_or(f64::NAN)
 }
 
-/// An average with its error; a question mark if there is no estimate of it.
+/// An average with its error; a question mark in place of what there is no estimate of.
 pub fn with_error(value: f64, error: f64, digits: usize) -> String {
-    match error.is_nan() {
-        true => format!("{value:.digits$} ± ?"),
-        false => format!("{value:.digits$} ± {error:.digits$}"),
-    }
+    let [value, error] = [value, error].map(|number| match number.is_nan() {
+        true => "?".to_string(),
+        false => format!("{number:.digits$}"),
+    });
+    format!("{value} ± {error}")
 }
 
 /// Explanation of the question mark of [`with_error`].

@@ -70,7 +70,10 @@ pub fn target(
     temperature: f64,
 ) -> Result<OpenMmTarget> {
     if 3 * system.n_particles() != dimension {
-        let message = format!("has {} particles, but the model has {} atoms", system.n_particles(), dimension / 3);
+        let message = match dimension % 3 {
+            0 => format!("has {} particles, but the model has {} atoms", system.n_particles(), dimension / 3),
+            _ => format!("has {} particles, but the model has {dimension} coordinates", system.n_particles()),
+        };
         return Err(Error::file(path, message));
     }
     if let Some(atoms) = atoms {

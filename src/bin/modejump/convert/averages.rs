@@ -77,13 +77,15 @@ pub fn take(tensors: &mut Tensors, prefix: &str, only: bool) -> Vec<(usize, Tens
     averages
 }
 
-/// Name of a tensor outside the network with this prefix that is, by its name, a moving average in another layout (of
-/// NeMo, or of latent diffusion); none if the prefix itself is one of averages.
+/// Name of a tensor that is, by its name, a moving average in another layout (of NeMo, of latent diffusion, of PyTorch's
+/// averaged models); none if the network with this prefix is itself one of averages.
 pub fn in_another_layout<'a>(tensors: &'a Tensors, prefix: &str) -> Option<&'a String> {
-    let is_average =
-        |part: &str| part == "ema" || part.ends_with("_ema") || part.starts_with("ema_") || part == "shadow";
-    let averaged = |name: &str| name.split('.').any(is_average);
-    tensors.keys().find(|name| !name.starts_with(prefix) && averaged(name)).filter(|_| !averaged(prefix))
+    let is_average = |part: &str| {
+        let begins = ["ema", "swa_", "averag", "shadow"].iter().any(|word| part.starts_with(word));
+        begins || part.ends_with("_ema") || part == "swa"
+    };
+    let averaged = |name: &str| name.to_lowercase().split('.').any(is_average);
+    tensors.keys().find(|name| averaged(name)).filter(|_| !averaged(prefix))
 }
 
 /// Names the averages by the network's tensors; none if the creation order of those is not known.

@@ -81,7 +81,8 @@ impl Convert {
     /// them.
     fn select(&self, tensors: Tensors, unread: &BTreeMap<String, String>) -> Result<Tensors> {
         const MARK: &str = "_blocks.";
-        let prefix = self.prefix(&tensors, MARK, "bgflow flow")?;
+        let prefix = self.prefix(&tensors, unread, MARK, "bgflow flow")?;
+        self.refuse_other_averages(&tensors, &prefix)?;
         self.refuse_unread(unread, &prefix)?;
         require_prior(&tensors, &prefix).map_err(|e| Error::file(&self.checkpoint, e.to_string()))?;
         let strip = |name: String| match name.strip_prefix(&prefix) {

@@ -160,7 +160,7 @@ impl Convert {
 
     /// Prefix of the only network whose tensors are named PREFIX`mark`…, or of the one that --prefix selects; `what`
     /// describes such a network in messages.
-    fn prefix(&self, tensors: &Tensors, mark: &str, what: &str) -> Result<String> {
+    fn prefix(&self, tensors: &Tensors, unread: &BTreeMap<String, String>, mark: &str, what: &str) -> Result<String> {
         let prefix_of = |name: &String| match name.split_once(mark) {
             Some((prefix, _)) if prefix.is_empty() || prefix.ends_with('.') => Some(prefix.to_string()),
             _ => None,
@@ -181,6 +181,10 @@ impl Convert {
             (Some(given), _) => format!("no {what} with the prefix `{given}`; known prefixes: {}", list(&names)),
             (None, []) if tensors.keys().any(|name| name.contains("_modules.")) => {
                 "contains a whole module instead of its tensors: save the module's state_dict()".into()
+            }
+            (None, []) if unread.keys().any(|name| name.contains(mark)) => {
+                let (name, reason) = unread.iter().find(|(name, _)| name.contains(mark)).expect("there is one");
+                format!("tensor `{name}`: {reason}")
             }
             (None, []) => {
                 let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();

@@ -20,18 +20,12 @@ impl Convert {
     /// the checkpoint. Moving averages replace the weights unless --raw-weights is given.
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
         let (Checkpoint { mut tensors, mut metadata, unread }, bytes) = self.read()?;
-        let prefix = self.prefix(&tensors, mark, what)?;
+        let prefix = self.prefix(&tensors, &unread, mark, what)?;
         self.refuse_unread(&unread, &prefix)?;
         let averages = averages::take(&mut tensors, &prefix, self.prefix.is_none());
         self.refuse_averages(&tensors)?;
-        let unread =
-            averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty() && !self.raw_weights);
-        if let Some(name) = unread {
-            let reason = format!(
-                "{name} and others look like moving averages of weights: use --prefix to convert them if they are named like the \
-                 weights (--prefix ema.), or --raw-weights to convert the weights themselves"
-            );
-            return Err(Error::file(&self.checkpoint, reason));
+        if averages.is_empty() {
+            self.refuse_other_averages(&tensors, &prefix)?;
         }
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
         let mut own: Tensors = tensors.into_iter().filter_map(strip).collect();
@@ -50,6 +44,21 @@ impl Convert {
             }
         }
         Ok((own, metadata, bytes))
+    }
+
+    /// Errors: beside the network with this prefix there are moving averages in a layout that cannot be read, and
+    /// --raw-weights is not given.
+    pub fn refuse_other_averages(&self, tensors: &Tensors, prefix: &str) -> Result<()> {
+        match averages::in_another_layout(tensors, prefix).filter(|_| !self.raw_weights) {
+            Some(name) => Err(Error::file(
+                &self.checkpoint,
+                format!(
+                    "{name} and others look like moving averages of weights: use --prefix to convert them if they are named like the \
+                     weights (--prefix ema.), or --raw-weights to convert the weights themselves"
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Errors: these tensors include moving averages that cannot be assigned to a network, and --raw-weights is not

@@ -13,12 +13,15 @@ use modejump::free_energy::{bar_with_series, mean_of_series};
 use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
-use modejump::{weights, Error, Result};
+use modejump::rng::{Stream, StreamId};
+use modejump::{orientation, weights, Error, Result};
 use serde_json::{json, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A frame is not covered if one sample like it would have more than this share of the weight of all.
 const LARGEST_SHARE: f64 = 0.1;
+/// Frames that an error estimate needs.
+const FEWEST: usize = 4;
 /// Share of frames that are not covered, above which averages over the samples are in doubt.
 const TOLERATED: f64 = 1e-3;
 
@@ -31,7 +34,7 @@ const NOT_OF_THE_ENSEMBLE: [(&str, f64, &str); 2] = [
 impl Reweight {
     /// Reads frames as the model's density takes them, those of each `walker` in turn. Errors: frames of another
     /// temperature, from before production, of hot replicas, or not of the model's atoms.
-    pub(super) fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
+    fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
         let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
         let array = |name: &str| array(path, name, frames.n());
         let temperatures = array("temperature")?.unwrap_or_default();
@@ -55,30 +58,56 @@ impl Reweight {
         })
     }
 
-    /// Summary of frames together with the log-weights of samples, and a series for figures.
-    pub(super) fn beside_frames(
-        &self,
-        path: &Path,
-        frames: &Frames,
-        model: &dyn Model,
-        kelvin: f64,
-        log_weight: &[f64],
-    ) -> Result<(Value, Value)> {
+    /// Densities and potentials of the frames in a file. Errors: those of [`Self::read_frames`]; fewer frames than an
+    /// error estimate needs; frames without a finite energy.
+    pub(super) fn frames_of(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<WeighedFrames> {
+        let frames = self.read_frames(path, model, kelvin)?;
+        if frames.n() < FEWEST {
+            let reason = format!("has {} frames, but an error estimate needs at least {FEWEST}", frames.n());
+            return Err(Error::file(path, reason));
+        }
         let mut log_q: Vec<Evaluation> = evaluations(frames.n());
-        model.log_density(&frames.x, &mut log_q)?;
+        match self.rotations {
+            None => model.log_density(&frames.x, &mut log_q)?,
+            Some(rotations) => {
+                let streams = |row| Stream::new(self.seed, StreamId::Orientation, row as u64, 1);
+                log_q = orientation::averaged(model, &frames.x, None, rotations, streams)?;
+            }
+        }
         let [x, _] = super::steering(model).take_apart(&frames.x, dimension_without_auxiliary(model), &mut log_q);
-        let of_frames = self.look_at(&x, model, kelvin)?;
-        let log_w = log_weights(&of_frames, &log_q);
+        let samples = self.look_at(&x, model, kelvin)?;
+        let failed = samples.u.iter().filter(|u| !u.is_finite()).count();
+        if failed > 0 {
+            let reason =
+                format!("{failed} of {} frames have no finite energy, so they are not of the ensemble", frames.n());
+            return Err(Error::file(path, reason));
+        }
+        Ok(WeighedFrames { path: path.to_path_buf(), samples, log_q })
+    }
+}
+
+/// Frames with their densities and potentials.
+pub(super) struct WeighedFrames {
+    path: PathBuf,
+    samples: Samples,
+    log_q: Vec<Evaluation>,
+}
+
+impl WeighedFrames {
+    /// Summary of the frames together with the log-weights of samples, and a series for figures.
+    pub(super) fn beside(&self, log_weight: &[f64]) -> Result<(Value, Value)> {
+        let WeighedFrames { path, samples: of_frames, log_q } = self;
+        let log_w = log_weights(of_frames, log_q);
         let forward: Vec<f64> = log_weight.iter().map(|w| -w).collect();
-        let delta = bar_with_series(&forward, &log_w)?;
+        let delta = bar_with_series(&forward, &log_w).map_err(|e| Error::file(path, e.to_string()))?;
         let log_z = -delta.value;
-        let n = frames.n() as f64;
+        let n = log_q.len() as f64;
         let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
         let largest = log_z + (LARGEST_SHARE * log_weight.len() as f64).ln();
         let uncovered = log_w.iter().filter(|w| **w > largest).count();
         let mut found = json!({
             "file": path.display().to_string(),
-            "n": frames.n(),
+            "n": log_q.len(),
             "outside_support": log_q.iter().filter(|e| !e.is_inside()).count(),
             "ess": ess.min(1.0),
             "uncovered": uncovered as f64 / n,
@@ -87,10 +116,10 @@ impl Reweight {
         });
         let inside = of_frames.inside();
         if let Ok(population) = mean_of_series(&inside) {
-            let (value, error) = (population.value, error_of_population(population, &inside));
+            let (value, error) = (population.value, error_of_population(population));
             extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
         }
-        Ok((found, series(&stem(path), &of_frames)))
+        Ok((found, series(&stem(path), of_frames)))
     }
 }
 
@@ -103,13 +132,9 @@ fn by_walker(frames: &Frames, walker: &[f64]) -> Frames {
     Frames::new(frames.dimension, rows.copied().collect())
 }
 
-/// Frames without a finite energy are left out.
 fn series(name: &str, frames: &Samples) -> Value {
-    let finite = |values: &[f64]| -> Vec<f64> {
-        values.iter().zip(&frames.u).filter(|(_, u)| u.is_finite()).map(|(v, _)| *v).collect()
-    };
-    let mut series = json!({ "name": name, "n": frames.u.len(), "reduced_potential": finite(&frames.u) });
-    frames.add_angles(&mut series, finite);
+    let mut series = json!({ "name": name, "n": frames.u.len(), "reduced_potential": frames.u });
+    frames.add_angles(&mut series, <[f64]>::to_vec);
     series
 }
 

@@ -209,7 +209,7 @@ impl Reweight {
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
         // checked before the work
         let frames = match self.frames.as_ref().filter(|_| ranks.is_first()) {
-            Some(path) => Some((path, self.read_frames(path, model, temperature)?)),
+            Some(path) => Some(self.frames_of(path, model, temperature)?),
             None => None,
         };
         let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
@@ -235,8 +235,8 @@ impl Reweight {
             extend(summary, json!({ "state": self.state().map(|state| state.in_words(torsion)) }));
         }
         let mut series = vec![weighted.series(&stem(&self.model), &samples)];
-        if let Some((path, frames)) = frames {
-            let (found, of_frames) = self.beside_frames(path, &frames, model, temperature, &weighted.log_weight)?;
+        if let Some(frames) = frames {
+            let (found, of_frames) = frames.beside(&weighted.log_weight)?;
             extend(summary, json!({ "frames": found }));
             series.push(of_frames);
         }
@@ -357,7 +357,7 @@ impl Weighted {
         if !samples.in_state.is_empty() {
             let inside = &samples.inside()[..n];
             let population = weights::mean(ruled, inside)?;
-            let error = error_of_population(population, inside);
+            let error = error_of_population(population);
             extend(&mut summary, json!({ "state_population": population.value, "state_population_stderr": error }));
             match free_energy::between_states(ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
@@ -397,10 +397,11 @@ fn steering(model: &dyn Model) -> Steering {
     model.steering().unwrap_or(Steering::NONE)
 }
 
-/// Error of the mean of values that are 1 in a state and 0 elsewhere; NaN if all are on one side, which tells nothing of
-/// the other.
-fn error_of_population(population: Estimate, inside: &[f64]) -> f64 {
-    match inside.contains(&0.0) && inside.contains(&1.0) {
+/// Error of the mean of values that are 1 in a state and 0 elsewhere; NaN if all the weight is on one side, which tells
+/// nothing of the other.
+fn error_of_population(population: Estimate) -> f64 {
+    const ROUNDING: f64 = 1e-12;
+    match (ROUNDING..1.0 - ROUNDING).contains(&population.value) {
         true => population.standard_error,
         false => f64::NAN,
     }
