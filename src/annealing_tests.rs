@@ -193,6 +193,7 @@ fn the_error_of_one_run_is_the_scatter_of_many() {
             log_z.push(run.log_z());
             // none where the estimate of the variance is negative, as it may be after many resamplings
             let error = run.log_normaliser().standard_error;
+            assert!(error != 0.0, "an error of zero where there is no estimate");
             squares += if resampling == Multinomial && error.is_nan() { 0.0 } else { error.powi(2) };
         }
         let mean = log_z.iter().sum::<f64>() / runs as f64;

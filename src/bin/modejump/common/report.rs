@@ -39,7 +39,9 @@ pub fn with_error(value: f64, error: f64, digits: usize) -> String {
 /// Explanation of the question mark of [`with_error`].
 pub fn without_error() -> String {
     let few = weights::FEWEST_FOR_ERRORS;
-    format!("±?: no error estimate with fewer than {few} effective samples, or if all are in the state or all outside")
+    format!(
+        "±?: no error estimate with fewer than {few} effective samples, or if they are all in the state or all outside"
+    )
 }
 
 /// Marks numbers whose likelihood is not exact.

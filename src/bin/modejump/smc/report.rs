@@ -59,8 +59,11 @@ impl Smc {
         println!("log Z             {}", with_error(log_z.value, log_z.standard_error, 4));
         if log_z.standard_error.is_nan() {
             println!(
-                "(±?: no error estimate with fewer than {} effective families; use more particles)",
-                FEWEST_FOR_ERRORS
+                "(±?: no error estimate {})",
+                match effective < FEWEST_FOR_ERRORS as f64 {
+                    true => format!("with fewer than {FEWEST_FOR_ERRORS} effective families; use more particles"),
+                    false => "after so many resamplings of this kind; use systematic ones".into(),
+                }
             );
         }
         if !matches!(self.moves, Moves::Unadjusted | Moves::Corrected) && !(IDLE[0]..=IDLE[1]).contains(&acceptance) {
