@@ -275,7 +275,8 @@ def test_constraints_are_kept(ala2):
     assert np.ptp(lengths) < 1e-5
     # and were a step before, as leap-frog has it: velocities along no bond at x would lack half of the constraints' virial
     before = np.linalg.norm(bonds - 0.002 * (v[:, methyl] - v[:, hydrogen]), axis=1)
-    assert np.abs(before / lengths - 1).max() < 3e-4
+    # LINCS itself leaves up to 3e-4
+    assert np.abs(before / lengths - 1).max() < 6e-4
 
 
 # one molecule of several
@@ -299,7 +300,9 @@ def two(ala2):
 def test_only_the_models_atoms_jump(ala2, two, ranks):
     run = ala2.run(EVERY, {"atoms": "23 - 44"}, topology=two, ranks=ranks)
     x = run.frames()["x"]
-    assert np.count_nonzero(np.diff(ala2.phi(x, 1) > 0)) > 10 and not np.any(ala2.phi(x) > 0)
+    # where jumps lead and dynamics hardly ever does; at pi it may go around
+    basin = [(ala2.phi(x, molecule) > 0) & (ala2.phi(x, molecule) < 2.2) for molecule in (0, 1)]
+    assert np.count_nonzero(np.diff(basin[1])) > 10 and not np.any(basin[0])
     # the other molecule moves as it would: no step of its atoms is longer than thermal
     steps = np.diff(x[:, :ATOMS], axis=0)
     assert np.abs(steps - 6 * np.round(steps / 6)).max() < 0.15
