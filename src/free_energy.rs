@@ -108,6 +108,8 @@ pub fn mean_of_blocks(series: &[f64]) -> Result<Estimate> {
 
 /// Number of lags up to which autocovariances are summed directly; beyond, a Fourier transform of all lags is cheaper.
 const SUMMED_LAGS: usize = 64;
+/// Values of a series that an error estimate needs.
+pub const FEWEST_VALUES: usize = 4;
 
 /// Statistical inefficiency g = 1 + 2τ of a stationary series: correlated samples per independent one, at least 1.
 ///
@@ -120,10 +122,10 @@ const SUMMED_LAGS: usize = 64;
 /// Errors: fewer than 4 values, values that are not finite.
 pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     let n = series.len();
-    if n < 4 || series.iter().any(|v| !v.is_finite()) {
+    if n < FEWEST_VALUES || series.iter().any(|v| !v.is_finite()) {
         let finite = series.iter().filter(|v| v.is_finite()).count();
         return Err(Error::invalid(format!(
-            "an error estimate needs at least 4 values, all finite; found {n}, {finite} of them finite"
+            "an error estimate needs at least {FEWEST_VALUES} values, all finite; found {n}, {finite} of them finite"
         )));
     }
     let mean = series.iter().sum::<f64>() / n as f64;

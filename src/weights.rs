@@ -117,8 +117,8 @@ pub fn families(log_weights: &[f64], ancestors: &[usize]) -> Vec<f64> {
 }
 
 /// Mean acceptance rate of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w,
-/// w′)/E w, both estimated from the weighted samples and pairs of them; NaN for a single one. Delta-method error: the influence of sample l is (2 E min(w, wₗ)
-/// − 2 E min(w, w′))/E w − A (wₗ − E w)/E w. Zero where no weight is positive.
+/// w′)/E w, both estimated from the weighted samples and pairs of them; NaN for a single one. Delta-method error: the
+/// influence of sample l is (2 E min(w, wₗ) − 2 E min(w, w′))/E w − A (wₗ − E w)/E w. Zero where no weight is positive.
 pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let n = log_weights.len() as f64;
     let largest = log_weights.iter().copied().filter(|w| w.is_finite()).fold(f64::NEG_INFINITY, f64::max);

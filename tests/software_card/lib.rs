@@ -1,7 +1,6 @@
 //! A graphics card in software, for tests of programs that use NVIDIA's: as `libcuda.so.1` it is the driver of a card
 //! whose kernels are run by the machine for PTX of `tests/cuda_cpu/ptx`; as `libnvrtc.so.13` it is NVIDIA's compiler,
-//! which gives PTX where cubins are asked for; as `libcufft.so.12` it transforms
-//! by the definition.
+//! which gives PTX where cubins are asked for; as `libcufft.so.12` it transforms by the definition.
 //!
 //! `scripts/software_card.sh` builds it and OpenMM's CUDA platform around it.
 

@@ -168,6 +168,7 @@ impl Convert {
         let found: BTreeSet<String> = tensors.keys().filter_map(prefix_of).collect();
         let list = |names: &[&str]| names.iter().map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
         let names: Vec<&str> = found.iter().map(String::as_str).collect();
+        let unread = unread.iter().find(|(name, _)| name.contains(mark));
         let reason = match (&self.prefix, &names[..]) {
             (Some(given), _) if found.contains(given) => return Ok(given.clone()),
             (None, [only]) => return Ok(only.to_string()),
@@ -182,14 +183,13 @@ impl Convert {
             (None, []) if tensors.keys().any(|name| name.contains("_modules.")) => {
                 "contains a whole module instead of its tensors: save the module's state_dict()".into()
             }
-            (None, []) if unread.keys().any(|name| name.contains(mark)) => {
-                let (name, reason) = unread.iter().find(|(name, _)| name.contains(mark)).expect("there is one");
-                format!("tensor `{name}`: {reason}")
-            }
-            (None, []) => {
-                let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
-                format!("no {what} found: expected tensors `{mark}…`, found {} …", list(&some))
-            }
+            (None, []) => match unread {
+                Some((name, reason)) => format!("tensor `{name}`: {reason}"),
+                None => {
+                    let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
+                    format!("no {what} found: expected tensors `{mark}…`, found {} …", list(&some))
+                }
+            },
             (None, several) => format!("more than one {what} found; choose one with --prefix: {}", list(several)),
         };
         Err(Error::file(&self.checkpoint, reason))

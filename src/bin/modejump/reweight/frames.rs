@@ -9,7 +9,7 @@ use super::{error_of_population, extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::{as_of_model, Centroids};
 use modejump::density::Evaluation;
-use modejump::free_energy::{bar_with_series, mean_of_series};
+use modejump::free_energy::{bar_with_series, mean_of_series, FEWEST_VALUES};
 use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
@@ -20,8 +20,6 @@ use std::path::{Path, PathBuf};
 
 /// A frame is not covered if one sample like it would have more than this share of the weight of all.
 const LARGEST_SHARE: f64 = 0.1;
-/// Frames that an error estimate needs.
-const FEWEST: usize = 4;
 /// Share of frames that are not covered, above which averages over the samples are in doubt.
 const TOLERATED: f64 = 1e-3;
 
@@ -62,8 +60,8 @@ impl Reweight {
     /// error estimate needs; frames without a finite energy.
     pub(super) fn frames_of(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<WeighedFrames> {
         let frames = self.read_frames(path, model, kelvin)?;
-        if frames.n() < FEWEST {
-            let reason = format!("has {} frames, but an error estimate needs at least {FEWEST}", frames.n());
+        if frames.n() < FEWEST_VALUES {
+            let reason = format!("has {} frames, but an error estimate needs at least {FEWEST_VALUES}", frames.n());
             return Err(Error::file(path, reason));
         }
         let mut log_q: Vec<Evaluation> = evaluations(frames.n());
