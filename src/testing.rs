@@ -1,5 +1,12 @@
 //! Helpers shared by unit tests.
 
+use std::path::{Path, PathBuf};
+
+/// A file of the shipped models of alanine dipeptide.
+pub fn ala2(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name)
+}
+
 /// ln|det a|, by Gaussian elimination with partial pivoting.
 pub fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
     let n = a.len();

@@ -9,6 +9,7 @@
 //! invertible.
 
 use super::constraints::CONFIGURATION_TOLERANCE;
+use super::frame::Frame;
 use super::placement::{Axes, Placement, SINGULAR};
 use super::vector::*;
 use super::zmatrix::ZMatrix;
@@ -326,6 +327,24 @@ impl InternalCoordinates {
             set_atom(x, i, add(xj, offset));
         }
         (log_det, status)
+    }
+
+    /// Gives constrained bonds their lengths, and leaves free bonds, angles, torsions and the frame as they are. A singular
+    /// `x` stays as it is.
+    pub fn restore_bonds(&self, x: &mut [f64]) {
+        let mut u = vec![0.0; self.dimension()];
+        let (_, status) = self.to_internal(x, &mut u);
+        let Some(here) = Frame::of(x, self.zmatrix.frame) else { return };
+        self.within_a_turn(&mut u);
+        let mut kept = vec![0.0; x.len()];
+        if matches!(status, Status::Inside | Status::BrokenConstraint)
+            && self.to_cartesian(&u, &mut kept).1 == Status::Inside
+        {
+            if let Some(there) = Frame::of(&kept, self.zmatrix.frame) {
+                there.carry(&mut kept, &here);
+                x.copy_from_slice(&kept);
+            }
+        }
     }
 
     /// Adds to `gx` the cotangent of `x` from those of `u` and of the log-determinant.

@@ -57,6 +57,10 @@ const ELEMENTS: &[(&str, f64, f64)] = &[
     ("I", 0.139, 126.90),
 ];
 
+/// Atoms farther apart than this multiple of the sum of their radii are hardly bonded.
+pub(crate) const STRETCHED: f64 = 1.4;
+
+/// Covalent radius, nm.
 pub(crate) fn radius(element: &str) -> Option<f64> {
     ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.1)
 }

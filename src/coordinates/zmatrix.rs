@@ -202,11 +202,7 @@ mod tests {
     use super::*;
     use crate::coordinates::{chirality, InternalCoordinates};
     use crate::density::Status;
-    use std::path::{Path, PathBuf};
-
-    fn ala2(file: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(file)
-    }
+    use crate::testing::ala2;
 
     #[test]
     fn alanine_dipeptide_gets_a_z_matrix_along_bonds() {

@@ -3,10 +3,9 @@
 //! the other hand. Energies do not see the difference but a density does: no jump from there is accepted. Neither is one
 //! from positions in another unit, or with bonds that the model keeps at another length.
 
-use super::{Model, Steering};
+use super::{kept_bonds, Model, Steering};
 use crate::coordinates::chirality::classes;
-use crate::coordinates::constraints::CONFIGURATION_TOLERANCE;
-use crate::coordinates::topology::radius;
+use crate::coordinates::topology::{radius, STRETCHED};
 use crate::coordinates::vector::distance;
 use crate::coordinates::Topology;
 use crate::density::Evaluation;
@@ -18,8 +17,6 @@ const FAR_LIKELIER: f64 = 25.0;
 /// log q of molecules in nm is above zero, and a few hundred lower for hot or strained ones.
 const LOWEST: f64 = -300.0;
 
-/// Atoms farther apart than this multiple of the sum of their covalent radii are hardly bonded.
-const STRETCHED: f64 = 1.4;
 /// A bond of this length (nm) goes across a periodic box.
 const ACROSS: f64 = 1.0;
 /// Most bonds are shorter or longer than these multiples of their usual length in another unit (of ångström and bohr
@@ -139,19 +136,12 @@ pub fn require_start(model: &dyn Model, x: &[f64]) -> Result<()> {
         return Err(far_apart(model, x, bond, ": make the molecule whole, or pass the box"));
     }
     require_labels(model, x)?;
-    let other =
-        |&&(i, j, length): &&(usize, usize, f64)| (distance(x, i, j) - length).abs() > CONFIGURATION_TOLERANCE * length;
-    let Some(&(i, j, length)) = model.card().kept_bonds().iter().find(other) else { return Ok(()) };
-    Err(Error::invalid(format!(
-        "the model keeps {} and {} {length:.5} nm apart, but here they are {:.5} nm: constrain the bonds that the model \
-         keeps, or use a model with flexible bonds; from such a configuration no jump is accepted",
-        model.card().label(i),
-        model.card().label(j),
-        distance(x, i, j)
-    )))
+    let told = |error| Error::invalid(format!("{error}; from such a configuration no jump is accepted"));
+    kept_bonds::require(model, x).map_err(told)
 }
 
-/// Requires a configuration like the model's frames. Nothing is required of a model with auxiliary coordinates.
+/// Requires a configuration like the model's frames, apart from the lengths of bonds that the model keeps. Nothing is
+/// required of a model with auxiliary coordinates.
 ///
 /// Errors: `x[atoms][3]` (nm) is not finite, is in another unit, has atoms in another order, equal atoms numbered the
 /// other way round, or a stereocentre of the other hand (all named); those of the density.
@@ -164,7 +154,8 @@ pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
         return Ok(());
     }
     require_bonds(model, x)?;
-    if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
+    let kept = kept_bonds::restored(model, x)?;
+    if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, &kept)? {
         let name = |exchange: &Exchange| {
             let [a, b] = exchange[0];
             let bound = if exchange.len() > 1 { " with the atoms bound to them" } else { "" };
@@ -278,11 +269,7 @@ fn log_densities(model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::{Path, PathBuf};
-
-    fn ala2(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name)
-    }
+    use crate::testing::ala2;
 
     /// A sample of the model.
     fn kept(model: &dyn Model) -> Vec<f64> {
@@ -346,7 +333,11 @@ mod tests {
         let model = crate::models::load(ala2("model-hbonds.safetensors")).unwrap();
         require_start(model.as_ref(), &kept(model.as_ref())).unwrap();
         let message = require_start(model.as_ref(), &x).unwrap_err().to_string();
-        assert!(message.contains("the model keeps ACE1:") && message.contains("constrain the bonds"), "{message}");
+        assert!(
+            message.contains("the model keeps NME3:CH3 (atom 19) and NME3:HH33")
+                && message.contains("constrain the bonds"),
+            "{message}"
+        );
         // an energy that does not distinguish equal atoms
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);

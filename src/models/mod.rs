@@ -11,6 +11,7 @@ pub mod graphormer_ebm;
 pub mod gvp_ebm;
 pub mod gvp_flow;
 pub mod invariant_ebm;
+pub mod kept_bonds;
 pub mod labels;
 pub mod layout;
 pub mod mlp_ebm;

@@ -11,7 +11,7 @@ use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
 use modejump::io::{check_apart, check_writable};
-use modejump::models::{Model, ModelCard, Steering};
+use modejump::models::{kept_bonds, Model, ModelCard, Steering};
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
@@ -82,6 +82,9 @@ impl LogDensity {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("FRAMES or --z is required"))?;
             let centroids = if self.keep_centroids { Centroids::AsTheyAre } else { Centroids::Noise };
             let frames = as_of_model(path, self.topology.as_deref(), model.as_ref(), (self.seed, centroids))?;
+            if let Err(error) = kept_bonds::require_in_frames(model.as_ref(), &frames.x, dimension) {
+                eprintln!("modejump: {}: {error}", path.display());
+            }
             let n = frames.n();
             let mut log_density = evaluations(n);
             match flow {
@@ -131,11 +134,25 @@ pub fn as_of_model(
         let own = array(path, "log_density", frames.n())?.is_some();
         draw_centroids(&mut frames, sigma, seed, own);
     }
+    restore_bonds(path, model, &mut frames)?;
     if let Some(first) = frames.x.get(..of_x) {
         warn_of_labels(path, model, first);
     }
     let streams = |row: usize| Stream::new(seed, StreamId::Auxiliary, row as u64, 0);
     Ok(Frames::new(model.dimension(), steering.join(&frames.x, of_x, &streams)))
+}
+
+/// Gives bonds that the model keeps their lengths back where the file has rounded them, and says so.
+fn restore_bonds(path: &Path, model: &dyn Model, frames: &mut Frames) -> Result<()> {
+    let (n, dimension) = (frames.n(), frames.dimension);
+    let restored = kept_bonds::restore(model, &mut frames.x, dimension)?;
+    if restored > 0 {
+        eprintln!(
+            "note: {}: positions are rounded: in {restored} of {n} frames bonds that the model keeps were given their lengths",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The frames, in the order of the model's atoms.

@@ -71,7 +71,7 @@ impl JumpingSimulation {
             let those = if solute.is_some() { "the solute" } else { "the System" };
             return Err(Error::Unsupported(format!(
                 "{those} has {} particles, but the model has {atoms} atoms: specify the particles that the model \
-                 describes as the solute",
+                 describes as the solute (`modejump md --solute`), or use the model of this molecule",
                 particles.len()
             )));
         }

@@ -2,6 +2,7 @@
 //! whole.
 
 use super::Frames;
+use crate::coordinates::topology::{radius, STRETCHED};
 use crate::coordinates::vector::distance;
 use crate::coordinates::whole::WholeMolecule;
 use crate::coordinates::Topology;
@@ -12,6 +13,8 @@ use std::path::Path;
 const LONGEST_BOND: f64 = 0.3;
 /// Upper limit of the median bond length (nm) of molecules, or of beads of several atoms.
 const LONGEST_MEDIAN: f64 = 0.7;
+/// Number of frames from which median lengths of a bond are taken.
+const FRAMES_OF_MEDIAN: usize = 200;
 /// Lower limit of the median bond length (nm); hydrogen molecules have 0.074.
 const SHORTEST_MEDIAN: f64 = 0.05;
 
@@ -23,7 +26,7 @@ pub struct Torn {
     /// The first few of the impossible bonds, by their atoms.
     bonds: String,
     whose: String,
-    /// Whether a single bond is impossible in most frames.
+    /// Whether these are most of the frames.
     pub are_most: bool,
 }
 
@@ -71,13 +74,43 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
     if torn.len() > NAMED {
         bonds += &format!(", and {} more", torn.len() - NAMED);
     }
+    let frames_torn = rows().filter(|x| torn.iter().any(|(bond, _)| is_torn(x, *bond))).count();
     Some(Torn {
-        frames: rows().filter(|x| torn.iter().any(|(bond, _)| is_torn(x, *bond))).count(),
+        frames: frames_torn,
         of: frames.n(),
         bonds,
         whose: whose.into(),
-        are_most: torn.iter().any(|(_, count)| 2 * count > frames.n()),
+        are_most: 2 * frames_torn > frames.n(),
     })
+}
+
+/// Requires bonds of about the length that their atoms' radii suggest, in half of the frames. Errors: a bond between atoms
+/// that are hardly bonded; `whose` names the source of `atoms`.
+pub fn require_bonded(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    let stride = frames.n().div_ceil(FRAMES_OF_MEDIAN).max(1);
+    for &[i, j] in &atoms.bonds {
+        // atoms of unknown elements may be beads
+        let (Some(a), Some(b)) = (radius(&atoms.elements[i]), radius(&atoms.elements[j])) else { continue };
+        let mut lengths: Vec<f64> =
+            frames.x.chunks_exact(frames.dimension).step_by(stride).map(|x| distance(x, i, j)).collect();
+        lengths.sort_by(f64::total_cmp);
+        match lengths.get(lengths.len() / 2) {
+            Some(middle) if *middle > STRETCHED * (a + b) => {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "{} and {}, which are bonded in the {whose}, are {middle:.3} nm apart in half of the frames or farther, {:.1} times \
+                         as far as usual: use frames with the atoms in the order of the {whose}",
+                        atoms.label(i),
+                        atoms.label(j),
+                        middle / (a + b)
+                    ),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Requires frames in nm. Errors: at least one frame in twenty has bond lengths (of `atoms`) typical of ångström, or

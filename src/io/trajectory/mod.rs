@@ -11,7 +11,7 @@ mod tests;
 mod trr;
 mod xtc;
 
-pub use bonds::{make_whole, require_nanometres, torn_frames, Torn};
+pub use bonds::{make_whole, require_bonded, require_nanometres, torn_frames, Torn};
 pub use frames::{Clock, Frames};
 pub use pdb::read_box;
 

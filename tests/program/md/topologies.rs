@@ -121,6 +121,11 @@ fn a_solute_may_jump_among_other_particles() {
         let again = summary(&["--solute", "0-21", "--driven", "5", "--seed", "7"]);
         again["u_mean"].clone()
     });
+    for (more, text) in [(&[][..], "--driven lets relax"), (&["--driven", "1"][..], "use more --driven steps")] {
+        let cold = ["--solute", "0-21", "--temperature", "3"];
+        let told = run(&[&cold, more].concat()).succeeds();
+        assert!(told.contains("jumps hardly help here") && told.contains(text), "{told}");
+    }
     for (more, text) in [
         (&["--solute", "0-20"][..], "21 particles, but the model has 22"),
         (&[][..], "specify the particles"),
@@ -148,8 +153,12 @@ fn hydrogens_that_are_numbered_the_other_way_round_are_named() {
     let topology = folder.join("exchanged.pdb");
     std::fs::write(&topology, exchanged).unwrap();
     let (topology, output) = (topology.to_str().unwrap(), folder.join("q.safetensors"));
+    // with bonds that this model keeps at another length, which a simulation would constrain
+    let rigid = ["models/ala2/system-hbonds.xml", "models/ala2/model-hbonds.safetensors"];
     for arguments in [
-        &["md", "--topology", topology, "--system", SYSTEM, "--model", MODEL, "-n", "100"][..],
+        &["md", "--topology", topology, "--system", rigid[0], "--model", rigid[1], "-n", "10"][..],
+        &["log-density", rigid[1], topology],
+        &["md", "--topology", topology, "--system", SYSTEM, "--model", MODEL, "-n", "100"],
         &["log-density", MODEL, topology, "-o", output.to_str().unwrap()],
         &["log-density", MODEL, topology],
     ] {

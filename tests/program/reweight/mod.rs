@@ -61,6 +61,12 @@ fn frames_of_the_ensemble_tell_what_samples_cover() {
     assert_eq!([&of_samples["name"], &of_frames["name"]], ["model", "run"]);
     assert!(of_frames["phi"].as_array().unwrap().len() == 800 && of_frames["log_weight"].is_null(), "{of_frames}");
     assert!(text.contains("800 of ") && !text.contains("are missing among"), "{text}");
+    // in vacuum the frames have other energies than those they were recorded with
+    let [_, told] = reweight(&["-n", "20", "--frames", &run]).texts();
+    assert!(!told.contains("the energies recorded"), "{told}");
+    let vacuum = "models/ala2/system-vacuum.xml";
+    let [_, told] = modejump(&["reweight", MODEL, "--system", vacuum, "-n", "20", "--frames", &run]).texts();
+    assert!(told.contains("run.safetensors: the energies recorded with the frames differ"), "{told}");
     let other = reweight(&["-n", "20", "--temperature", "310", "--frames", &run]).fails();
     assert!(other.contains("run.safetensors: has frames at 300 K, but the weights are for 310 K"), "{other}");
     // the other hand has no density at all
@@ -267,6 +273,42 @@ fn bonds_are_constrained_on_both_sides_or_on_none() {
     assert!(run("model-hbonds", "system").fails().contains("does not constrain it"));
     assert!(run("model", "system-hbonds").fails().contains("but the model varies it"));
     number(&run("model-hbonds", "system-hbonds").json(), "log_z");
+}
+
+/// Positions of an XTC file are rounded by more than a bond that the model keeps may differ; frames of a run without its
+/// constraints are none of its ensemble, nor the reverse.
+#[test]
+fn bonds_that_a_file_has_rounded_are_those_of_the_model() {
+    let path = files("reweight-rounded");
+    let frames = |model: &str, name: &str| {
+        let frames = path(name);
+        modejump(&["sample", &format!("models/ala2/{model}.safetensors"), "-n", "200", "--seed", "5", "-o", &frames])
+            .succeeds();
+        frames
+    };
+    let run = |name: &str, frames: &str| {
+        let [model, system] = ["model", "system"].map(|kind| format!("models/ala2/{kind}{name}"));
+        let [model, system] = [format!("{model}.safetensors"), format!("{system}.xml")];
+        modejump(&["reweight", &model, "--system", &system, "-n", "500", "--seed", "3", "--frames", frames])
+    };
+    let [exact, rounded] = ["rigid.safetensors", "rigid.xtc"].map(|name| frames("model-hbonds", name));
+    let [json, told] = run("-hbonds", &rounded).arg("--json").texts();
+    assert!(
+        told.contains("rigid.xtc: positions are rounded: in ") && told.contains("were given their lengths"),
+        "{told}"
+    );
+    let [found, expected]: [Value; 2] = [serde_json::from_str(&json).unwrap(), run("-hbonds", &exact).json()];
+    assert_eq!(found["frames"]["outside_support"], 0, "{found}");
+    let [a, b] = [&found, &expected].map(|summary| number(summary, "frames/log_z"));
+    assert!((a - b).abs() < 0.05, "{a} {b}");
+
+    let flexible = frames("model", "flexible.safetensors");
+    let told = run("-hbonds", &flexible).fails();
+    assert!(told.contains("flexible.safetensors: the model keeps ") && told.contains("in 200 of 200 frames"), "{told}");
+    for frames in [&exact, &rounded] {
+        let told = run("", frames).fails();
+        assert!(told.contains("the frames keep ") && told.contains("in the model this distance varies"), "{told}");
+    }
 }
 
 /// Before the first of a number of samples that no test waits for.

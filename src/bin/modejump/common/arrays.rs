@@ -41,7 +41,7 @@ pub fn ancestors(path: &Path, n: usize) -> Result<Option<Vec<usize>>> {
 }
 
 /// Makes molecules whole and says so. Other defects of frames without names or units show as bonds of impossible
-/// lengths; `whose` says what `atoms` are the list of. Errors: most of the frames have such bonds.
+/// lengths; `whose` says what `atoms` are the list of. Errors: most of the frames have such bonds, or hardly a bond.
 pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: &str) -> Result<()> {
     let made = trajectory::make_whole(frames, atoms);
     if made > 0 {
@@ -51,18 +51,18 @@ pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: 
         );
     }
     match trajectory::torn_frames(frames, atoms, whose) {
-        Some(torn) if torn.are_most => Err(Error::file(
-            path,
-            format!(
+        Some(torn) if torn.are_most => {
+            let reason = format!(
                 "{torn}; check that coordinates are in nm, not Angstrom, that the atoms are in the right order, and that the molecule is whole"
-            ),
-        )),
+            );
+            return Err(Error::file(path, reason));
+        }
         Some(torn) => {
             eprintln!("modejump: {}: {torn}; check that the molecule is whole in these frames", path.display());
-            Ok(())
         }
-        None => Ok(()),
+        None => {}
     }
+    trajectory::require_bonded(path, frames, atoms, whose)
 }
 
 /// Warns of impossible bond lengths in samples of a model, whose unit and atom order are known: a poor model is no

@@ -9,6 +9,10 @@ use modejump::moves::Fate;
 use modejump::Result;
 use serde_json::{json, Value};
 
+/// Expected acceptance below which a remedy is named, and number of attempts before that, as in OpenMM's plugin.
+const LOW_ACCEPTANCE: f64 = 0.01;
+const ADVISED_AFTER: u64 = 100;
+
 impl Md {
     pub(super) fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
         record.warn_of_heat(self.temperature);
@@ -84,6 +88,14 @@ impl Md {
         }
     }
 
+    /// What helps where the particles beside the solute reject its jumps.
+    fn remedy(&self) -> &str {
+        match self.driven {
+            None => "proposals overlap with the other particles, which --driven lets relax; or use an implicit solvent",
+            Some(_) => "the other particles cannot relax fast enough: use more --driven steps, or an implicit solvent",
+        }
+    }
+
     fn print(&self, jumping: &JumpingSimulation) {
         let s = jumping.jump().statistics();
         let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
@@ -105,6 +117,9 @@ impl Md {
         if self.solute.is_some() {
             let expected = s.expected_acceptance();
             println!("expected acceptance: {:.2e} ± {:.1e}", expected.value, expected.standard_error);
+            if s.attempts() >= ADVISED_AFTER && expected.value + 2.0 * expected.standard_error < LOW_ACCEPTANCE {
+                println!("(jumps hardly help here: {} (docs/solvent.md))", self.remedy());
+            }
         }
         let [relaxations, accepted] = jumping.relaxations();
         if relaxations > 0 {

@@ -12,7 +12,7 @@ use modejump::density::Evaluation;
 use modejump::free_energy::{bar_with_series, mean_of_series, FEWEST_VALUES};
 use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
-use modejump::models::Model;
+use modejump::models::{kept_bonds, Model};
 use modejump::rng::{Stream, StreamId};
 use modejump::{orientation, weights, Error, Result};
 use serde_json::{json, Value};
@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 const LARGEST_SHARE: f64 = 0.1;
 /// Share of frames that are not covered, above which averages over the samples are in doubt.
 const TOLERATED: f64 = 1e-3;
+/// Difference of energies, kT, that rounding does not make.
+const OTHER_ENERGY: f64 = 0.1;
 
 /// Arrays of the frames of `adapt` and `explore`, their values for frames that must not be averaged, and the reasons.
 const NOT_OF_THE_ENSEMBLE: [(&str, f64, &str); 2] = [
@@ -30,10 +32,13 @@ const NOT_OF_THE_ENSEMBLE: [(&str, f64, &str); 2] = [
 ];
 
 impl Reweight {
-    /// Reads frames as the model's density takes them, those of each `walker` in turn. Errors: frames of another
-    /// temperature, from before production, of hot replicas, or not of the model's atoms.
-    fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
+    /// Reads frames as the model's density takes them, those of each `walker` in turn, with their reduced potentials if the
+    /// file has them. Errors: frames of another temperature, from before production, of hot replicas, not of the model's
+    /// atoms, or with bonds of other lengths than the model keeps.
+    fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<(Frames, Option<Vec<f64>>)> {
         let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
+        kept_bonds::require_in_frames(model, &frames.x, frames.dimension)
+            .map_err(|e| Error::file(path, e.to_string()))?;
         let array = |name: &str| array(path, name, frames.n());
         let temperatures = array("temperature")?.unwrap_or_default();
         if let Some(other) = temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
@@ -50,16 +55,22 @@ impl Reweight {
                 return Err(Error::file(path, reason));
             }
         }
+        let u = array("reduced_potential")?;
         Ok(match array("walker")? {
-            Some(walker) => by_walker(&frames, &walker),
-            None => frames,
+            Some(walker) => {
+                let order = by_walker(&walker);
+                let rows = order.iter().flat_map(|i| &frames.x[i * frames.dimension..][..frames.dimension]);
+                let u = u.map(|u| order.iter().map(|&i| u[i]).collect());
+                (Frames::new(frames.dimension, rows.copied().collect()), u)
+            }
+            None => (frames, u),
         })
     }
 
     /// Densities and potentials of the frames in a file. Errors: those of [`Self::read_frames`]; fewer frames than an
     /// error estimate needs; frames without a finite energy.
     pub(super) fn frames_of(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<WeighedFrames> {
-        let frames = self.read_frames(path, model, kelvin)?;
+        let (frames, of_file) = self.read_frames(path, model, kelvin)?;
         if frames.n() < FEWEST_VALUES {
             let reason = format!("has {} frames, but an error estimate needs at least {FEWEST_VALUES}", frames.n());
             return Err(Error::file(path, reason));
@@ -80,6 +91,7 @@ impl Reweight {
                 format!("{failed} of {} frames have no finite energy, so they are not of the ensemble", frames.n());
             return Err(Error::file(path, reason));
         }
+        warn_of_other_energies(path, of_file.as_deref().unwrap_or_default(), &samples.u);
         Ok(WeighedFrames { path: path.to_path_buf(), samples, log_q })
     }
 }
@@ -121,13 +133,25 @@ impl WeighedFrames {
     }
 }
 
-/// Frames of one walker after the other. Those of each keep their order, which is that of time, so that correlations of
-/// the whole are those of the walkers.
-fn by_walker(frames: &Frames, walker: &[f64]) -> Frames {
-    let mut order: Vec<usize> = (0..frames.n()).collect();
+/// Order of frames of one walker after the other. Those of each keep theirs, which is that of time, so that correlations
+/// of the whole are those of the walkers.
+fn by_walker(walker: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..walker.len()).collect();
     order.sort_by(|&i, &j| walker[i].total_cmp(&walker[j]));
-    let rows = order.into_iter().flat_map(|i| &frames.x[i * frames.dimension..][..frames.dimension]);
-    Frames::new(frames.dimension, rows.copied().collect())
+    order
+}
+
+/// Warns if most reduced potentials that the frames were recorded with are others than those of the System.
+fn warn_of_other_energies(path: &Path, of_file: &[f64], u: &[f64]) {
+    let mut differences: Vec<f64> = of_file.iter().zip(u).map(|(of_file, u)| (of_file - u).abs()).collect();
+    differences.sort_by(f64::total_cmp);
+    if let Some(&middle) = differences.get(differences.len() / 2).filter(|middle| **middle > OTHER_ENERGY) {
+        eprintln!(
+            "modejump: {}: the energies recorded with the frames differ from those of the System, by {middle:.2} kT in half of them or \
+             more: frames of another System have no place among these weights",
+            path.display()
+        );
+    }
 }
 
 fn series(name: &str, frames: &Samples) -> Value {
