@@ -1,4 +1,4 @@
-//! Sums of losses and parameter gradients over the rows of a batch.
+//! Rows of a batch: which of the held-out ones, and sums of losses and parameter gradients over them.
 
 use crate::nn::parameters::add_lanes;
 use crate::nn::{Scalar, Tape};
@@ -7,6 +7,12 @@ use std::ops::Range;
 
 /// Number of partial sums of a gradient; fixed, so that the sum does not depend on the threads.
 const LANES: usize = 8;
+
+/// At most `most` of `n` rows, evenly spread over all of them: their beginning may be the frames of one file.
+pub fn spread(n: usize, most: usize) -> Vec<usize> {
+    let rows = n.min(most);
+    (0..rows).map(|i| i * n / rows).collect()
+}
 
 /// Adds the gradients of all rows to `gradient`, and returns the sum of the values of `part`, which runs the network
 /// for at most `chunk` rows of the batch on the given tape and adds to the given gradient.

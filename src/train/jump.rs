@@ -5,6 +5,7 @@
 //! the frames of a alone would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), also train on frames of
 //! both modes).
 
+use super::batch::spread;
 use super::losses::{regularise, Pass};
 use super::map::{counted, usable, Map, MapLoss, Quality};
 use crate::density::{Evaluation, Status};
@@ -134,7 +135,7 @@ impl MapLoss for Jump {
 
     fn quality(&self, flow: &CouplingFlow<f32>, target: &mut dyn Target, n: usize) -> Result<Quality> {
         let there = self.there.log_weights(flow, &mut self.within(target, 1), &self.there.held_out(n))?;
-        let rows: Vec<usize> = (0..self.held_out.min(n)).collect();
+        let rows = spread(self.held_out, n);
         let images = self.back(flow, &rows)?;
         let mut u = vec![0.0; rows.len()];
         self.within(target, 0).reduced_potential(&images.x, &mut u)?;

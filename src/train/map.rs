@@ -5,6 +5,7 @@
 //! W_a up to terms independent of T_b, W_a = e^{u_a(x) − u_b(f(x))} |∂f/∂x|. If T_b starts as T_a, f starts as the
 //! identity. The latent points of the frames are computed once.
 
+use super::batch::spread;
 use super::losses::{regularise, Pass};
 use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
@@ -107,9 +108,9 @@ impl Map {
         (0..n).map(|_| self.held_out + stream.below(self.offset.len() - self.held_out)).collect()
     }
 
-    /// Indices of at most n held-out frames.
+    /// Indices of at most n held-out frames, evenly spread over all of them.
     pub fn held_out(&self, n: usize) -> Vec<usize> {
-        (0..self.held_out.min(n)).collect()
+        spread(self.held_out, n)
     }
 
     /// log W_a of these frames under T_b; −∞ where there is no image. Errors: the target's.

@@ -1,6 +1,7 @@
 //! The training loop of regressed networks: flow matching and energy-based models. It needs no energies from the
 //! engine.
 
+use super::batch::spread;
 use super::contrastive::ContrastiveOptions;
 use super::density;
 use super::divergence::{self, Divergence};
@@ -409,13 +410,12 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
     /// Loss and deviation of the averaged parameters on held-out frames, evenly spread over all of them, always with the
     /// same times and noise; NaN without such frames.
     fn held_out(&mut self, progress: Progress) -> Progress {
-        let rows = self.n_held_out.min(MOST_HELD_OUT);
-        if rows == 0 {
+        let rows = spread(self.n_held_out, MOST_HELD_OUT);
+        if rows.is_empty() {
             return progress;
         }
         let mut stream = Stream::new(self.state.options.seed, StreamId::Bootstrap, 0, 0);
-        let spread = (0..rows).map(|i| i * self.n_held_out / rows).collect();
-        let batch = self.batch(spread, 0..self.n_held_out);
+        let batch = self.batch(rows, 0..self.n_held_out);
         let average = &self.state.optimiser.average;
         let deviation = self.objective.deviation(self.network, average, &batch);
         self.gradient.fill(0.0);

@@ -286,7 +286,8 @@ impl<'a> Rounds<'a> {
     /// had been requested from the beginning. Errors: fewer than were made.
     pub fn set_production_steps(&mut self, steps: u64) -> Result<()> {
         let made = if matches!(self.state.stage, Stage::Production) || self.is_finished() { self.walked() } else { 0 };
-        if made > steps {
+        // walks end with a frame
+        if made > steps.next_multiple_of(self.state.options.stride) {
             let message = format!(
                 "production has already made {made} steps, but `production_steps` = {steps}: must be at least {made}"
             );

@@ -1,5 +1,6 @@
 //! The training loop: phases of combined losses, with a state that can be saved and continued bit for bit.
 
+use super::batch::spread;
 use super::divergence::{self, Divergence};
 use super::losses;
 use super::map::{MapLoss, Quality};
@@ -50,6 +51,8 @@ struct Sums {
 
 /// Frames checked before training starts.
 const FIRST_FRAMES: usize = 64;
+/// Held-out frames used in an evaluation.
+pub(super) const MOST_HELD_OUT: usize = 8192;
 
 /// Requires that some frames have a density. Errors: none has, so that there is nothing to learn from them.
 fn require_density(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<()> {
@@ -379,12 +382,14 @@ fn finite_mean(values: &[f64]) -> f64 {
     finite.iter().sum::<f64>() / finite.len().max(1) as f64
 }
 
-/// Held-out loss: −mean log q over at most 8192 of the held-out frames.
-fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
+/// Held-out loss: −mean log q over held-out frames, evenly spread over all of them. Those outside the support are left
+/// out.
+pub(super) fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
     let dx = model.dimension();
-    let n = (frames.len() / dx).min(8192);
-    let mut log_q = vec![Evaluation::inside(0.0); n];
-    model.log_density(&frames[..n * dx], &mut log_q)?;
+    let rows = spread(frames.len() / dx, MOST_HELD_OUT);
+    let x: Vec<f64> = rows.iter().flat_map(|row| &frames[row * dx..][..dx]).copied().collect();
+    let mut log_q = vec![Evaluation::inside(0.0); rows.len()];
+    model.log_density(&x, &mut log_q)?;
     let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
 }

@@ -4,7 +4,7 @@ use super::losses;
 use super::optimiser::Schedule;
 use super::phases::{Phase, TrainOptions};
 use super::reaction_coordinate::ReactionCoordinate;
-use super::trainer::{TrainState, Trainer};
+use super::trainer::{held_out, TrainState, Trainer, MOST_HELD_OUT};
 use crate::coordinates::Along;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Status};
@@ -107,6 +107,18 @@ fn of_a_training_that_overfits_the_best_model_is_kept() {
 }
 
 /// Energies centred elsewhere lead away from the frames; patience is not spent on the way back.
+/// Twice as many held-out frames as are evaluated, of which the second half is from another file.
+#[test]
+fn the_held_out_loss_is_that_of_all_held_out_frames() {
+    let flow = flow();
+    let d = flow.dimension();
+    let files = [0.0, 2.0].map(|x| vec![x; MOST_HELD_OUT * d]);
+    let [first, second] = files.each_ref().map(|x| held_out(&flow, x).unwrap());
+    assert!((first - second).abs() > 0.1, "{first} {second}");
+    let both = held_out(&flow, &files.concat()).unwrap();
+    assert!((both - 0.5 * (first + second)).abs() < 1e-9, "{both} of {first} and {second}");
+}
+
 #[test]
 fn patience_begins_anew_with_each_phase() {
     let frames = frames();

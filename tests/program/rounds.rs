@@ -99,6 +99,9 @@ fn production_goes_on(setting: &Setting) {
     }
     let log = |output: &str| std::fs::read_to_string(setting.path(output, "log.jsonl")).unwrap();
     assert_eq!(log("whole"), log("longer"));
+    // walks end with a frame, every ten steps
+    configure(195);
+    assert_eq!(setting.run("adapt", "whole")["production"], summary["production"]);
     configure(100);
     let message = setting.command("adapt", "system-vacuum.xml", "whole").fails();
     assert!(message.contains("production has already made 200 steps, but `production_steps` = 100"), "{message}");

@@ -168,3 +168,19 @@ fn a_system_with_atoms_in_another_order_is_refused() {
         assert!(message.contains("system.xml: found a mass of 12.0"), "{message}");
     }
 }
+
+/// CH3 and the first of its hydrogens in each other's place, as other programs order them: bonds are as long as the
+/// distances of atoms that are not bonded.
+#[test]
+fn frames_of_atoms_in_another_order_are_refused() {
+    let setting = Setting::new("order");
+    let path = &setting.frames[1];
+    let mut x = tensors(path).remove("x").unwrap().data;
+    x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|axis| x.swap(axis, 3 + axis)));
+    let tensors = BTreeMap::from([("x".to_string(), (vec![x.len() / 66, 22, 3], Data::F64(x)))]);
+    std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    let told = setting.train("model.safetensors").fails();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(told.contains(&format!("{name}: ACE1:")) && told.contains("which are bonded in the topology"), "{told}");
+    assert!(told.contains("atoms in the order of the topology"), "{told}");
+}

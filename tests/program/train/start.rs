@@ -1,7 +1,7 @@
 //! A training from another model.
 
 use super::Setting;
-use crate::command::{modejump, Run, TOPOLOGY};
+use crate::command::{log, modejump, number, Run, TOPOLOGY};
 
 /// What a training takes over from the model of --start: its temperature, if no other is asked for, and its order of
 /// atoms. A checkpoint belongs to the model that it started from; settings without effect are refused; a training that
@@ -74,4 +74,27 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     };
     ["coupling", "egnn_flow", "gvp_ebm"].into_iter().for_each(of_another_kind);
     assert!(!setting.path("never.safetensors").exists());
+}
+
+/// ln Z of the log is that of the ensemble, with the metric term of constrained bonds (0.41), as in `reweight`.
+#[cfg(feature = "openmm")]
+#[test]
+fn the_normaliser_of_a_constrained_system_is_that_of_its_ensemble() {
+    let setting = Setting::new("metric");
+    let [model, system] = ["model", "system"].map(|kind| format!("models/ala2/{kind}-hbonds."));
+    let (model, system) = (model + "safetensors", system + "xml");
+    let frames = setting.path("frames.safetensors");
+    modejump(&["sample", &model, "-n", "200", "-o"]).arg(&frames).succeeds();
+    setting.configure(
+        r#"{"train": {"phases": [{"steps": 1, "batch": 16, "rate": 1e-9}], "evaluate": 1, "evaluation_samples": 1000}}"#,
+    );
+    let mut train = modejump(&["train", "--topology", TOPOLOGY, "--start", &model, "--system", &system, "--config"]);
+    train.arg(setting.path("train.json")).arg("--frames").arg(&frames);
+    train.arg("--log").arg(setting.path("log")).arg("-o").arg(setting.path("model.safetensors")).succeeds();
+    let line = log(setting.path("log")).pop().unwrap();
+    let [log_z, error] = ["log_z", "log_z_stderr"].map(|key| number(&line, key));
+    let expected = modejump(&["reweight", &model, "--system", &system, "-n", "1000"]).json();
+    let [expected, of_expected] = ["log_z", "log_z_stderr"].map(|key| number(&expected, key));
+    let off = (log_z - expected) / error.hypot(of_expected);
+    assert!(off.abs() < 4.0 && error.hypot(of_expected) < 0.08, "{log_z} ± {error}, not {expected} ± {of_expected}");
 }

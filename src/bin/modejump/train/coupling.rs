@@ -55,7 +55,7 @@ impl Train {
     ) -> Result<Value> {
         self.complete(flow.card_mut())?;
         eprintln!("{} parameters, {:.2} MFLOP per sample", flow.parameters().len(), flow.flops() * 1e-6);
-        let mut target = self.target()?;
+        let mut target = self.target(&flow)?;
         let target: Option<&mut dyn Target> = match target.as_mut() {
             Some(target) => Some(target.as_mut()),
             None => None,

@@ -96,7 +96,7 @@ impl Train {
         let to = model_file::open(to)?;
         let flow = CouplingFlow::from_file(&to)?;
         eprintln!("{}: {} <-> {}", self.output.display(), modes.names()[0], modes.names()[mode]);
-        let Some(mut target) = self.target()? else {
+        let Some(mut target) = self.target(&flow)? else {
             return Err(Error::invalid("`jump` trains on the energies at both ends: use --system"));
         };
         let mut potentials = |x: &[f64]| -> Result<Vec<f64>> {

@@ -2,6 +2,7 @@
 
 use super::Train;
 use modejump::coordinates::Topology;
+use modejump::models::Model;
 use modejump::target::Target;
 use modejump::{Error, Result};
 #[cfg(feature = "openmm")]
@@ -9,6 +10,38 @@ use {
     crate::common::{require_atoms, target_of_samples, threads, warn_of_box},
     modejump::engines::openmm::{OpenMmTarget, System},
 };
+
+/// A System with u − ½ ln det Z of its constraints as the reduced potential, so that ln Z is that of its ensemble. The
+/// gradient is that of u: between configurations the term differs by some 0.001.
+#[cfg(feature = "openmm")]
+struct OfEnsemble(OpenMmTarget);
+
+#[cfg(feature = "openmm")]
+impl OfEnsemble {
+    fn subtract_metric(&mut self, x: &[f64], u: &mut [f64]) {
+        let rows = x.chunks_exact(self.0.dimension()).zip(u).filter(|(_, u)| u.is_finite());
+        rows.for_each(|(x, u)| *u -= self.0.log_metric(x));
+    }
+}
+
+#[cfg(feature = "openmm")]
+impl Target for OfEnsemble {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.0.reduced_potential(x, u)?;
+        self.subtract_metric(x, u);
+        Ok(())
+    }
+
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        self.0.reduced_potential_gradient(x, u, gradient)?;
+        self.subtract_metric(x, u);
+        Ok(())
+    }
+}
 
 #[cfg(feature = "openmm")]
 impl Train {
@@ -35,9 +68,11 @@ impl Train {
         self.system.as_ref().map(|path| self.platform.read_system(path)).transpose()
     }
 
-    pub(super) fn target(&self) -> Result<Option<Box<dyn Target>>> {
-        let open = |system| OpenMmTarget::new(&system, self.kelvin(), threads());
-        Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
+    /// The ensemble of the System. Errors: a bond that the System constrains and the model varies, or the reverse.
+    pub(super) fn target(&self, model: &dyn Model) -> Result<Option<Box<dyn Target>>> {
+        let Some(system) = self.open_system()? else { return Ok(None) };
+        let target = OpenMmTarget::new(&system, self.kelvin(), threads())?.with_constraints(&system, model)?;
+        Ok(Some(Box::new(OfEnsemble(target))))
     }
 
     /// Constraints: pairs of atoms and their distance, nm.
@@ -50,11 +85,9 @@ impl Train {
     /// vary, or the reverse.
     pub(super) fn energies_of_samples(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
         let (Some(system), Some(path)) = (self.open_system()?, &self.system) else { return Ok(None) };
-        let mut target = target_of_samples(path, &system, x, topology, self.kelvin())?;
+        let mut target = OfEnsemble(target_of_samples(path, &system, x, topology, self.kelvin())?);
         let mut u = vec![0.0; x.len() / target.dimension()];
         target.reduced_potential(x, &mut u)?;
-        let rows = x.chunks_exact(target.dimension()).zip(&mut u).filter(|(_, u)| u.is_finite());
-        rows.for_each(|(x, u)| *u -= target.log_metric(x));
         Ok(Some(u))
     }
 }
@@ -65,10 +98,14 @@ impl Train {
         Ok(()) // the first use of its energies reports that this build has none
     }
 
-    pub(super) fn target(&self) -> Result<Option<Box<dyn Target>>> {
+    pub(super) fn target(&self, _: &dyn Model) -> Result<Option<Box<dyn Target>>> {
+        self.refuse_system().map(|()| None)
+    }
+
+    fn refuse_system(&self) -> Result<()> {
         match &self.system {
             Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
-            None => Ok(None),
+            None => Ok(()),
         }
     }
 
@@ -77,6 +114,6 @@ impl Train {
     }
 
     pub(super) fn energies_of_samples(&self, _: &[f64], _: &Topology) -> Result<Option<Vec<f64>>> {
-        self.target().map(|_| None)
+        self.refuse_system().map(|()| None)
     }
 }
