@@ -157,8 +157,8 @@ typedef struct modejump_move_options {
   uint32_t struct_size;
   // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
   uint32_t kind;
-  // Proposals per attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
-  // chooses among them.
+  // Proposals per attempt, 1 to 4096 (annealed moves: to 4095; driven moves and mode jumps: 1). Independence,
+  // delayed acceptance and annealed moves test them one after the other; i-SIR chooses among them.
   uint64_t proposals;
   // The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
   // different seeds.
@@ -166,7 +166,8 @@ typedef struct modejump_move_options {
   // Engine steps between attempts, with which the proposals of coming attempts can be drawn in one batch; 0 if
   // unknown.
   uint64_t stride;
-  // Number of attempts whose proposals are drawn in one batch, at least 1.
+  // Number of attempts whose proposals are drawn in one batch, 1 to 2^20. proposals * batch * coordinates must be at
+  // most 2^28 (without a stride the batch counts as 1).
   uint64_t batch;
   // 1: other threads draw the next batch while the engine uses up the present one, and evaluate the density of the
   // current configuration while the target computes its potentials. The results are the same to the last bit. 0:
@@ -508,9 +509,10 @@ int32_t modejump_model_encode(const struct modejump_model *model,
                               double *log_det,
                               double *log_density);
 
-// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused for models without a latent
-// space (6), and for models with different atoms, latent spaces or frames (1). On success `*out` is a new handle, to
-// be freed with `modejump_bijection_free`; it keeps both models alive.
+// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused (6) for models without a latent
+// space, without exact log-determinants or with auxiliary coordinates, and unless both describe all coordinates or
+// both the shape; refused (1) for models with different atoms, latent spaces or frames. On success `*out` is a new
+// handle, to be freed with `modejump_bijection_free`; it keeps both models alive.
 int32_t modejump_bijection_new(const struct modejump_model *from,
                                const struct modejump_model *to,
                                struct modejump_bijection **out);

@@ -150,6 +150,15 @@ def test_ctrl_c_is_heard_between_the_rows_of_a_long_call(generator):
             generator.sample(20 * modejump.model.ROWS)
 
 
+def test_images_of_many_configurations_are_those_of_several_calls(generator):
+    same = modejump.Bijection(generator, generator)
+    x, _ = generator.sample(modejump.model.ROWS + 10, seed=4)
+    for of in (same.map, same.inverse):
+        whole, part = of(x), of(x[-20:])
+        assert all((a[-20:] == b).all() for a, b in zip(whole, part)) and np.abs(whole[0] - x).max() < 1e-5
+    assert same.map(np.empty((0, 2)))[0].shape == (0, 2)
+
+
 def test_the_gradient_is_that_of_the_density(generator):
     x, _ = generator.sample(50, seed=2)
     z, log_det, of_encoding = generator.encode(x)

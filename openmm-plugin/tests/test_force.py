@@ -1,6 +1,7 @@
 """The Force as an object: Python front, XML, and what it refuses."""
 
 import copy
+import os
 import pathlib
 import pickle
 import subprocess
@@ -100,6 +101,22 @@ def test_embedded_model_needs_no_file(peroxide_model, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], input=xml, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 2
+
+
+def test_a_program_may_have_a_decimal_comma(peroxide_model, tmp_path):
+    (tmp_path / "comma").write_text('LC_NUMERIC\ndecimal_point ","\nthousands_sep "."\ngrouping 3;3\nEND LC_NUMERIC\n')
+    try:
+        subprocess.run(["localedef", "-c", "-i", tmp_path / "comma", tmp_path / "xx_XX"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no localedef to make a locale with")
+    code = (
+        "import locale, sys; locale.setlocale(locale.LC_NUMERIC, 'xx_XX'); assert locale.localeconv()['decimal_point'] == ','\n"
+        "import modejump; print(modejump.MonteCarloModeJump(sys.argv[1]).model_temperature)"
+    )
+    environment = {**os.environ, "LOCPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, peroxide_model], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "300.0\n"
 
 
 def test_python_front(peroxide_model):

@@ -20,9 +20,10 @@ impl modejump_bijection {
     }
 }
 
-/// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused for models without a latent
-/// space (6), and for models with different atoms, latent spaces or frames (1). On success `*out` is a new handle, to
-/// be freed with `modejump_bijection_free`; it keeps both models alive.
+/// Makes the map f = T_to o T_from^-1 of two flows with a common latent space. Refused (6) for models without a latent
+/// space, without exact log-determinants or with auxiliary coordinates, and unless both describe all coordinates or
+/// both the shape; refused (1) for models with different atoms, latent spaces or frames. On success `*out` is a new
+/// handle, to be freed with `modejump_bijection_free`; it keeps both models alive.
 ///
 /// # Safety
 /// `from` and `to` are NULL or live handles; `out` is NULL or points to a pointer.

@@ -2,7 +2,7 @@
 
 use super::bijection::modejump_bijection;
 use super::moves::{constraints_of, counters, state_of};
-use super::status::{computing, guarded};
+use super::status::{computing, guarded, require_threads};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
 use super::{read, reference, reference_mut, write, Alone};
@@ -26,7 +26,7 @@ pub unsafe extern "C" fn modejump_exchange_new(
     seed: u64,
     out: *mut *mut modejump_exchange,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (bijection, out) = unsafe { (reference(bijection, "bijection")?, reference_mut(out, "out")?) };
         let exchange = Exchange::new(bijection.map().clone(), seed);
@@ -112,11 +112,12 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
     b: *const modejump_state,
     outcome: *mut modejump_exchange_outcome,
 ) -> i32 {
-    computing(|| {
-        // Read the targets first: from here on each is destroyed exactly once, whatever happens.
-        let targets = unsafe { [read(target_a), read(target_b)] };
-        let [target_a, target_b] = targets.map(|target| target.map(|target| Callback::new(target, 0)));
+    guarded(|| {
+        // First, and both, so that each is destroyed whatever happens.
+        // SAFETY: the caller's promise.
+        let [target_a, target_b] = unsafe { [Callback::of(target_a), Callback::of(target_b)] };
         let (mut target_a, mut target_b) = (target_a?, target_b?);
+        require_threads()?;
         // SAFETY: the caller's promise.
         let (this, a, b) = unsafe { (reference(exchange, "exchange")?, read(a)?, read(b)?) };
         let mut this = this.0.enter()?;

@@ -218,16 +218,31 @@ unsafe trait Versioned: Copy {
 /// `pointer` is NULL or points to as many bytes as its `struct_size` says.
 unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
     // SAFETY: the caller's promise.
+    let value = unsafe { read_unchecked(pointer) }?;
+    require_known_flags(&value)?;
+    Ok(value)
+}
+
+fn require_known_flags<T: Versioned>(value: &T) -> Result<()> {
+    match value.reserved_flags() {
+        0 => Ok(()),
+        flags => Err(Error::invalid(format!("{}.flags is {flags}, but must be 0", T::NAME))),
+    }
+}
+
+/// As [`read`], with any flags.
+///
+/// # Safety
+/// As for [`read`].
+unsafe fn read_unchecked<T: Versioned>(pointer: *const T) -> Result<T> {
+    // SAFETY: the caller's promise.
     let size = unsafe { struct_size(pointer) }?;
     let mut value = T::empty();
     // SAFETY: both sides have at least this many bytes, and any bytes make a valid T.
     unsafe {
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size);
     }
-    match value.reserved_flags() {
-        0 => Ok(value),
-        flags => Err(Error::invalid(format!("{}.flags is {flags}, but must be 0", T::NAME))),
-    }
+    Ok(value)
 }
 
 /// Writes as much of `value` as the caller's struct has room for; its `struct_size` is kept.

@@ -566,11 +566,15 @@ unsafe fn through_flow(
         // SAFETY: the caller's promise.
         let (log_det, out) =
             unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
+        // Copies, so that nothing is written if it fails.
+        let (mut points, mut logarithms) = (to.to_vec(), log_det.to_vec());
         let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
         match way {
-            Way::Generate => flow.generate(from, to, log_det, &mut evaluations)?,
-            Way::Encode => flow.encode(from, to, log_det, &mut evaluations)?,
+            Way::Generate => flow.generate(from, &mut points, &mut logarithms, &mut evaluations)?,
+            Way::Encode => flow.encode(from, &mut points, &mut logarithms, &mut evaluations)?,
         }
+        to.copy_from_slice(&points);
+        log_det.copy_from_slice(&logarithms);
         copy(&evaluations, out);
         Ok(())
     })

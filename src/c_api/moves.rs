@@ -1,7 +1,7 @@
 //! Moves: attempts and their statistics.
 
 use super::model::modejump_model;
-use super::status::{computing, guarded};
+use super::status::{computing, guarded, require_threads};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
 use super::{box_of, count, read, reference, reference_mut, slice, slice_mut, write, Alone, Versioned};
@@ -139,7 +139,7 @@ pub unsafe extern "C" fn modejump_move_mode_jump_new(
     user: *mut c_void,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
@@ -263,7 +263,7 @@ pub unsafe extern "C" fn modejump_move_latent_walk_new(
     options: *const modejump_latent_walk_options,
     out: *mut *mut modejump_move,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
@@ -434,10 +434,11 @@ pub unsafe extern "C" fn modejump_move_attempt(
     state: *const modejump_state,
     outcome: *mut modejump_outcome,
 ) -> i32 {
-    computing(|| {
-        // Read the target first: from here on it is destroyed exactly once, whatever happens.
-        let target = unsafe { read(target) }?;
-        let mut target = Callback::new(target, 0);
+    guarded(|| {
+        // First, so that it is destroyed whatever happens.
+        // SAFETY: the caller's promise.
+        let mut target = unsafe { Callback::of(target) }?;
+        require_threads()?;
         // SAFETY: the caller's promise.
         let (this, given) = unsafe { (reference(r#move, "move")?, read(state)?) };
         let mut this = this.0.enter()?;

@@ -50,18 +50,24 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> i32 {
 /// As [`guarded`], for calls that may start threads of the library or wait for them: a process forked after such a call
 /// has none of these threads, and would wait for ever.
 pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
-    static OWNER: AtomicU32 = AtomicU32::new(0);
     guarded(|| {
-        let this = std::process::id();
-        match OWNER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
-            Err(owner) if owner != this => Err(Error::Unsupported(
-                "this process was forked from one that has used modejump, and lacks the threads of the library: start a new process instead (Python's \
-                 multiprocessing with \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
-                    .into(),
-            )),
-            _ => body(),
-        }
+        require_threads()?;
+        body()
     })
+}
+
+/// Errors: this process was forked from one that may have started threads of the library.
+pub(super) fn require_threads() -> Result<()> {
+    static OWNER: AtomicU32 = AtomicU32::new(0);
+    let this = std::process::id();
+    match OWNER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(owner) if owner != this => Err(Error::Unsupported(
+            "this process was forked from one that has used modejump, and lacks the threads of the library: start a new process instead (Python's \
+             multiprocessing with \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn code(error: &Error) -> i32 {

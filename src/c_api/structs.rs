@@ -109,8 +109,8 @@ pub struct modejump_move_options {
     pub struct_size: u32,
     /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
     pub kind: u32,
-    /// Proposals per attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
-    /// chooses among them.
+    /// Proposals per attempt, 1 to 4096 (annealed moves: to 4095; driven moves and mode jumps: 1). Independence,
+    /// delayed acceptance and annealed moves test them one after the other; i-SIR chooses among them.
     pub proposals: u64,
     /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
     /// different seeds.
@@ -118,7 +118,8 @@ pub struct modejump_move_options {
     /// Engine steps between attempts, with which the proposals of coming attempts can be drawn in one batch; 0 if
     /// unknown.
     pub stride: u64,
-    /// Number of attempts whose proposals are drawn in one batch, at least 1.
+    /// Number of attempts whose proposals are drawn in one batch, 1 to 2^20. proposals * batch * coordinates must be at
+    /// most 2^28 (without a stride the batch counts as 1).
     pub batch: u64,
     /// 1: other threads draw the next batch while the engine uses up the present one, and evaluate the density of the
     /// current configuration while the target computes its potentials. The results are the same to the last bit. 0:

@@ -1,7 +1,7 @@
 //! A target that the caller supplies.
 
 use super::status;
-use super::Versioned;
+use super::{read_unchecked, require_known_flags, Versioned};
 use crate::error::{Error, Result};
 use crate::target::Target;
 use std::ffi::c_void;
@@ -64,9 +64,16 @@ pub(super) struct Callback {
 }
 
 impl Callback {
-    /// The callbacks must be those of a living caller, see `modejump_target`.
-    pub(super) fn new(target: modejump_target, dimension: usize) -> Callback {
-        Callback { target, dimension }
+    /// Takes the caller's target over: from here on it is destroyed exactly once, whatever happens. Errors: no target, a
+    /// struct that is too small, unknown flags.
+    ///
+    /// # Safety
+    /// `target` is NULL or a struct of the size it says, with callbacks of a living caller.
+    pub(super) unsafe fn of(target: *const modejump_target) -> Result<Callback> {
+        // SAFETY: the caller's promise.
+        let callback = Callback { target: unsafe { read_unchecked(target) }?, dimension: 0 };
+        require_known_flags(&callback.target)?;
+        Ok(callback)
     }
 
     pub(super) fn set_dimension(&mut self, dimension: usize) {

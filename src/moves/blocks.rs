@@ -69,10 +69,11 @@ impl Recipe {
     }
 }
 
-/// A block being drawn by a thread. Dropping it waits for the thread.
+/// A block being drawn by a thread. Dropping it waits for the thread, except in a process forked since, which has none.
 struct Ahead {
     block: Block,
     thread: Option<JoinHandle<Result<Drawn>>>,
+    process: u32,
 }
 
 impl Ahead {
@@ -82,7 +83,7 @@ impl Ahead {
         let thread = std::thread::Builder::new().name("modejump-proposals".into()).spawn(draw);
         let thread =
             thread.map_err(|e| Error::invalid(format!("could not start a thread for upcoming proposals: {e}")))?;
-        Ok(Ahead { block, thread: Some(thread) })
+        Ok(Ahead { block, thread: Some(thread), process: std::process::id() })
     }
 
     fn wait(mut self) -> Result<Drawn> {
@@ -93,9 +94,13 @@ impl Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // the block is not wanted any more, nor is any error in it
-            let _ = thread.join();
+        match self.thread.take() {
+            Some(thread) if self.process != std::process::id() => std::mem::forget(thread),
+            Some(thread) => {
+                // the block is not wanted any more, nor is any error in it
+                let _ = thread.join();
+            }
+            None => {}
         }
     }
 }

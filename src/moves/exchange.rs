@@ -123,7 +123,7 @@ impl Exchange {
     /// replica numbers.
     ///
     /// Errors: states or targets of another dimension, states at different steps or with the same replica number, a
-    /// current reduced potential that is not finite, a failing target; the states are then untouched.
+    /// current configuration or reduced potential that is not finite, a failing target; the states are then untouched.
     pub fn attempt(&mut self, targets: [&mut dyn Target; 2], states: [&mut State; 2]) -> Result<ExchangeOutcome> {
         let [a, b] = &states;
         self.check(&targets, [a, b])?;
@@ -189,6 +189,7 @@ impl Exchange {
                     state.x.len()
                 )));
             }
+            state.require_finite(&format!("the configuration of replica {name}"))?;
             if !state.reduced_potential.is_finite() {
                 return Err(Error::invalid(format!(
                     "the reduced potential of replica {name} is {} at step {}: the simulation failed before the \

@@ -61,6 +61,19 @@ pub struct State<'a> {
 }
 
 impl State<'_> {
+    /// Errors: a coordinate that is not finite; `whose` is for the message.
+    fn require_finite(&self, whose: &str) -> Result<()> {
+        match self.x.iter().position(|x| !x.is_finite()) {
+            Some(place) => Err(Error::invalid(format!(
+                "coordinate {} of {whose} is {} at step {}: the simulation failed before the move",
+                place + 1,
+                self.x[place],
+                self.step
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Errors: state or target of a dimension other than the move's; a current configuration or potential that is not
     /// finite.
     fn check(&self, dimension: usize, target: &dyn Target) -> Result<()> {
@@ -71,14 +84,7 @@ impl State<'_> {
                 self.x.len()
             )));
         }
-        if let Some(place) = self.x.iter().position(|x| !x.is_finite()) {
-            return Err(Error::invalid(format!(
-                "coordinate {} of the current configuration is {} at step {}: the simulation failed before the move",
-                place + 1,
-                self.x[place],
-                self.step
-            )));
-        }
+        self.require_finite("the current configuration")?;
         if !self.reduced_potential.is_finite() {
             return Err(Error::invalid(format!(
                 "the reduced potential of the current configuration is {} at step {}: the simulation failed before the \

@@ -349,6 +349,10 @@ static void test_move(const char *path) {
         EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
         EXPECT(counter.destroyed == 2);
         EXPECT(modejump_move_attempt(NULL, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT && counter.destroyed == 3);
+        target.flags = 1;
+        EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT && counter.destroyed == 4);
+        EXPECT(strstr(last(), "modejump_target.flags is 1") != NULL);
+        target.flags = 0;
         EXPECT(modejump_move_reset_statistics(move) == MODEJUMP_OK);
         EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.attempts == 0);
         EXPECT(modejump_move_free(move) == MODEJUMP_OK);
@@ -799,6 +803,9 @@ static int32_t other_calls(modejump_model *flow) {
     const int32_t statuses[] = {modejump_move_delayed_acceptance_new(flow, NULL, NULL, NULL),
                                 modejump_move_annealed_new(flow, NULL, NULL, NULL),
                                 modejump_move_driven_new(flow, NULL, 1, NULL),
+                                modejump_move_latent_walk_new(flow, NULL, NULL),
+                                modejump_move_mode_jump_new(flow, NULL, NULL, NULL, NULL),
+                                modejump_exchange_new(NULL, 0, NULL),
                                 modejump_move_set_constraints(NULL, 0, NULL, NULL, NULL),
                                 modejump_move_set_temperature(NULL, 300.0)};
     size_t i;
@@ -806,6 +813,41 @@ static int32_t other_calls(modejump_model *flow) {
         if (statuses[i] != MODEJUMP_UNSUPPORTED)
             return statuses[i];
     return MODEJUMP_UNSUPPORTED;
+}
+
+/* MODEJUMP_UNSUPPORTED if the target of an attempt that is refused is destroyed. */
+static int32_t attempt(modejump_model *flow) {
+    Counter counter = {0};
+    modejump_target target = {.struct_size = sizeof target, .user = &counter, .destroy = destroy};
+    int32_t status = modejump_move_attempt(NULL, &target, NULL, NULL);
+    (void)flow;
+    return counter.destroyed == 1 ? status : MODEJUMP_INTERNAL_ERROR;
+}
+
+static modejump_move *ahead;
+
+/* Makes a move that draws proposals ahead for two replicas. */
+static int32_t draw_ahead(modejump_model *flow) {
+    modejump_move_options options = {.struct_size = sizeof options};
+    modejump_target target = {.struct_size = sizeof target, .reduced_potential = flat_potential};
+    modejump_state state = {.struct_size = sizeof state, .x = sampled};
+    modejump_outcome outcome = {.struct_size = sizeof outcome};
+    int32_t status = sample(flow);
+    if (status == MODEJUMP_OK)
+        status = modejump_move_options_init(&options);
+    options.stride = options.batch = 1;
+    options.draw_ahead = 1;
+    if (status == MODEJUMP_OK)
+        status = modejump_move_new(flow, &options, &ahead);
+    for (state.replica = 0; status == MODEJUMP_OK && state.replica < 2; state.replica++)
+        status = modejump_move_attempt(ahead, &target, &state, &outcome);
+    return status;
+}
+
+/* MODEJUMP_UNSUPPORTED if the move can be freed where its threads are not. */
+static int32_t free_ahead(modejump_model *flow) {
+    int32_t status = modejump_move_free(ahead);
+    return status == MODEJUMP_OK ? sample(flow) : status;
 }
 
 /* Whether `child` ends with this status. */
@@ -837,6 +879,8 @@ static void test_fork(const char *path) {
     EXPECT(fork_is_told(path, sample, make_move));
     EXPECT(fork_is_told(path, sample, check_labels));
     EXPECT(fork_is_told(path, sample, other_calls));
+    EXPECT(fork_is_told(path, sample, attempt));
+    EXPECT(fork_is_told(path, draw_ahead, free_ahead));
 }
 
 int main(int argc, char **argv) {

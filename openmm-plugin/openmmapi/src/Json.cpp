@@ -2,8 +2,11 @@
 
 #include "openmm/OpenMMException.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <locale>
+#include <sstream>
 
 using namespace std;
 
@@ -96,12 +99,14 @@ private:
     }
 
     void numeral(Json& result) {
-        char* end = nullptr;
+        const size_t end = min(text.find_first_not_of("+-.0123456789eE", at), text.size());
+        // not strtod, which expects the decimal comma of the program's locale
+        istringstream number(text.substr(at, end - at));
+        number.imbue(locale::classic());
         result.kind = Json::Kind::Number;
-        result.value = strtod(text.c_str() + at, &end);
-        if (end == text.c_str() + at)
+        if (!(number >> result.value) || number.peek() != EOF)
             fail("expected a value");
-        at = end - text.c_str();
+        at = end;
     }
 
     string quoted() {

@@ -205,7 +205,7 @@ class Model(_SharedOwner):
 
     def generate(self, z):
         """Maps latent points z [n, latent_dimension] to x [n, *shape]; also returns ln|∂x/∂z| [n] and log q [n], -inf where there
-        is no configuration in the support. A point that is not finite gives x = NaN."""
+        is no configuration in the support. A point that is not finite gives an x that is not finite."""
         latent = self.latent_dimension
         z = np.ascontiguousarray(_real(z), dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != latent:
@@ -276,6 +276,7 @@ class Bijection(_SharedOwner):
     def _images(self, x, inverse):
         rows, shape = self.from_._rows(x)
         y, log_det, status = np.empty_like(rows), np.empty(len(rows)), np.empty(len(rows), dtype=np.uint32)
-        pointers = (_pointer(rows), _pointer(y), _pointer(log_det), status.ctypes.data_as(POINTER(c_uint32)))
-        _call("bijection_map", self._handle, c_uint32(inverse), c_uint64(len(rows)), *pointers)
+        for part in _parts(len(rows)):
+            pointers = (*map(_pointer, (rows[part], y[part], log_det[part])), status[part].ctypes.data_as(POINTER(c_uint32)))
+            _call("bijection_map", self._handle, c_uint32(inverse), c_uint64(len(rows[part])), *pointers)
         return y.reshape(*shape, *self.from_.shape), log_det.reshape(shape)[()]
