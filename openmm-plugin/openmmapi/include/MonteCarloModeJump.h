@@ -24,7 +24,7 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     uint64_t attempts = 0, accepted = 0, rejected = 0;
     /** Attempts that failed before the Metropolis test, by reason. */
     uint64_t outOfSupport = 0, singular = 0, nonFinite = 0, constraint = 0, chirality = 0, wrongMode = 0;
-    /** Mean of log w = -u(x) - log q(x) over all proposals. */
+    /** Mean of log w = -u(x) - log q(x) over the usable proposals; NaN without any, and if only a part of the System is moved. */
     double meanLogWeight = 0;
     /** Kish's effective sample size of the weights of all proposals, as a fraction of their number. */
     double effectiveSampleSize = 0;
@@ -127,7 +127,7 @@ public:
     int getFrequency() const { return frequency; }
     /**
      * Proposals per attempt: 1 = Metropolis; more = iterated sampling-importance resampling or, with a screening model, Metropolis steps of
-     * the screening. Each costs one energy.
+     * the screening or, with annealing, one Metropolis test after the other. Each costs one energy.
      */
     void setNumProposals(int count);
     int getNumProposals() const { return numProposals; }
@@ -192,8 +192,9 @@ public:
     int getDefaultReplica() const { return defaultReplica; }
     /**
      * Attempts a move now, whatever the frequency. Returns whether it was accepted. With a seed, its random numbers follow from that, the
-     * Context parameter Replica(), the step count and the number of attempts already made by this method at that step since the Context was
-     * made: after reinitialize() those at the same step are repeated, so set Replica() to another value, or take a step.
+     * Context parameter Replica(), the step count and the number of attempts already made by this method since it was last called at
+     * another step. They are repeated if the step count is set back; after reinitialize(), which makes the Context anew, so are those at
+     * the same step: set Replica() to another value, or take a step.
      */
     bool attempt(OpenMM::Context& context) const;
     ModeJumpStatistics getStatistics(OpenMM::Context& context) const;

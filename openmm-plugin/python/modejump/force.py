@@ -82,7 +82,8 @@ class MonteCarloModeJump(openmm.Force):
         Particle particles[i] of the System is atom i of the model. Default: all particles, in their order.
     proposals : int
         Proposals per attempt; each costs one energy. With more than one: iterated sampling-importance resampling, or, with a
-        screening model, this many Metropolis steps of the screening before the exact test.
+        screening model, this many Metropolis steps of the screening before the exact test, or, with annealing, one Metropolis
+        test after the other.
     seed : int
         0 (default): random numbers that are never repeated. A run that is to be repeated or continued bit for bit needs a seed;
         runs that start at the same step then make the same jumps, unless each has a different value of the Context parameter
@@ -286,9 +287,9 @@ class MonteCarloModeJump(openmm.Force):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.
 
         With a seed, its random numbers follow from that, the Context parameter REPLICA, the Context's step count and the number
-        of attempts already made by this method at that step in this Context. `context.reinitialize()` makes a new Context, which
-        counts from zero: set REPLICA to another value after it, or take a step, or the random numbers of attempts at the same
-        step are repeated.
+        of attempts already made by this method in this Context since it was last called at another step. They are repeated if
+        the step count is set back. `context.reinitialize()` makes a new Context, which counts from zero: set REPLICA to another
+        value after it, or take a step, or the random numbers of attempts at the same step are repeated.
         """
         accepted = ctypes.c_int()
         call("attempt", address(self), address(context, openmm.Context), ctypes.byref(accepted))

@@ -40,7 +40,8 @@ pub struct Exchange {
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
     /// State of the run with its frames, written every minute, at the end, and when SIGINT or SIGTERM ends the run. If
-    /// the file exists, the run continues from it, bit for bit; a finished run continues with more --exchanges
+    /// the file exists, the run continues from it, bit for bit (except if the System has a barostat, or a cut-off on
+    /// the platform CPU, whose neighbour lists OpenMM does not save); a finished run continues with more --exchanges
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON

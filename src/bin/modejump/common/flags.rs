@@ -123,7 +123,8 @@ pub struct RuleFlag {
     /// Treatment of importance weights before averages are taken; the raw ESS and Pareto k are reported in any case
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
-    /// Share of the samples that `--weights quantile-clipped` deletes
+    /// Share of the samples that `--weights quantile-clipped` deletes: those with weights above the interpolated
+    /// quantile 1 − share, at least one unless the share is 0 or the largest weights are equal
     #[arg(long, default_value_t = CLIPPED_SHARE, requires = "weights")]
     clipped_share: f64,
 }

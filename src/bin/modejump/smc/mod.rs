@@ -63,8 +63,9 @@ pub struct Smc {
     #[arg(long, default_value_t = 1)]
     repeat: usize,
     /// Step of the moves, nm² [default: 2e-6]. A pilot run starts with it, and at each temperature adjusts the step of
-    /// adjusted and hamiltonian moves until 55 to 65 % of them are accepted. With --stages and --step there is no pilot
-    /// run, and this is the step at all temperatures
+    /// adjusted and hamiltonian moves until 55 to 65 % of them are accepted; with --stages and --step there is no pilot
+    /// run, and this is the step at all temperatures. Corrected and unadjusted moves always have this step, and no
+    /// pilot run with --stages
     #[arg(long)]
     step: Option<f64>,
     /// Resample when the effective number of particles falls below this share
