@@ -148,7 +148,7 @@ fn warn_of_other_energies(path: &Path, of_file: &[f64], u: &[f64]) {
     if let Some(&middle) = differences.get(differences.len() / 2).filter(|middle| **middle > OTHER_ENERGY) {
         eprintln!(
             "modejump: {}: the energies recorded with the frames differ from those of the System, by {middle:.2} kT in half of them or \
-             more: frames of another System have no place among these weights",
+             more: use frames of this System",
             path.display()
         );
     }
