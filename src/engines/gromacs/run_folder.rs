@@ -1,8 +1,8 @@
 //! The directory of a run and its files; every cycle is committed as a whole.
 //!
 //! A cycle works in its own folder. Then the new state is written under a new name, frames and the line of `jumps.csv`
-//! are appended, and last `modejump.ckpt` is replaced, which records the state and the lengths of the other files. If
-//! killed at any moment, the run continues from `modejump.ckpt` and truncates what came after it.
+//! are appended, and last `modejump.ckpt` is replaced, which records the state and what the other files hold. If killed
+//! at any moment, the run continues from `modejump.ckpt` and truncates what came after it.
 
 use super::gmx::{part, read_with};
 use crate::error::{Error, Result};
@@ -14,10 +14,10 @@ use crate::moves::{Outcome, Statistics};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 8 };
+const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 9 };
 const PROGRESS: &str = "modejump.ckpt";
 /// Trajectories and energies of the segments, concatenated.
 const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];
@@ -72,13 +72,58 @@ impl StateFile {
     /// Errors: a file that is gone, or is not what was written.
     fn check(&self, folder: &Path) -> Result<()> {
         let path = folder.join(&self.name);
-        let reason = match fs::read(&path) {
-            Ok(bytes) if hash(&bytes) == self.hash => return Ok(()),
-            Ok(_) => "the state that the run continues from is truncated or corrupt",
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => "the state that the run continues from is missing",
-            Err(e) => return Err(Error::io(&path, e)),
+        match fs::read(&path) {
+            Ok(bytes) if hash(&bytes) == self.hash => Ok(()),
+            Ok(_) => Err(lost(&path, "the state that the run continues from is truncated or corrupt")),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                Err(lost(&path, "the state that the run continues from is missing"))
+            }
+            Err(e) => Err(Error::io(&path, e)),
+        }
+    }
+}
+
+/// Error for a file without which a run cannot continue.
+fn lost(path: &Path, reason: &str) -> Error {
+    Error::file(path, format!("{reason}: restore it, or use a new directory"))
+}
+
+/// Number of bytes at the end of what was written by which a file is known again: the whole may be too much to read.
+const TAIL: u64 = 1 << 16;
+
+/// What the run has written to a file that it appends to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Written {
+    length: u64,
+    /// Hash of the last bytes, at most [`TAIL`].
+    tail: String,
+}
+
+impl Written {
+    /// Of the first `length` bytes of a file.
+    fn new(file: &mut File, length: u64) -> std::io::Result<Written> {
+        let mut tail = vec![0; length.min(TAIL) as usize];
+        file.seek(SeekFrom::Start(length - tail.len() as u64))?;
+        file.read_exact(&mut tail)?;
+        Ok(Written { length, tail: hash(&tail) })
+    }
+
+    /// Errors: a file that is gone, or does not begin with what was written. What follows may be that of an interrupted
+    /// cycle.
+    fn check(&self, path: &Path) -> Result<()> {
+        let mut file = match File::open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(lost(path, "a file of the run is missing")),
+            file => file.map_err(|e| Error::io(path, e))?,
         };
-        Err(Error::file(path, format!("{reason}: restore it, or use a new directory")))
+        let found = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        if found < self.length {
+            let reason = format!("has {found} bytes, shorter than the {} that the run has written", self.length);
+            return Err(lost(path, &reason));
+        }
+        match Written::new(&mut file, self.length).map_err(|e| Error::io(path, e))? == *self {
+            true => Ok(()),
+            false => Err(lost(path, "another file has taken its place, or its contents were changed")),
+        }
     }
 }
 
@@ -94,7 +139,7 @@ pub struct Progress {
     state: Option<StateFile>,
     /// Potential energy of that state, kJ/mol, if known.
     pub(super) potential: Option<f64>,
-    lengths: BTreeMap<String, u64>,
+    written: BTreeMap<String, Written>,
     last_steps: BTreeMap<String, i64>,
     pub statistics: Statistics,
     /// Wall time of dynamics and of jumps, s.
@@ -122,7 +167,8 @@ pub(super) struct RunFolder {
 
 impl RunFolder {
     /// Begins a run, or continues the one that is there; `statistics` are those of an unused move. Errors: a directory
-    /// in use, one with a run of other settings, or one with files that a new run would overwrite.
+    /// in use, one with a run of other settings or with files changed since, or one with files that a new run would
+    /// overwrite.
     pub(super) fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<RunFolder> {
         let lock = lock(folder)?;
         let progress = progress_in(folder, settings, statistics)?;
@@ -183,7 +229,7 @@ impl RunFolder {
         append(
             folder,
             JUMPS,
-            if next.lengths.contains_key(JUMPS) { "" } else { HEADER }.as_bytes(),
+            if next.written.contains_key(JUMPS) { "" } else { HEADER }.as_bytes(),
             line.as_bytes(),
             &mut next,
         )?;
@@ -240,7 +286,7 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
             step: None,
             state: None,
             potential: None,
-            lengths: BTreeMap::new(),
+            written: BTreeMap::new(),
             last_steps: BTreeMap::new(),
             statistics: statistics.clone(),
             dynamics_s: 0.0,
@@ -262,6 +308,8 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
         );
         return Err(Error::file(folder, reason));
     }
+    progress.state.as_ref().map_or(Ok(()), |state| state.check(folder))?;
+    progress.written.iter().try_for_each(|(name, written)| written.check(&folder.join(name)))?;
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_scratch(&name) {
@@ -270,7 +318,6 @@ fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Re
             let _ = fs::remove_file(entry.path());
         }
     }
-    progress.state.as_ref().map_or(Ok(()), |state| state.check(folder))?;
     Ok(progress)
 }
 
@@ -307,7 +354,7 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
         Ok((beginning, head, frames, spans.last().map(|span| span.step)))
     });
     let (beginning, head, frames, last) = frames?;
-    if head > 0 && progress.lengths.get(joined).is_some_and(|&length| length > 0) {
+    if head > 0 && progress.written.get(joined).is_some_and(|written| written.length > 0) {
         check_beginning(&folder.join(joined), &beginning)?;
     }
     append(folder, joined, &beginning[..head], &frames, progress)?;
@@ -331,24 +378,25 @@ fn check_beginning(path: &Path, beginning: &[u8]) -> Result<()> {
     }
 }
 
-/// Appends to a file of the run at its recorded length; `head` starts a new file.
+/// Appends to a file of the run at its recorded length; `head` starts a new file. Errors: also a file that is not as the
+/// run left it.
 fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut Progress) -> Result<()> {
     let path = folder.join(name);
-    let length = progress.lengths.get(name).copied().unwrap_or(0);
+    let before = progress.written.get(name);
+    before.map_or(Ok(()), |written| written.check(&path))?;
+    let length = before.map_or(0, |written| written.length);
     let head = if length == 0 { head } else { &[] };
-    let write = || -> std::io::Result<()> {
-        let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        if file.metadata()?.len() < length {
-            return Err(std::io::Error::other("shorter than when the run last wrote it"));
-        }
+    let write = || -> std::io::Result<Written> {
+        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
         file.set_len(length)?;
-        file.seek(std::io::SeekFrom::End(0))?;
+        file.seek(SeekFrom::End(0))?;
         file.write_all(head)?;
         file.write_all(bytes)?;
-        file.sync_all()
+        file.sync_all()?;
+        Written::new(&mut file, length + (head.len() + bytes.len()) as u64)
     };
-    write().map_err(|e| Error::io(&path, e))?;
-    progress.lengths.insert(name.to_string(), length + (head.len() + bytes.len()) as u64);
+    let written = write().map_err(|e| Error::io(&path, e))?;
+    progress.written.insert(name.to_string(), written);
     Ok(())
 }
 
@@ -415,6 +463,44 @@ mod tests {
         join(mixed).and_then(|()| join(mixed)).unwrap();
         let message = join(double).unwrap_err().to_string();
         assert!(message.contains("a different precision or version"), "{message}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_as_the_run_left_it_is_refused() {
+        let folder = std::env::temp_dir().join(format!("modejump-written-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let open = || RunFolder::open(&folder, settings(), &Statistics::default()).map(|run| run.progress);
+        let mut progress = open().unwrap();
+        let path = folder.join("traj.trr");
+        let frames: Vec<u8> = (0..TAIL as usize).map(|i| (i % 251) as u8).collect();
+        append(&folder, "traj.trr", b"", &frames, &mut progress).unwrap();
+        append(&folder, "traj.trr", b"", b"ten frames", &mut progress).unwrap();
+        checkpoint::save(&folder.join(PROGRESS), RUN, &progress).unwrap();
+        let whole = fs::read(&path).unwrap();
+        // as an interrupted cycle leaves it, which is cut off
+        fs::write(&path, [&whole[..], b"half a fra"].concat()).unwrap();
+        append(&folder, "traj.trr", b"", b"", &mut open().unwrap()).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        let other = [vec![1; whole.len()], b"and more".to_vec()].concat();
+        let changed = [&whole[..whole.len() - 1], b"S"].concat();
+        let last = whole.len() - 1;
+        for (bytes, text) in [
+            (Some(&whole[..last]), format!("has {last} bytes, shorter than the {} ", whole.len())),
+            (Some(&other[..]), "another file has taken its place".into()),
+            (Some(&changed[..]), "its contents were changed".into()),
+            (None, "is missing".into()),
+        ] {
+            fs::remove_file(&path).unwrap();
+            bytes.map_or(Ok(()), |bytes| fs::write(&path, bytes)).unwrap();
+            let messages = [open().err(), append(&folder, "traj.trr", b"", b"frame", &mut progress.clone()).err()];
+            for message in messages.map(|error| error.expect("a refusal").to_string()) {
+                let words = ["traj.trr", &text, "restore it, or use a new directory"];
+                assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            }
+            // nothing was changed
+            assert_eq!(fs::read(&path).ok().as_deref(), bytes);
+        }
         fs::remove_dir_all(&folder).unwrap();
     }
 
