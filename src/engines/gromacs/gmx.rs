@@ -8,7 +8,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Options of mdrun that the driver sets itself, or that would have effects it cannot see.
+/// Options of mdrun that the driver sets itself, or that would have effects it cannot see; docs/gromacs.md and the help
+/// of --mdrun list them.
 const OURS: [&str; 18] = [
     "-s",
     "-cpi",
@@ -48,14 +49,13 @@ pub struct Evaluation {
 }
 
 impl Gmx {
-    /// Command lines such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, `mdrun` of the first
-    /// is used. Errors: an empty line, an option of mdrun that is reserved here.
+    /// Command lines such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`, with words quoted as in a shell; without
+    /// the second, `mdrun` of the first is used. Errors: a line that is empty or has an unbalanced quote, an option of
+    /// mdrun that is reserved here.
     pub fn new(gmx: &str, mdrun: Option<&str>) -> Result<Gmx> {
-        let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
-        // mdrun runs in its own folder, so programs and files named relative to this one need absolute paths
-        let gmx: Vec<String> = words(gmx).into_iter().map(from_anywhere).collect();
+        let gmx = words("--gmx", gmx)?;
         let mdrun = match mdrun {
-            Some(line) => words(line).into_iter().map(from_anywhere).collect(),
+            Some(line) => words("--mdrun", line)?,
             None => [gmx.clone(), vec!["mdrun".into()]].concat(),
         };
         if gmx.is_empty() || mdrun.is_empty() {
@@ -80,13 +80,14 @@ impl Gmx {
         let output = run(&self.gmx, Path::new("."), ["dump".as_ref(), "-s".as_ref(), tpr.as_os_str()])?;
         RunInput::parse(&String::from_utf8_lossy(&output.stdout)).map_err(|e| match e {
             Error::Unsupported(reason) => Error::Unsupported(format!("{}: {reason}", tpr.display())),
+            Error::Engine(reason) => Error::Engine(format!("{} dump -s {}: {reason}", shown(&self.gmx), tpr.display())),
             other => other,
         })
     }
 
     /// Runs `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the
-    /// output files of the run. Errors: mdrun fails.
-    pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<()> {
+    /// output files of the run, of which that of the energies is returned. Errors: mdrun fails, or does not write these.
+    pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<PathBuf> {
         let steps = steps.to_string();
         let mut arguments: Vec<&OsStr> = vec![SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()];
         if let Some(from) = from {
@@ -110,7 +111,29 @@ impl Gmx {
             "md.log",
         ];
         arguments.extend(names.map(OsStr::new));
-        run(&self.mdrun, folder, arguments).map(drop)
+        let output = run(&self.mdrun, folder, arguments)?;
+        let energies = part(folder, "ener", ".edr")?.ok_or_else(|| self.without("ener.edr", &output))?;
+        self.check_output(folder, &["next.cpt"], &output)?;
+        Ok(energies)
+    }
+
+    /// Errors: a file that a successful mdrun should have left is missing.
+    fn check_output(&self, folder: &Path, files: &[&str], output: &Output) -> Result<()> {
+        match files.iter().find(|file| !folder.join(file).is_file()) {
+            Some(file) => Err(self.without(file, output)),
+            None => Ok(()),
+        }
+    }
+
+    /// Error of an mdrun that reported success, but did not write a file.
+    fn without(&self, file: &str, output: &Output) -> Error {
+        let said = complaint(&String::from_utf8_lossy(&output.stderr));
+        let message = format!(
+            "{} reported success but did not write {file}: check that the command given as --mdrun runs mdrun and \
+             passes on its options and its exit status\n{said}",
+            shown(&self.mdrun)
+        );
+        Error::Engine(message.trim_end().into())
     }
 
     /// Evaluates energies and forces of configurations of the whole system, in `folder`; None for one whose energy
@@ -135,7 +158,8 @@ impl Gmx {
         let names =
             ["-rerun", "rerun.trr", "-e", "rerun.edr", "-o", "forces.trr", "-x", "rerun.xtc", "-g", "rerun.log"];
         let arguments = [SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()].into_iter().chain(names.map(OsStr::new));
-        run(&self.mdrun, folder, arguments)?;
+        let output = run(&self.mdrun, folder, arguments)?;
+        self.check_output(folder, &["rerun.edr", "forces.trr"], &output)?;
         let energies = energies(&folder.join("rerun.edr"))?.potential;
         let path = folder.join("forces.trr");
         let forces = read_with(&path, trr::read)?;
@@ -172,6 +196,23 @@ pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Res
     read(&bytes).map_err(|e| Error::file(path, e))
 }
 
+/// Words of the command line given as an option, split as by a shell but without expansions, with absolute paths: mdrun
+/// runs in a folder of its own. Errors: an unbalanced quote.
+fn words(option: &str, line: &str) -> Result<Vec<String>> {
+    let words = shlex::split(line).ok_or_else(|| {
+        Error::invalid(format!(
+            "{option} `{line}` has a quote that is not closed, or a backslash at its end: quote as in a shell, such as \
+             '/opt/my programs/gmx'"
+        ))
+    })?;
+    Ok(words.into_iter().map(from_anywhere).collect())
+}
+
+/// A command as it is written in a shell.
+fn shown(command: &[String]) -> String {
+    shlex::try_join(command.iter().map(String::as_str)).unwrap_or_else(|_| command.join(" "))
+}
+
 /// Makes a word absolute if it is a path to a file relative to this folder; names of programs and options stay
 /// unchanged.
 fn from_anywhere(word: String) -> String {
@@ -195,7 +236,7 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).args(arguments).current_dir(folder).env("GMX_MAXBACKUP", "-1");
     process.stdin(std::process::Stdio::null());
-    let shown = command.join(" ");
+    let shown = shown(command);
     let output = process.output().map_err(|e| {
         Error::Engine(format!(
             "could not run {shown}: {e}; check that GROMACS is installed and on the PATH, or pass its command with \
@@ -247,6 +288,40 @@ mod tests {
         assert_eq!(Gmx::new("gmx_mpi", Some("mpirun -np 2 gmx_mpi mdrun")).unwrap().mdrun.len(), 5);
         assert!(Gmx::new("gmx", Some("gmx mdrun -plumed p.dat")).unwrap_err().to_string().contains("-plumed"));
         assert!(Gmx::new("", None).is_err());
+    }
+
+    #[test]
+    fn words_are_quoted_as_in_a_shell() {
+        let line = r#"'/my programs/gmx' mdrun -x "a 'b' \"c\"" d\ e $HOME *"#;
+        let mdrun = Gmx::new("gmx", Some(line)).unwrap().mdrun;
+        assert_eq!(mdrun, ["/my programs/gmx", "mdrun", "-x", r#"a 'b' "c""#, "d e", "$HOME", "*"]);
+        assert_eq!(words("--mdrun", &shown(&mdrun)).unwrap(), mdrun);
+        for line in ["'gmx mdrun", "gmx \"mdrun", "gmx mdrun\\"] {
+            let message = Gmx::new("gmx", Some(line)).unwrap_err().to_string();
+            assert!(message.contains(&format!("--mdrun `{line}` has a quote")), "{message}");
+        }
+    }
+
+    #[test]
+    fn options_that_are_ours_are_documented() {
+        let page = include_str!("../../../docs/gromacs.md");
+        let missing: Vec<_> = OURS.iter().filter(|option| !page.contains(&format!("`{option}`"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn a_program_that_succeeds_and_writes_nothing_is_named() {
+        let folder = std::env::temp_dir().join(format!("modejump-nothing-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let gmx = Gmx::new("gmx", Some("sh -c 'echo Fatal >&2'")).unwrap();
+        let dynamics = gmx.segment(&folder, Path::new("topol.tpr"), None, 10).unwrap_err().to_string();
+        let rerun = gmx.rerun(&folder, Path::new("topol.tpr"), &[Frame::default()]).unwrap_err().to_string();
+        for (message, file) in [(dynamics, "ener.edr"), (rerun, "rerun.edr")] {
+            let words = ["sh -c 'echo Fatal >&2'", file, "--mdrun", "\nFatal"];
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+            assert!(!message.contains("modejump-nothing"), "{message}");
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A run: cycles of dynamics and a jump.
 
-use super::gmx::{energies, part, Gmx};
+use super::gmx::{energies, Gmx};
 use super::matching::{force_step, model_atoms};
 use super::rerun::{place, select, Candidate, RerunTarget};
 use super::run_folder::{Progress, Report, RunFolder, Settings};
@@ -63,7 +63,7 @@ impl Walker {
     ///
     /// Errors: a `.tpr` file that does not go with jumps (the option and why), atoms that are not the model's (named),
     /// a constraint that the model does not keep (named), no forces in reruns, a directory in use, one with a run of
-    /// other settings or with files that a new run would overwrite.
+    /// other settings, with files that a new run would overwrite or that are no longer as the run left them.
     pub fn new(gmx: &Gmx, model: &Arc<dyn Model>, screen: Option<Arc<dyn Model>>, options: Options) -> Result<Walker> {
         if options.steps == 0 {
             return Err(Error::invalid("the number of steps between jumps must not be 0"));
@@ -189,8 +189,8 @@ impl Walker {
 
     fn cycle_in(&mut self, scratch: &Path) -> Result<Report> {
         let start = Instant::now();
-        self.gmx.segment(scratch, &self.tpr, self.folder.state().as_deref(), self.options.steps)?;
-        let (step, potential) = self.check_segment(scratch)?;
+        let energies = self.gmx.segment(scratch, &self.tpr, self.folder.state().as_deref(), self.options.steps)?;
+        let (step, potential) = self.check_segment(&energies)?;
         let dynamics_s = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut state = self.checkpoint(&scratch.join("next.cpt"))?;
@@ -200,12 +200,12 @@ impl Walker {
         Ok(report)
     }
 
-    /// Step and potential energy at the end of a segment, which must have begun where the last cycle ended.
-    fn check_segment(&self, scratch: &Path) -> Result<(i64, f64)> {
-        let path = part(scratch, "ener", ".edr")?.ok_or_else(|| Error::file(scratch, "mdrun wrote no energies"))?;
-        let series = energies(&path)?;
+    /// Step and potential energy at the end of a segment with this file of energies, which must have begun where the
+    /// last cycle ended.
+    fn check_segment(&self, path: &Path) -> Result<(i64, f64)> {
+        let series = energies(path)?;
         let (Some(&step), Some(&potential)) = (series.steps.last(), series.potential.last()) else {
-            return Err(Error::file(&path, "contains no frames"));
+            return Err(Error::file(path, "contains no frames"));
         };
         let Progress { step: last_step, potential: last_potential, .. } = self.folder.progress;
         let before = last_step.unwrap_or(self.input.first_step);
