@@ -38,10 +38,12 @@ pub struct Gromacs {
     /// Number of walkers that run at the same time [default: all]
     #[arg(long)]
     parallel: Option<usize>,
-    /// Command that runs gmx
+    /// Command that runs gmx; words with spaces are quoted as in a shell, such as "'/opt/my programs/gmx'"
     #[arg(long, default_value = "gmx")]
     gmx: String,
-    /// Command that runs mdrun, with options, such as "mpirun -np 4 gmx_mpi mdrun -ntomp 2" [default: mdrun of --gmx]
+    /// Command that runs mdrun, with options, such as "mpirun -np 4 gmx_mpi mdrun -ntomp 2"; words are quoted as in
+    /// --gmx. Refused are -s, -cpi, -cpo, -append, -noappend, -nsteps, -rerun, -deffnm, -multidir, -replex, -plumed,
+    /// -ei, -tunepme, -notunepme, -noconfout, -cpt, -cpnum and -maxh [default: mdrun of --gmx]
     #[arg(long)]
     mdrun: Option<String>,
     /// Number of cycles of dynamics and a jump, in total over all starts of the run
@@ -98,7 +100,7 @@ impl Gromacs {
         let screen =
             self.screen.as_ref().map(|path| load_partner(path, &self.precision, model.as_ref())).transpose()?;
         let folders = if self.multidir.is_empty() { vec![self.directory.clone()] } else { self.multidir.clone() };
-        let proposals = self.proposals.unwrap_or(if model.modes().is_some() { 1 } else { PROPOSALS });
+        let proposals = self.proposals.unwrap_or_else(|| default_proposals(model.modes().is_some(), self.method));
         let mut walkers = Vec::new();
         for (replica, folder) in folders.iter().enumerate() {
             let options = self.options(folder, replica, proposals)?;
@@ -204,13 +206,15 @@ impl Gromacs {
     fn summary(&self, walker: &Walker) -> Result<Value> {
         let progress = walker.progress();
         let statistics = &progress.statistics;
-        let cycles = progress.cycle.max(1) as f64;
+        // before the first cycle, shares and times per cycle are 0/0: null in JSON, not printed as text
+        let cycles = progress.cycle as f64;
+        let acceptance = if progress.cycle > 0 { statistics.acceptance() } else { f64::NAN };
         let mut summary = json!({
             "cycles": progress.cycle,
             "complete": progress.cycle >= self.cycles,
             "step": progress.step,
             "likelihood": statistics.likelihood(),
-            "acceptance": statistics.acceptance(),
+            "acceptance": acceptance,
             "ess": statistics.effective_fraction(),
             "dynamics_s_per_cycle": progress.dynamics_s / cycles,
             "jump_s_per_cycle": progress.jumps_s / cycles,
@@ -240,6 +244,14 @@ fn warn_of_equal_inputs(folders: &[PathBuf], walkers: &[Walker]) {
     }
 }
 
+/// Jumps between modes have a single proposal, unless i-SIR chooses among more.
+fn default_proposals(of_modes: bool, method: Method) -> usize {
+    match of_modes && method != Method::Isir {
+        true => 1,
+        false => PROPOSALS,
+    }
+}
+
 /// Time after this many hours from now; none if it is too far to represent.
 fn deadline(hours: f64) -> Option<Instant> {
     let left = Duration::try_from_secs_f64(3600.0 * hours.max(0.0)).ok()?;
@@ -255,7 +267,7 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
         progress.cycle,
         if summary["complete"] == json!(true) { "" } else { " (incomplete: run the same command again to continue)" },
         progress.step.unwrap_or(0),
-        shares(statistics.acceptance(), statistics.effective_fraction()),
+        shares(number("acceptance"), number("ess")),
         mark(statistics.likelihood().name())
     );
     if summary.get("u_mean").is_some() {
@@ -263,7 +275,9 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
         println!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K");
     }
     let [dynamics, jump] = ["dynamics_s_per_cycle", "jump_s_per_cycle"].map(number);
-    println!("per cycle: {dynamics:.3} s for dynamics, {jump:.3} s for the jump");
+    if progress.cycle > 0 {
+        println!("per cycle: {dynamics:.3} s for dynamics, {jump:.3} s for the jump");
+    }
 }
 
 /// Summary of cycles and proposals, if there were any: jumps between modes have no weights of proposals.
@@ -283,6 +297,12 @@ mod tests {
         assert_eq!(shares(f64::NAN, f64::NAN), "");
         assert_eq!(shares(0.5, f64::NAN), "; 50.0 % of cycles jumped");
         assert_eq!(shares(0.5, 0.25), "; 50.0 % of cycles jumped, ESS 25.0 %");
+    }
+
+    #[test]
+    fn only_jumps_between_modes_without_a_choice_have_one_proposal() {
+        assert_eq!([true, false].map(|of_modes| default_proposals(of_modes, Method::Independence)), [1, PROPOSALS]);
+        assert_eq!([true, false].map(|of_modes| default_proposals(of_modes, Method::Isir)), [PROPOSALS; 2]);
     }
 
     #[test]

@@ -22,10 +22,17 @@ pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Resu
     }
 }
 
-/// Index in the system of each atom of the model, whose molecule begins at `first`. Errors: other atoms there (named),
-/// virtual sites, groups that separate its atoms.
+/// Index in the system of each atom of the model, whose molecule begins at `first`. Errors: a model of anything but a
+/// molecule, other atoms there (named), virtual sites, groups that separate its atoms.
 pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> Result<Vec<usize>> {
-    let n = dimension_without_auxiliary(model) / 3;
+    let dimension = dimension_without_auxiliary(model);
+    if dimension == 0 || dimension % 3 != 0 {
+        return Err(Error::invalid(format!(
+            "the model has {dimension} coordinates, but the atoms of a molecule have three each: use a generator of the \
+             configurations of one molecule"
+        )));
+    }
+    let n = dimension / 3;
     let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {
         Error::invalid(format!(
             "the model's {n} atoms, starting at atom {}, exceed the system's {} atoms",
