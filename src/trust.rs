@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Minimum number of configurations for a fit.
-const FEWEST: usize = 20;
+pub const FEWEST: usize = 20;
 /// Outlier limit of a fit, in standard deviations from the median (estimated from the quartiles): configurations with
 /// log-weights beyond are left out, since they are never accepted, whatever a screen says.
 const FAR: f64 = 5.0;

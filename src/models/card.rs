@@ -134,6 +134,19 @@ impl ModelConfig {
         }
     }
 
+    /// Whether the model can tell two equal atoms, bound to the same ones, from each other: a network on a graph of atoms
+    /// sees their features only.
+    pub(crate) fn tells_apart(&self, [a, b]: [usize; 2]) -> bool {
+        let differ = |features: &[Vec<usize>]| features.get(a) != features.get(b);
+        match self {
+            ModelConfig::EgnnFlow(config) => differ(&config.network.features),
+            ModelConfig::GraphormerEbm(config) => config.network.types.get(a) != config.network.types.get(b),
+            ModelConfig::GvpEbm(config) => differ(&config.network.features),
+            ModelConfig::GvpFlow(config) => differ(&config.network.features),
+            _ => true,
+        }
+    }
+
     /// The exactness of log q, as far as the configuration determines it.
     fn exactness(&self) -> Exactness {
         match self {

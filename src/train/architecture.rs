@@ -99,7 +99,10 @@ pub fn design(
     if u.len() < 4 * d * d {
         let why = broken_constraint(topology, frames, constraints);
         let (usable, n) = (u.len() / d, frames.len() / dimension);
-        return Err(Error::invalid(format!("{usable} of {n} frames are usable, too few to fit {d} coordinates{why}")));
+        return Err(Error::invalid(format!(
+            "{usable} of {n} frames are usable, too few to fit {d} coordinates{why}; at least {} are required",
+            4 * d
+        )));
     }
     of_coordinates(topology, config, (&u, d), options)
 }

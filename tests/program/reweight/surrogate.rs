@@ -127,6 +127,9 @@ fn what_is_no_surrogate_is_refused() {
     let message = reweight(&["-n", "10", "--surrogate", MODEL, "--exact-subset", "11"]).fails();
     assert!(message.contains("--exact-subset 11 of 10 samples: must be from 2 to 10"), "{message}");
     assert!(reweight(&["-n", "10", "--exact-subset", "5"]).fails().contains("--surrogate"));
+    let subset = ["-n", "1000000", "--surrogate", MODEL, "--exact-subset", "19", "--calibrate", "target/never"];
+    let message = reweight(&subset).fails();
+    assert!(message.contains("--calibrate fits to 19 exact log-densities: must be at least 20"), "{message}");
 }
 
 /// Of raw weights, where those of averages are truncated.

@@ -19,6 +19,9 @@ fn energies_are_trained_from_the_command_line() {
     let graphormer =
         format!(r#""n_layers": 1, "width": 8, "feed_forward": 8, "heads": 2, "kernels": 4, "reach": 8.0, {train}"#);
     let mlp = format!(r#""width": 8, "layers": 1, {train}"#);
+    setting.configure(&format!(r#"{{"graphormer_ebm": {{{}}}}}"#, graphormer.replace("8.0", "-3")));
+    let told = setting.train("never.safetensors").args(["--model", "graphormer_ebm"]).fails();
+    assert!(told.contains("reach must be positive and finite, not -3"), "{told}");
     let kinds = [("graphormer_ebm", &graphormer), ("gvp_ebm", &gvp), ("mlp_ebm", &mlp), ("invariant_ebm", &mlp)];
     for (kind, settings) in kinds {
         setting.configure(&format!(r#"{{"{kind}": {{{settings}}}}}"#));

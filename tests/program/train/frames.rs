@@ -50,6 +50,22 @@ fn frames_of_the_other_hand_are_refused() {
         let what = format!("note: in {n} of 400 frames ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13) are numbered");
         assert!(told.contains(&what) && told.contains(remedy), "{told}");
     }
+    // a network on the graph of atoms does not see which is which; of few frames none is held out
+    let train = |settings: &str| {
+        std::fs::write(folder.join("settings.json"), settings).unwrap();
+        let mut command = modejump(&["train", "--model", "egnn_flow", "--topology", TOPOLOGY, "--temperature", "300"]);
+        command.arg("--frames").arg(&mixed).arg("--config").arg(folder.join("settings.json"));
+        command.arg("-o").arg(folder.join("model.safetensors"));
+        command
+    };
+    let few = Frames::new(66, [&x[..66 * 10], &exchanged[66 * 10..66 * 20]].concat());
+    trajectory::write(&mixed, &few, None, &[]).unwrap();
+    let sizes = r#""n_layers": 1, "n_hidden": 4, "train": {"steps": 1, "batch": 2, "evaluate": 1}"#;
+    let [_, told] = train(&format!(r#"{{"egnn_flow": {{{sizes}}}}}"#)).texts();
+    assert!(!told.contains("numbered the other way round"), "{told}");
+    assert!(told.contains("note: `held_out` = 0.02 of 20 frames is none"), "{told}");
+    let told = train(&format!(r#"{{"egnn_flow": {{"coordinate_range": 0, {sizes}}}}}"#)).fails();
+    assert!(told.contains("coordinate_range must be positive and finite, not 0"), "{told}");
 }
 
 /// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the

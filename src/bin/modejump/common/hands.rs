@@ -7,9 +7,9 @@ use modejump::{Error, Result};
 use std::path::Path;
 
 /// Reports how many frames have a stereocentre of the opposite handedness to that of the PDB file, or equal atoms
-/// numbered the other way round. Errors: most of them have such a stereocentre, which a model with the handedness of
+/// numbered the other way round, if the model will tell these apart. Errors: most of them have such a stereocentre, which a model with the handedness of
 /// that file would exclude, and another one would learn as if it were intended.
-pub fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64]) -> Result<()> {
+pub fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64], told_apart: bool) -> Result<()> {
     let (n, path) = (frames.len() / x0.len(), path.display());
     let most_frequent = |centres: Vec<Stereocentre>| {
         let differs = |centre: &Stereocentre| frames.chunks_exact(x0.len()).filter(|x| !centre.holds(x)).count();
@@ -25,7 +25,8 @@ pub fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64
         }
         eprintln!("note: {what}");
     }
-    if let Some((most, centre)) = most_frequent(prochiral_centres(topology, x0)) {
+    let prochiral = if told_apart { prochiral_centres(topology, x0) } else { Vec::new() };
+    if let Some((most, centre)) = most_frequent(prochiral) {
         let what = format!(
             "in {most} of {n} frames {} are numbered the other way round than in {path}",
             pair(topology, &centre)

@@ -10,7 +10,7 @@ use modejump::io::{model_file, write_atomically};
 use modejump::models::steering::{dimension_without_auxiliary, follow};
 use modejump::models::Model;
 use modejump::parallel::{streams, Ranks};
-use modejump::trust::Trust;
+use modejump::trust::{self, Trust};
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
 use serde::Serialize;
@@ -36,6 +36,12 @@ impl Reweight {
         }
         if !(2..=n).contains(&m) {
             return Err(Error::invalid(format!("--exact-subset {m} of {n} samples: must be from 2 to {n}")));
+        }
+        if self.calibrate.is_some() && m < trust::FEWEST {
+            let fewest = trust::FEWEST;
+            return Err(Error::invalid(format!(
+                "--calibrate fits to {m} exact log-densities: must be at least {fewest}"
+            )));
         }
         let d = model.dimension();
         let mut own = Vec::new();

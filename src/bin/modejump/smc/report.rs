@@ -68,8 +68,12 @@ impl Smc {
         }
         if !matches!(self.moves, Moves::Unadjusted | Moves::Corrected) && !(IDLE[0]..=IDLE[1]).contains(&acceptance) {
             println!(
-                "(the moves have little effect: their step is too {}; without --step, a pilot run chooses it)",
-                if acceptance < 0.5 { "long" } else { "short" }
+                "(the moves have little effect: their step is too {}; {})",
+                if acceptance < 0.5 { "long" } else { "short" },
+                match self.step {
+                    Some(_) => "without --step, a pilot run chooses it",
+                    None => "use more samples (-n), with which the pilot run chooses a better one, or --step",
+                }
             );
         }
         if summary["biased"] == json!(true) {

@@ -160,6 +160,9 @@ impl Train {
         let new = graphormer_ebm::Config { network, energy: ANGSTROM };
         let begin = self.begin_energy(&topology, new)?;
         let network = Graphormer::new(begin.config.network.clone())?;
+        if !(design.reach > 0.0 && design.reach.is_finite()) {
+            return Err(Error::invalid(format!("reach must be positive and finite, not {}", design.reach)));
+        }
         let parameters = begin.parameters(&network, |network| Ok(network.initial(design.reach, design.train.seed)))?;
         let options = (design.contrast, &design.train);
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)

@@ -36,6 +36,15 @@ struct Begun {
 const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 3 };
 
 impl Train {
+    /// Says that no frame is held out where a share of them should be.
+    pub(super) fn tell_held_out(&self, share: f64, n: usize) {
+        if share > 0.0 && n > 0 && share * (n as f64) < 1.0 {
+            eprintln!(
+                "note: `held_out` = {share} of {n} frames is none: the loss of frames that are not trained on is not measured"
+            );
+        }
+    }
+
     /// log q of the n frames from their files, the held-out share first; NaN where it is not known, such as for
     /// resampled frames, whose density differs.
     pub(super) fn log_densities(&self, n: usize, held_out: f64) -> Result<Vec<f64>> {

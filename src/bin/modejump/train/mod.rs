@@ -57,6 +57,14 @@ enum Kind {
 }
 
 impl Kind {
+    /// Whether equal atoms at one centre differ for the model: networks on graphs of atoms see their elements only.
+    fn tells_equal_atoms_apart(self) -> bool {
+        match self {
+            Kind::Coupling | Kind::Tarflow | Kind::TransferableTarflow | Kind::MlpEbm => true,
+            Kind::GvpFlow | Kind::EgnnFlow | Kind::GraphormerEbm | Kind::InvariantEbm | Kind::GvpEbm => false,
+        }
+    }
+
     /// Name on the command line and in model files.
     fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
@@ -161,7 +169,8 @@ impl Train {
             Some(_) => self.resampled(&self.frames, &topology, 0, config.held_out(self.model))?,
             None => self.frames(&config, &topology, &x0)?,
         };
-        require_hands(&self.topology, &topology, &x0, &frames)?;
+        require_hands(&self.topology, &topology, &x0, &frames, self.model.tells_equal_atoms_apart())?;
+        self.tell_held_out(config.held_out(self.model), frames.len() / x0.len());
         self.tell_rigid_bonds(&topology, &frames)?;
         self.tell_turns(&topology, &frames);
         let summary = match self.model {

@@ -113,7 +113,7 @@ impl Train {
         for (peptide, PeptideFrames { topology: path, frames }) in (1..).zip(&design.peptides) {
             let (topology, x0) = Topology::from_pdb(path)?;
             let frames = self.resampled(frames, &topology, peptide, design.train.held_out)?;
-            require_hands(path, &topology, &x0, &frames)?;
+            require_hands(path, &topology, &x0, &frames, true)?;
             molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
