@@ -1,6 +1,6 @@
 //! `sample` and `log-density`: configurations, latent points, what is refused before the work.
 
-use crate::command::{files, largest_difference, modejump, tensor, tensors, write, Run, MODEL};
+use crate::command::{files, largest_difference, modejump, tensor, tensors, write, Run, MODEL, TOPOLOGY};
 use crate::tarflow;
 use modejump::io::model_file::Tensor;
 use serde_json::json;
@@ -237,4 +237,20 @@ fn an_output_that_is_an_input_is_refused() {
         assert!(message.contains("would overwrite") && message.contains("use another name"), "{message}");
     }
     assert!(before == bytes());
+}
+
+/// A continuous flow has density everywhere, but its solver may take too few steps.
+#[test]
+fn a_solver_that_gives_up_is_told_from_the_support() {
+    let model = files("log-density-solver")("flow.safetensors");
+    let mut bytes = std::fs::read("models/ala2/gvp-flow.safetensors").unwrap();
+    let [steps, fewer] = [br#"\"max_steps\": 1000"#, br#"\"max_steps\":    2"#];
+    let at = bytes.windows(steps.len()).position(|window| window == steps).unwrap();
+    bytes[at..at + fewer.len()].copy_from_slice(fewer);
+    std::fs::write(&model, bytes).unwrap();
+    let run = || modejump(&["log-density", &model, TOPOLOGY]);
+    let told = run().succeeds();
+    assert!(told.contains("1 without a finite result") && told.contains("max_steps"), "{told}");
+    assert!(!told.contains("outside the support"), "{told}");
+    assert_eq!(run().json()["not_finite"], 1);
 }

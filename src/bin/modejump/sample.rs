@@ -157,16 +157,23 @@ impl Sample {
 pub fn report(json: bool, output: Option<&Path>, frames: &Frames, log_density: &[Evaluation], outside: usize) {
     let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     let mean = (!inside.is_empty()).then(|| inside.iter().sum::<f64>() / inside.len() as f64);
+    let failed = log_density.iter().filter(|e| e.status == Status::NonFinite).count();
     if json {
         let summary = serde_json::json!({
             "output": output.map(|output| output.display().to_string()),
             "n": frames.n(),
             "mean_log_density": mean,
             "outside_support": outside,
+            "not_finite": failed,
         });
         println!("{summary}");
     } else {
-        let outside = if outside > 0 { format!(", {outside} outside the support") } else { String::new() };
+        let counted = |n: usize, what: &str| if n > 0 { format!(", {n} {what}") } else { String::new() };
+        let outside = counted(outside - failed, "outside the support")
+            + &counted(
+                failed,
+                "without a finite result (of a continuous flow: the solver may have reached its max_steps)",
+            );
         let mean = mean.map_or("no log q to average".into(), |mean| format!("mean log q = {mean:.4}"));
         let written = output.map_or(String::new(), |output| format!("{}: ", output.display()));
         println!("{written}{}, {mean}{outside}", frames_of(frames.n()));

@@ -55,7 +55,7 @@ pub struct Reweight {
     /// by both on the same samples, and the bias of the surrogate
     #[arg(long)]
     surrogate: Option<PathBuf>,
-    /// Compute the generator's own density for only this many of the samples
+    /// Compute the generator's own density for only this many of the samples; --calibrate requires 20
     #[arg(long, requires = "surrogate")]
     exact_subset: Option<usize>,
     /// Write the surrogate, an energy-based model, to this file with the factors by which delayed acceptance should
