@@ -71,8 +71,8 @@ pub struct Egnn {
 }
 
 impl Egnn {
-    /// Lays out the parameters. Errors: a size that is zero or too large, a range that is not positive, or
-    /// a feature out of range.
+    /// Lays out the parameters. Errors: a size that is zero or too large, a range that is not positive, or a feature
+    /// out of range.
     pub fn new(config: EgnnConfig) -> Result<Egnn> {
         let h = config.n_hidden;
         if !(config.coordinate_range > 0.0 && config.coordinate_range.is_finite()) {

@@ -7,8 +7,8 @@ use modejump::{Error, Result};
 use std::path::Path;
 
 /// Reports how many frames have a stereocentre of the opposite handedness to that of the PDB file, or equal atoms
-/// numbered the other way round, if the model will tell these apart. Errors: most of them have such a stereocentre, which a model with the handedness of
-/// that file would exclude, and another one would learn as if it were intended.
+/// numbered the other way round, if the model will tell these apart. Errors: most of them have such a stereocentre,
+/// which a model with the handedness of that file would exclude, and another one would learn as if it were intended.
 pub fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64], told_apart: bool) -> Result<()> {
     let (n, path) = (frames.len() / x0.len(), path.display());
     let most_frequent = |centres: Vec<Stereocentre>| {
