@@ -145,7 +145,7 @@ pub trait Density: Send + Sync {
     }
 
     /// Draws n samples: writes `x[n][dimension]` and their evaluations. Row `i` takes its random numbers from
-    /// `streams(i)` alone, so it depends on no other row.
+    /// `streams(i)` alone, from where it stands, so it depends on no other row.
     fn sample(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),

@@ -200,6 +200,13 @@ impl Stream {
         self
     }
 
+    /// The stream from the next block on, as one from which nothing has been drawn: what is left of the block is not
+    /// used.
+    pub fn at_next_block(self) -> Stream {
+        let next = self.counter[0];
+        self.at(next)
+    }
+
     /// Key and counter of a stream from which nothing has been drawn, for GPU kernels that continue it; None otherwise.
     pub fn start(&self) -> Option<[u32; 6]> {
         let fresh = self.spare.is_none() && self.spare_normal.is_none();

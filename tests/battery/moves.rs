@@ -93,6 +93,13 @@ pub fn systems() -> Vec<System> {
             observables: |x| vec![x[0] + x[3] + x[6], x[0] - x[3], (x[4] - x[1]).powi(2) + x[8], x[0] * (x[3] + x[6])],
         },
         System {
+            name: "generators of two modes in one model",
+            target: Arc::new(Exact(GaussianMixture(vec![(0.3, vec![-0.97, -0.4], 0.1), (0.7, vec![0.96, 0.6], 0.1)]))),
+            generator: models::load("models/double-well/modes.safetensors").unwrap(),
+            local: 0.05,
+            observables: |x| vec![x[0], x[1], (x[1] - 0.5 * x[0]).powi(2)],
+        },
+        System {
             name: "bent molecule",
             target: bent(true),
             generator: bent(false),

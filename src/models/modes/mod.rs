@@ -185,8 +185,8 @@ impl Density for ModeGenerators {
         self.generators[0].scope()
     }
 
-    /// A row's first random number chooses the mode; its generator has the stream from the next block on, as kernels need a
-    /// stream of which nothing has been drawn.
+    /// A row's first random number chooses the mode; its generator has the stream from the next block on, as kernels
+    /// need a stream of which nothing has been drawn.
     fn sample(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),
@@ -195,10 +195,15 @@ impl Density for ModeGenerators {
     ) -> Result<()> {
         let n = self.rows(x, log_density)?;
         let d = self.dimension();
-        let chosen: Vec<usize> = (0..n).map(|row| streams(row).below(self.generators.len())).collect();
+        let choose = |stream: &mut Stream| stream.below(self.generators.len());
+        let chosen: Vec<usize> = (0..n).map(|row| choose(&mut streams(row))).collect();
         for (i, generator) in self.generators.iter().enumerate() {
             let rows: Vec<usize> = (0..n).filter(|&row| chosen[row] == i).collect();
-            let rest = |k: usize| streams(rows[k]).at(1);
+            let rest = |k: usize| {
+                let mut stream = streams(rows[k]);
+                choose(&mut stream);
+                stream.at_next_block()
+            };
             let mut samples = vec![0.0; rows.len() * d];
             let mut found = vec![Evaluation::outside(Status::NonFinite); rows.len()];
             generator.sample(&rest, &mut samples, &mut found)?;

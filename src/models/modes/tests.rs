@@ -63,6 +63,18 @@ fn the_mixture_is_normalised_and_knows_its_samples() {
 }
 
 /// The random number that chooses the mode is not among those of its generator.
+/// Proposals of one attempt have parts of one stream: each begins at a block of its own.
+#[test]
+fn samples_from_parts_of_a_stream_are_all_different() {
+    let (model, n) = (model(1), 32);
+    let mut samples = vec![0.0; n];
+    let part = |row: usize| Stream::new(1, StreamId::Test, 0, 0).at((row as u32) << 20);
+    model.sample(&part, &mut samples, &mut vec![Evaluation::inside(0.0); n]).unwrap();
+    samples.sort_by(f64::total_cmp);
+    samples.dedup();
+    assert_eq!(samples.len(), n);
+}
+
 #[test]
 fn where_a_sample_lies_in_its_mode_does_not_tell_of_the_choice() {
     let files = [generator(0.0, 1.0, 1), generator(0.0, 1.0, 1)];
