@@ -6,6 +6,9 @@
 //! layers from which T_b's training began, so that f began as the identity (learned replica exchange: Invernizzi,
 //! Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)); with T_a = T_b and a step in between, it is a walk
 //! in latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
+//!
+//! The latent density of a steerable model is N(0, τ I), so between two of its temperatures z is also scaled by
+//! √(τ_b/τ_a).
 
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
@@ -21,6 +24,8 @@ pub struct Bijection {
     frame: Option<[usize; 3]>,
     /// Indices of the latent coordinates that live on [0, 1].
     uniform: Vec<usize>,
+    /// √(τ_b/τ_a), by which the others are scaled.
+    scale: f64,
 }
 
 /// Log-densities of one mapping x → y: the two sides of a proposal, relative to volume in latent space.
@@ -103,12 +108,14 @@ impl Bijection {
                 return Err(Error::invalid("a map between models requires the same atoms in the same order"));
             }
         }
-        Ok(Bijection { from, to, frame, uniform })
+        let variance = |model: &Arc<dyn Model>| model.steering().map_or(1.0, |s| s.variance);
+        let scale = (variance(&to) / variance(&from)).sqrt();
+        Ok(Bijection { from, to, frame, uniform, scale })
     }
 
     /// f⁻¹.
     pub fn inverse(&self) -> Bijection {
-        Bijection { from: self.to.clone(), to: self.from.clone(), ..self.clone() }
+        Bijection { from: self.to.clone(), to: self.from.clone(), scale: 1.0 / self.scale, ..self.clone() }
     }
 
     /// T_a.
@@ -161,7 +168,10 @@ impl Bijection {
         }
         for (row, z) in z.chunks_exact_mut(latent).enumerate() {
             match mapped[row].reverse.is_inside() {
-                true => step(row, z),
+                true => {
+                    (0..latent).filter(|i| !self.uniform.contains(i)).for_each(|i| z[i] *= self.scale);
+                    step(row, z)
+                }
                 false => z.fill(0.5), // arbitrary: the row has no image
             }
             for &i in &self.uniform {
@@ -171,9 +181,10 @@ impl Bijection {
             }
         }
         b.generate(&z, y, &mut log_det, &mut evaluations)?;
+        let of_scale = (latent - self.uniform.len()) as f64 * self.scale.ln();
         let rows = x.chunks_exact(self.dimension()).zip(y.chunks_exact_mut(self.dimension()));
         for (((x, y), mapped), (log_det, evaluation)) in rows.zip(mapped).zip(log_det.iter().zip(&evaluations)) {
-            mapped.forward = volume(evaluation.status, *log_det);
+            mapped.forward = volume(evaluation.status, log_det + of_scale);
             if mapped.status() == Status::Inside && !self.place(x, y) {
                 mapped.forward = Evaluation::outside(Status::Singular);
             }
@@ -213,6 +224,7 @@ mod tests {
     use super::*;
     use crate::io::model_file;
     use crate::models::coupling::CouplingFlow;
+    use crate::models::{self, Precision};
     use crate::rng::{Stream, StreamId};
     use crate::testing::log_abs_determinant;
 
@@ -260,6 +272,28 @@ mod tests {
             assert_eq!(there.status(), Status::Inside);
             assert!((there.log_det() + again.log_det()).abs() < 1e-8, "{there:?} {again:?}");
         }
+    }
+
+    #[test]
+    fn between_two_temperatures_of_a_steerable_model_one_density_becomes_the_other() {
+        let model = models::load_with("models/ala2/steerable.safetensors", Precision::F64).unwrap();
+        let [cold, hot] = [300.0, 600.0].map(|kelvin| model.at_temperature(kelvin).unwrap());
+        let (n, streams) = (5, |row: usize| Stream::new(4, StreamId::Test, row as u64, 0));
+        let mut x = vec![0.0; n * model.dimension()];
+        let [mut of_x, mut of_y] = [vec![Evaluation::inside(0.0); n], vec![Evaluation::inside(0.0); n]];
+        cold.sample(&streams, &mut x, &mut of_x).unwrap();
+        let map = Bijection::new(cold, hot.clone()).unwrap();
+        let (mut y, mut back) = (x.clone(), x.clone());
+        let (mut there, mut again) = (nothing(n), nothing(n));
+        map.map(&x, &mut y, &mut there).unwrap();
+        map.inverse().map(&y, &mut back, &mut again).unwrap();
+        hot.log_density(&y, &mut of_y).unwrap();
+        for row in 0..n {
+            let expected = of_x[row].log_density - there[row].log_det();
+            assert!((of_y[row].log_density - expected).abs() < 1e-7, "{} {expected}", of_y[row].log_density);
+            assert!((there[row].log_det() + again[row].log_det()).abs() < 1e-7);
+        }
+        assert!(x.iter().zip(&back).all(|(x, back)| (x - back).abs() < 1e-9));
     }
 
     /// Frame atoms stay on their axes, which leaves them three directions; the other atoms are free.

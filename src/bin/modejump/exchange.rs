@@ -68,18 +68,21 @@ mod run {
     use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
     use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
+    use modejump::models::steering::follow;
     use modejump::models::Model;
     use modejump::Error;
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 6 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 7 };
 
     /// State from which a run continues.
     #[derive(Serialize, Deserialize)]
     struct Saved {
-        /// Exchanges done.
+        /// Exchanges done in equilibration.
+        equilibrated: u64,
+        /// Exchanges done after it.
         done: u64,
         replicas: ReplicasState,
         /// One record per temperature.
@@ -98,6 +101,8 @@ mod run {
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
             models.iter().try_for_each(|model| require_order(&self.topology, &topology, model.as_ref()))?;
             let temperatures = self.temperatures(&models)?;
+            let at = |(i, model)| temperatures.get(i).map_or(Ok(Arc::clone(model)), |&kelvin| follow(model, kelvin));
+            let models = models.iter().enumerate().map(at).collect::<Result<Vec<_>>>()?;
             let pairs = models.iter().zip(&temperatures);
             pairs.for_each(|(model, &kelvin)| warn_of_temperature(model.as_ref(), kelvin, "exchanges"));
             if self.output.len() > models.len() {
@@ -122,6 +127,9 @@ mod run {
             let mut saved = match before {
                 Some(before) => {
                     replicas.go_on_from(&before.replicas)?;
+                    if before.equilibrated < self.equilibrate {
+                        eprintln!("resuming after {} equilibration exchanges", before.equilibrated);
+                    }
                     before
                 }
                 None => {
@@ -130,9 +138,8 @@ mod run {
                         check_writable(path)?;
                     }
                     replicas.start(&x0)?;
-                    self.equilibrate(&mut replicas)?;
                     let records = models.iter().map(|_| Record::default()).collect();
-                    Saved { done: 0, replicas: ReplicasState::default(), records }
+                    Saved { equilibrated: 0, done: 0, replicas: ReplicasState::default(), records }
                 }
             };
             // writes every file that can be written, with the frames before a failure
@@ -155,6 +162,9 @@ mod run {
             let written = write(&saved.records);
             run?;
             let written = written.and(keep(&mut replicas, &mut saved));
+            if let Err(interrupted) = require_frames(&saved.records[0], self.exchanges, self.checkpoint.as_deref()) {
+                return written.and(Err(interrupted));
+            }
             // the report is printed even if the disk is full by now
             self.report(&replicas, &saved.records, &temperatures);
             written.and(require_whole(saved.done, self.exchanges, "exchanges"))
@@ -179,30 +189,25 @@ mod run {
             }
         }
 
-        fn equilibrate(&self, replicas: &mut ExchangingReplicas) -> Result<()> {
-            let mut progress = Progress::new(self.equilibrate, "equilibration exchanges");
-            for done in 0..self.equilibrate {
-                if interrupted() {
-                    break;
-                }
-                replicas.iterate().map_err(|e| failed(e, done * self.interval + 1..=(done + 1) * self.interval))?;
-                progress.show(done + 1, String::new());
-            }
-            progress.end();
-            Ok(())
-        }
-
-        /// Runs and records the exchanges; `after` gets replicas and records after every frame.
+        /// Runs the exchanges and records those after the equilibration; `after` gets replicas and records after each.
         fn record_run(
             &self,
             replicas: &mut ExchangingReplicas,
             saved: &mut Saved,
             after: &mut dyn FnMut(&mut ExchangingReplicas, &mut Saved),
         ) -> Result<()> {
+            let steps = |done: u64| done * self.interval + 1..=(done + 1) * self.interval;
+            let mut progress = Progress::new(self.equilibrate, "equilibration exchanges");
+            while saved.equilibrated < self.equilibrate && !interrupted() {
+                replicas.iterate().map_err(|e| failed(e, steps(saved.equilibrated)))?;
+                saved.equilibrated += 1;
+                after(replicas, saved);
+                progress.show(saved.equilibrated, String::new());
+            }
+            progress.end();
             let mut progress = Progress::new(self.exchanges, "exchanges");
             while saved.done < self.exchanges && !interrupted() {
-                let steps = saved.done * self.interval + 1..=(saved.done + 1) * self.interval;
-                replicas.iterate().map_err(|e| failed(e, steps))?;
+                replicas.iterate().map_err(|e| failed(e, steps(saved.done)))?;
                 saved.done += 1;
                 for (i, (record, simulation)) in saved.records.iter_mut().zip(replicas.simulations()).enumerate() {
                     let keeps_positions = self.checkpoint.is_some() || i < self.output.len();
@@ -214,7 +219,7 @@ mod run {
                 progress.show(saved.done, format!("accepted {}", accepted.join(", ")));
             }
             progress.end();
-            require_frames(saved.done, self.exchanges)
+            Ok(())
         }
 
         fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) {
