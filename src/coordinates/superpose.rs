@@ -86,7 +86,12 @@ fn rotation([w, x, y, z]: [f64; 4]) -> [[f64; 3]; 3] {
     ]
 }
 
-/// Unit eigenvector of the largest eigenvalue of a symmetric matrix, by Jacobi rotations.
+/// Relative difference below which two eigenvalues count as equal: far above rounding, far below what a bent molecule has.
+const EQUAL: f64 = 1e-6;
+
+/// Unit eigenvector of the largest eigenvalue of a symmetric matrix, by Jacobi rotations. If there are several, as for
+/// molecules on a line, the one with the largest first component, which as a rotation has the smallest angle: any other
+/// choice would be that of rounding, and not the same for the way back. Zero in the first component if all have that.
 fn leading_eigenvector(mut a: [[f64; 4]; 4]) -> [f64; 4] {
     let mut vectors = [[0.0; 4]; 4];
     (0..4).for_each(|i| vectors[i][i] = 1.0);
@@ -110,7 +115,18 @@ fn leading_eigenvector(mut a: [[f64; 4]; 4]) -> [f64; 4] {
         }
     }
     let largest = (0..4).max_by(|&i, &j| a[i][i].total_cmp(&a[j][j])).unwrap_or(0);
-    std::array::from_fn(|k| vectors[k][largest])
+    let leading: [f64; 4] = std::array::from_fn(|k| vectors[k][largest]);
+    let equal: Vec<usize> =
+        (0..4).filter(|&i| a[largest][largest] - a[i][i] <= EQUAL * a[largest][largest].abs()).collect();
+    if equal.len() == 1 {
+        return leading;
+    }
+    let nearest: [f64; 4] = std::array::from_fn(|k| equal.iter().map(|&i| vectors[0][i] * vectors[k][i]).sum());
+    let length = nearest.iter().map(|q| q * q).sum::<f64>().sqrt();
+    match length > EQUAL {
+        true => nearest.map(|q| q / length),
+        false => [0.0, leading[1], leading[2], leading[3]],
+    }
 }
 
 #[cfg(test)]
@@ -133,6 +149,25 @@ mod tests {
         x.chunks_exact(3)
             .flat_map(|v| (0..3).map(|k| (0..3).map(|l| r[k][l] * v[l]).sum()).collect::<Vec<_>>())
             .collect()
+    }
+
+    /// A molecule on a line can be turned about it, too.
+    #[test]
+    fn a_line_is_turned_by_the_smallest_angle() {
+        let line =
+            |direction: [f64; 3]| [-0.1, 0.04, 0.06].iter().flat_map(|r| direction.map(|d| r * d)).collect::<Vec<_>>();
+        let (x, y) = (line([1.0, 0.0, 0.0]), line([0.6, 0.8, 0.0]));
+        for noise in [0.0, 1e-12, -1e-12] {
+            let mut x = x.clone();
+            x[4] += noise;
+            let Rotation([w, a, b, c]) = superposing_rotation(&x, &y);
+            let half = 0.5 * 0.8_f64.atan2(0.6);
+            let error = (w.abs() - half.cos()).abs() + a.abs() + b.abs() + (c.abs() - half.sin()).abs();
+            assert!(error < 1e-9, "{error}");
+        }
+        let back: Vec<f64> = x.iter().map(|v| -v).collect();
+        assert!(superposing_rotation(&x, &back).is_half_turn());
+        assert!(superposing_rotation(&y, &y.iter().map(|v| -v).collect::<Vec<_>>()).is_half_turn());
     }
 
     #[test]
