@@ -12,6 +12,7 @@ mod mpi;
 
 use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
+use crate::io::checkpoint::Identity;
 use crate::rng::{Stream, StreamId};
 use std::io::Write;
 use std::ops::Range;
@@ -87,6 +88,12 @@ impl dyn Ranks + '_ {
         let mut own = room(self.share(n).len().checked_mul(density.dimension()), 0.0)?;
         let log_q = self.evaluations(n, |rows, log_q| density.sample(&streams(seed, rows), &mut own, log_q))?;
         Ok((self.gather(own)?, log_q))
+    }
+
+    /// Errors: the ranks have been given different models, files or options.
+    pub fn same_run(&self, identity: &Identity) -> Result<()> {
+        let bytes = format!("{identity:?}").into_bytes();
+        self.same(&bytes.into_iter().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")
     }
 
     /// Errors: the ranks hold different numbers here; `what` describes them.
@@ -171,6 +178,14 @@ fn start() -> Result<Box<dyn Ranks>> {
              a build with `--features mpi`"
         ))),
         _ => Ok(Box::new(Alone)),
+    }
+}
+
+/// Says on standard error if this is one of several processes, for work that they do not share.
+pub fn warn_of_copies() {
+    if let Some(processes @ 2..) = launched() {
+        let said = format!("modejump: this is one of {processes} processes, each of which does this work by itself\n");
+        let _ = std::io::stderr().write_all(said.as_bytes());
     }
 }
 

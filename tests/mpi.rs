@@ -129,5 +129,10 @@ fn a_rank_that_errs_ends_the_others_and_says_why() {
     // both say the same; the first one ends the other
     let reason = "rank 0 of 2: rank 1 has a model, a System or options different from those of rank 0";
     fail_apart(&smc("1"), &smc("2"), reason);
+    let reweight = |n| [&["reweight", MODEL, "-n", n], &SYSTEM[..]].concat();
+    fail_apart(&reweight("10"), &reweight("30"), reason);
+    let seeded = |seed| [&sample(MODEL)[..], &["--seed", seed]].concat();
+    fail_apart(&seeded("1"), &seeded("2"), reason);
+    assert!(!output.exists());
     std::fs::remove_dir_all(folder).unwrap();
 }

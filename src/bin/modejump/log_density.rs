@@ -5,7 +5,7 @@ use super::common::{
 };
 use super::sample::report;
 use clap::Args;
-use modejump::coordinates::vector::{atom, centre, centroid, dot, shift, Vec3};
+use modejump::coordinates::vector::{atom, centre, centroid, dot, shift};
 use modejump::coordinates::Topology;
 use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
@@ -36,9 +36,9 @@ pub struct LogDensity {
     #[arg(long)]
     temperature: Option<f64>,
     /// Seed of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is the
-    /// joint log-density minus that of these alone. Also seed of the centroids that TarFlows are trained on with noise:
-    /// if those of the frames are not distributed like this noise (all at the origin, or elsewhere), all frames are
-    /// centred and get centroids drawn from it, as in moves, which leaves the ensemble unchanged
+    /// joint log-density minus that of these alone. Also seed of the centroids of frames for TarFlows trained with noise
+    /// there: frames are centred and get centroids drawn from it, as in moves, which leaves the ensemble unchanged.
+    /// Samples of a model, in files with `log_density`, keep theirs
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// For a TarFlow: take the centroids of all frames as they are, for example to compare log q with that of another
@@ -114,7 +114,7 @@ impl LogDensity {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Centroids {
     AsTheyAre,
-    /// Drawn anew if they are not distributed like this noise.
+    /// Drawn anew, except those of a model's own samples.
     Noise,
 }
 
@@ -130,9 +130,12 @@ pub fn as_of_model(
     let of_x = model.dimension() - steering.auxiliary;
     let mut frames = read(path, topology, model.card())?.require(path, of_x)?;
     if let (Scope::Noisy { sigma }, Centroids::Noise) = (model.scope(), centroids) {
-        // samples of a model have a log q, to which their centroids belong
+        // samples of a model have a log q, to which their centroids belong, unless they were centred since
         let own = array(path, "log_density", frames.n())?.is_some();
-        draw_centroids(&mut frames, sigma, seed, own);
+        let centred = || frames.x.chunks_exact(of_x).map(centroid).all(|c| dot(c, c) <= 1e-6 * sigma * sigma);
+        if !own || centred() {
+            draw_centroids(&mut frames, sigma, seed);
+        }
     }
     restore_bonds(path, model, &mut frames)?;
     if let Some(first) = frames.x.get(..of_x) {
@@ -184,35 +187,17 @@ fn read_in_order(path: &Path, topology: &Path, card: &ModelCard) -> Result<Frame
     Ok(Frames { x, ..frames })
 }
 
-/// Whether centroids are about as spread as noise of standard deviation sigma (nm), as those of the model's own samples
-/// are. Those of centred frames are all zero, those of frames from elsewhere spread more: the sum of n squared
-/// centroids over σ² follows a χ² distribution of 3n degrees of freedom.
-fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> bool {
-    let degrees = 3.0 * n as f64;
-    let spread = centroids.map(|c| dot(c, c)).sum::<f64>() / (sigma * sigma * degrees);
-    // the noise of a trained model differs a little from that of its training
-    let error = 0.5 + 6.0 * (2.0 / degrees).sqrt();
-    spread > (1.0 - error).max(1e-3) && spread < 1.0 + error
-}
-
-/// Draws centroids for frames whose centroids are not noise of standard deviation sigma (nm): the model's density is
-/// one of (shape, centroid), and meaningless for arbitrary centroids. A model's own samples keep theirs, unless they
-/// were centred since.
-fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64, own: bool) {
-    let (dimension, n) = (frames.dimension, frames.n());
-    let centroids = || frames.x.chunks_exact(dimension).map(centroid);
-    let moved = own && centroids().any(|c| dot(c, c) > 1e-6 * sigma * sigma);
-    if n == 0 || moved || are_noise(centroids(), n, sigma) {
-        return;
-    }
-    for (row, x) in frames.x.chunks_exact_mut(dimension).enumerate() {
+/// Draws the centroids of all frames as noise of standard deviation sigma (nm): the model's density is one of (shape,
+/// centroid), and meaningless for arbitrary centroids.
+fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
+    for (row, x) in frames.x.chunks_exact_mut(frames.dimension).enumerate() {
         centre(x);
         let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
         shift(x, std::array::from_fn(|_| sigma * stream.normal()));
     }
     eprintln!(
-        "note: the centroids of the frames are not distributed like the model's training noise, so all {n} are drawn from it (--seed; \
-         `log-density --keep-centroids` keeps them)"
+        "note: for this model centroids are noise, so those of all {} frames are drawn from it (--seed; `log-density --keep-centroids` keeps them)",
+        frames.n()
     );
 }
 
@@ -221,17 +206,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn centroids_that_are_noise_are_told_from_others() {
-        let of = |n: usize, spread: f64, offset: f64| {
-            let mut stream = Stream::new(3, StreamId::Test, n as u64, 0);
-            let centroids: Vec<Vec3> =
-                (0..n).map(|_| std::array::from_fn(|_| offset + spread * stream.normal())).collect();
-            are_noise(centroids.into_iter(), n, 0.1)
+    fn centroids_are_drawn_from_the_noise_whatever_they_were() {
+        let (n, sigma) = (4000, 0.1);
+        let mut frames = Frames::new(6, (0..n).flat_map(|i| [0.01 * i as f64, 0.3, -2.0, 0.5, 0.4, 1.0]).collect());
+        draw_centroids(&mut frames, sigma, 3);
+        let mean = |power: i32| {
+            let of = |x: &[f64]| centroid(x).map(|c| c.powi(power)).iter().sum::<f64>() / 3.0;
+            frames.x.chunks_exact(6).map(of).sum::<f64>() / n as f64
         };
-        for n in [1, 10, 1000] {
-            assert!(of(n, 0.1, 0.0), "{n}");
-            assert!(!of(n, 0.0, 0.0) && !of(n, 0.1, 0.7), "{n}");
-        }
-        assert!(of(1000, 0.105, 0.0) && !of(1000, 0.03, 0.0) && !of(1000, 0.1, 0.15));
+        assert!(mean(1).abs() < 5.0 * sigma / (3.0 * n as f64).sqrt());
+        assert!((mean(2) / (sigma * sigma) - 1.0).abs() < 5.0 * (2.0 / (3.0 * n as f64)).sqrt());
+        assert!((mean(4) / sigma.powi(4) - 3.0).abs() < 0.5);
+        let width = |x: &[f64]| x[3] - x[0];
+        assert!((width(&frames.x[6..]) - 0.49).abs() < 1e-12);
     }
 }

@@ -88,6 +88,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether the ranks of `mpirun` divide the work.
+    fn is_shared(&self) -> bool {
+        matches!(self, Command::Sample(_) | Command::Reweight(_) | Command::Smc(_))
+    }
+
     /// Whether the command runs models. The others only read files, and need no GPU for that.
     fn runs_models(&self) -> bool {
         !matches!(
@@ -152,6 +157,9 @@ fn main() -> ExitCode {
 }
 
 fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
+    if !command.is_shared() {
+        modejump::parallel::warn_of_copies();
+    }
     if !command.runs_models() {
         modejump::device::set_default(Device::cpu());
     } else if let Some(name) = device {

@@ -1,9 +1,10 @@
 //! `modejump sample`
 
-use super::common::{frames_of, load_at, read_latent, split, DecodingFlags, PrecisionFlag};
+use super::common::{frames_of, hash_of, load_at, read_latent, split, DecodingFlags, PrecisionFlag};
 use clap::Args;
 use modejump::density::{Evaluation, Status};
 use modejump::io::check_apart;
+use modejump::io::checkpoint::Identity;
 use modejump::io::trajectory::{self, Frames};
 use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
@@ -63,6 +64,7 @@ impl Sample {
                 model.card().topology.as_ref(),
             )?;
         }
+        ranks.same_run(&self.identity(model.as_ref())?)?;
         if self.points_only {
             return self.points(model.as_ref(), ranks);
         }
@@ -111,6 +113,14 @@ impl Sample {
 }
 
 impl Sample {
+    /// What the samples depend on.
+    fn identity(&self, model: &dyn Model) -> Result<Identity> {
+        let run = Identity::default().with_content("model", model.hash()).with("-n", self.n).with("--seed", self.seed);
+        let run = run.with_some("--temperature", self.temperature).with("--points-only", self.points_only);
+        let run = run.with_some("--z", self.z.as_ref().map(|path| hash_of(path)).transpose()?);
+        Ok(self.precision.identify(self.decoding.identify(run)))
+    }
+
     /// Reports the passes of iterative decoding, on standard error.
     fn report_decoding(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
         let decoded = model.autoregressive().map(|tarflow| tarflow.decoded()).unwrap_or_default();

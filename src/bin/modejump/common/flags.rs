@@ -1,13 +1,14 @@
 //! Options that several commands share.
 
 use clap::{Args, ValueEnum};
+use modejump::io::checkpoint::Identity;
 use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
 use modejump::models::Model;
 use modejump::weights::Rule;
 use modejump::Result;
 use std::sync::Arc;
 #[cfg(feature = "openmm")]
-use {modejump::engines::openmm::System, modejump::io::checkpoint::Identity, std::path::Path};
+use {modejump::engines::openmm::System, std::path::Path};
 
 #[derive(Clone, Debug, Args)]
 pub struct PlatformFlag {
@@ -31,7 +32,6 @@ pub struct PrecisionFlag {
     pub(super) precision: Type,
 }
 
-#[cfg(feature = "openmm")]
 impl PrecisionFlag {
     /// Adds the option to the identity of a run, which continues only with the same value.
     pub fn identify(&self, run: Identity) -> Identity {
@@ -80,7 +80,6 @@ impl DecodingFlags {
     }
 
     /// Adds the option to the identity of a run, which continues only with the same value.
-    #[cfg(feature = "openmm")]
     pub fn identify(&self, run: Identity) -> Identity {
         let name = self.decoding.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
         let run = run.with("--decoding", name);

@@ -8,7 +8,9 @@
 use super::{error_of_population, extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::{as_of_model, Centroids};
-use modejump::density::Evaluation;
+use modejump::coordinates::superpose::random_rotation;
+use modejump::coordinates::vector::{centre, shift};
+use modejump::density::{Evaluation, Scope};
 use modejump::free_energy::{bar_with_series, mean_of_series, FEWEST_VALUES};
 use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
@@ -36,7 +38,10 @@ impl Reweight {
     /// file has them. Errors: frames of another temperature, from before production, of hot replicas, not of the model's
     /// atoms, or with bonds of other lengths than the model keeps.
     fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<(Frames, Option<Vec<f64>>)> {
-        let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
+        let mut frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
+        if matches!(model.scope(), Scope::Noisy { .. }) && self.may_turn(model, kelvin)? {
+            turn_at_random(&mut frames, self.seed);
+        }
         kept_bonds::require_in_frames(model, &frames.x, frames.dimension)
             .map_err(|e| Error::file(path, e.to_string()))?;
         let array = |name: &str| array(path, name, frames.n());
@@ -130,6 +135,16 @@ impl WeighedFrames {
             extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
         }
         Ok((found, series(&stem(path), of_frames)))
+    }
+}
+
+/// Gives frames random orientations, as the configurations of the ensemble have that the density was trained on: those of
+/// a superposed trajectory are all alike.
+fn turn_at_random(frames: &mut Frames, seed: u64) {
+    for (row, x) in frames.x.chunks_exact_mut(frames.dimension).enumerate() {
+        let centroid = centre(x);
+        random_rotation(x, &mut Stream::new(seed, StreamId::Orientation, row as u64, 2));
+        shift(x, centroid);
     }
 }
 

@@ -5,11 +5,12 @@ mod state;
 mod surrogate;
 
 use super::common::{
-    load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags, PlatformFlag,
-    PrecisionFlag, RuleFlag, TorsionFlag, Torsions,
+    hash_of, load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags,
+    PlatformFlag, PrecisionFlag, RuleFlag, TorsionFlag, Torsions,
 };
 use clap::{Args, ValueEnum};
 use modejump::density::{Evaluation, Exactness};
+use modejump::io::checkpoint::Identity;
 use modejump::io::{check_apart, check_writable};
 use modejump::models::steering::{dimension_without_auxiliary, follow, Steering};
 use modejump::models::tarflow::{self, Centroid, Options};
@@ -48,7 +49,7 @@ pub struct Reweight {
     #[command(flatten)]
     torsions: TorsionFlag,
     /// Frames of the ensemble at this temperature, as recorded by `modejump md` with jumps: report whether the samples
-    /// cover them
+    /// cover them. Not those that the model was trained on, which make log Z too small and its error far too small
     #[arg(long, conflicts_with = "surrogate")]
     frames: Option<PathBuf>,
     /// Model file of a density that replaces that of the generator, such as an energy-based model: report the weights
@@ -160,6 +161,7 @@ impl Reweight {
         let model = tarflow::with_options(load(&self.model, &self.precision)?, options)?;
         let temperature = temperature(self.temperature, model.as_ref())?;
         let model = follow(&model, temperature)?;
+        ranks.same_run(&self.identity(model.as_ref(), temperature)?)?;
         if let Some(rotations) = self.rotations {
             orientation::check(model.as_ref(), rotations)?;
         }
@@ -185,6 +187,17 @@ impl Reweight {
             (false, Some(_)) => surrogate::report(&summary),
         }
         written
+    }
+
+    /// What the samples, their densities and energies depend on.
+    fn identity(&self, model: &dyn Model, temperature: f64) -> Result<Identity> {
+        let run = Identity::default().with_content("model", model.hash());
+        let run = run.with_content("file for --system", hash_of(&self.system)?).with("--temperature", temperature);
+        let run = run.with("-n", self.n).with("--seed", self.seed).with_some("--rotations", self.rotations);
+        let run = run.with_some("--surrogate", self.surrogate.as_ref().map(|path| hash_of(path)).transpose()?);
+        let run = run.with_some("--exact-subset", self.exact_subset).with("--centroid", self.centroid as u8);
+        let run = run.with("--platform", &self.platform.platform);
+        Ok(self.precision.identify(self.decoding.identify(run)))
     }
 
     /// Errors: invalid options.
@@ -307,6 +320,22 @@ impl Reweight {
         }
         let mut target = target_of(&self.system, model, temperature, &self.platform)?;
         require_described(&self.system, &mut target, model, averaged)
+    }
+
+    /// Whether the energies do not depend on the orientation.
+    #[cfg(feature = "openmm")]
+    fn may_turn(&self, model: &dyn Model, temperature: f64) -> Result<bool> {
+        use super::common::{read_system, require_described, target_of};
+        if read_system(&self.system)?.is_periodic()? {
+            return Ok(false);
+        }
+        let mut target = target_of(&self.system, model, temperature, &self.platform)?;
+        Ok(require_described(&self.system, &mut target, model, true).is_ok())
+    }
+
+    #[cfg(not(feature = "openmm"))]
+    fn may_turn(&self, _: &dyn Model, _: f64) -> Result<bool> {
+        Ok(false)
     }
 
     #[cfg(not(feature = "openmm"))]

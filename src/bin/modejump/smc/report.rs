@@ -62,7 +62,9 @@ impl Smc {
                 "(±?: no error estimate {})",
                 match effective < FEWEST_FOR_ERRORS as f64 {
                     true => format!("with fewer than {FEWEST_FOR_ERRORS} effective families; use more particles"),
-                    false => "after so many resamplings of this kind; use systematic ones".into(),
+                    false =>
+                        "as that of the variance came out negative, which can happen unless resampling is systematic"
+                            .into(),
                 }
             );
         }

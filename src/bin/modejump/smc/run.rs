@@ -131,8 +131,7 @@ impl Smc {
     /// The state at --checkpoint, if there is one, the same on all ranks. Errors: another run's, or other options on
     /// some rank.
     fn saved(&self, ranks: &dyn Ranks, identity: &Identity) -> Result<Option<Saved>> {
-        let bytes = format!("{identity:?}").into_bytes();
-        ranks.same(&bytes.into_iter().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
+        ranks.same_run(identity)?;
         let saved = match &self.checkpoint {
             Some(path) => checkpoint::load_run::<Saved>(path, RUN, identity)?,
             None => None,
