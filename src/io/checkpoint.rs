@@ -10,7 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
-use crate::io::write_atomically;
+use crate::io::{is_special, write_atomically};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
@@ -184,11 +184,15 @@ pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &Identity, stat
     save(path, kind, &(identity, state))
 }
 
-/// State that the run with this identity left at `path`; None if there is no file. Errors: those of [`load`]; the state
-/// of another run, with the differences.
+/// State that the run with this identity left at `path`; None if there is no file. Errors: those of [`load`]; a device;
+/// the state of another run, with the differences.
 pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &Identity) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
+    }
+    // some devices have no end
+    if is_special(path) {
+        return Err(Error::file(path, "a checkpoint must be a file, not a device or a pipe"));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let run = payload(&bytes, kind).and_then(|payload| {

@@ -134,7 +134,7 @@ pub fn is_special(path: &Path) -> bool {
 }
 
 /// Destination of a path through symbolic links, even if the file does not exist yet.
-fn behind_links(path: &Path) -> PathBuf {
+pub fn behind_links(path: &Path) -> PathBuf {
     let mut place = path.to_path_buf();
     // as many links as Linux follows; this also ends cycles
     for _ in 0..40 {

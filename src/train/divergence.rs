@@ -45,8 +45,8 @@ pub fn check_weights(step: usize, log_w: &[f64]) -> Result<()> {
 
 fn diverged(step: usize, what: &str) -> Error {
     Error::invalid(format!(
-        "training diverged at step {step}: {what}. The model is kept as of the last report; reduce `rate` or `clip`, and check \
-         the frames"
+        "training diverged at step {step}: {what}. The model, if one was written, is that of the last report; reduce `rate` or `clip`, \
+         and check the frames"
     ))
 }
 

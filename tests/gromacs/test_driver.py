@@ -252,6 +252,18 @@ def test_time_runs_out_after_a_whole_cycle(driver):
     assert f"has already done {cycles + 1} cycles, but --cycles is {cycles}: use" in refused
 
 
+def test_a_run_that_is_told_to_end_says_so(driver):
+    run = driver()
+    process = subprocess.Popen(run.command("-n", 10_000, "--steps", 100), cwd=run.folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (run.folder / "jumps" / "jumps.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 1 and "cycles" in out, err  # so that what follows in a script does not start
+    assert "of 10000 cycles: run the same command again to continue" in err
+
+
 def test_a_full_disk_loses_nothing(driver):
     run = driver()
     options = ("-n", 30, "--steps", 200)

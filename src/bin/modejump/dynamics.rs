@@ -85,11 +85,36 @@ mod run {
         Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
     }
 
-    /// Errors: a signal ended the run before its first frame, so there is nothing to keep or to report.
-    pub fn require_frames(done: u64, all: u64) -> Result<()> {
-        match done == 0 && all > 0 {
-            true => Err(Error::Engine("interrupted before the first frame: nothing was recorded or written".into())),
+    /// Errors: a signal ended the run before its first frame, so there is nothing to report.
+    pub fn require_frames(record: &Record, all: u64, checkpoint: Option<&Path>) -> Result<()> {
+        let kept = match checkpoint {
+            Some(_) => "run the same command again to continue from --checkpoint",
+            None => "nothing was recorded or written",
+        };
+        match record.n() == 0 && all > 0 {
+            true => Err(Error::Engine(format!("interrupted before the first frame: {kept}"))),
             false => Ok(()),
+        }
+    }
+
+    /// Number of time steps that take about a second, so that a signal does not wait for longer.
+    pub struct Pace(u64);
+
+    impl Pace {
+        pub fn new() -> Pace {
+            Pace(16)
+        }
+
+        /// Makes at most `most` steps with `step`; returns how many.
+        pub fn advance(&mut self, most: u64, step: impl FnOnce(u64) -> Result<()>) -> Result<u64> {
+            let (n, start) = (self.0.min(most), Instant::now());
+            step(n)?;
+            match start.elapsed().as_secs_f64() {
+                ..0.5 if n == self.0 => self.0 *= 2,
+                1.0.. => self.0 = (self.0 / 2).max(1),
+                _ => (),
+            }
+            Ok(n)
         }
     }
 
@@ -118,7 +143,9 @@ mod run {
         if done > all {
             return Err(Error::file(path, format!("has already done {done} {what}, but --{what} is {all}")));
         }
-        eprintln!("resuming after {done} {what}");
+        if done > 0 {
+            eprintln!("resuming after {done} {what}");
+        }
         Ok(Some(saved))
     }
 

@@ -117,7 +117,19 @@ impl Gromacs {
                 false => print(&folder.display().to_string(), walker, &summary),
             }
         }
-        Ok(())
+        match walkers
+            .iter()
+            .map(|walker| walker.progress().cycle)
+            .min()
+            .filter(|&done| interrupted() && done < self.cycles)
+        {
+            // so that what follows in a script does not start
+            Some(done) => Err(Error::Engine(format!(
+                "interrupted after {done} of {} cycles: run the same command again to continue",
+                self.cycles
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn options(&self, folder: &std::path::Path, replica: usize, proposals: usize) -> Result<Options> {
@@ -185,7 +197,11 @@ impl Gromacs {
             }
             let start = Instant::now();
             let report = match walker.cycle() {
-                Err(_) if interrupted() => break, // the signal ended mdrun as well: the run is where the last cycle left it
+                // most likely the signal ended mdrun as well; the run is where the last cycle left it
+                Err(e) if interrupted() => {
+                    bars.suspend(|| eprintln!("modejump: the last cycle was given up: {e}"));
+                    break;
+                }
                 report => report?,
             };
             longest = longest.max(start.elapsed());

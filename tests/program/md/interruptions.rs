@@ -146,8 +146,49 @@ fn a_run_that_is_interrupted_before_its_first_frame_has_failed() {
     // the lock of its checkpoint shows that it listens to signals
     let run = interrupted(&mut endless, "INT", || wait_until(|| Path::new(&file("run.ckpt.lock")).exists()));
     let log = String::from_utf8(run.stderr).unwrap();
-    assert!(run.status.code() == Some(1) && log.contains("before the first frame: nothing"), "{log}");
-    assert!(run.stdout.is_empty() && !Path::new("never.npy").exists());
+    assert!(
+        run.status.code() == Some(1) && log.contains("before the first frame: run the same command again"),
+        "{log}"
+    );
+    assert!(run.stdout.is_empty() && !Path::new("never.npy").exists() && Path::new(&file("run.ckpt")).exists());
+}
+
+/// Neither the equilibration nor the steps between two frames are lost, or hold up the end.
+#[cfg(unix)]
+#[test]
+fn a_run_goes_on_from_between_two_frames_bit_for_bit() {
+    let file = files("md-between-frames");
+    let run = |output: &str, more: &[&str]| {
+        let steps = ["--equilibrate", "3000", "-n", "6000", "--record", "3000", "--model", MODEL, "--json"];
+        md(&[&steps[..], &["-o", output], more].concat())
+    };
+    let whole = untimed(serde_json::from_str(&run(&file("whole.npy"), &[]).succeeds()).unwrap());
+    let (checkpoint, parts) = (file("run.ckpt"), file("parts.npy"));
+    let go_on = || run(&parts, &["--checkpoint", &checkpoint]);
+    let mut told = String::new();
+    for _ in 0..3 {
+        let cut = interrupted(&mut go_on(), "TERM", || std::thread::sleep(Duration::from_millis(300)));
+        told += &String::from_utf8(cut.stderr).unwrap();
+    }
+    let both = untimed(serde_json::from_str(&go_on().succeeds()).unwrap());
+    assert!(both == whole, "{both} {whole}\n{told}");
+    assert_eq!(std::fs::read(parts).unwrap(), std::fs::read(file("whole.npy")).unwrap());
+}
+
+/// `nohup` has the program ignore the signal that the end of a session sends.
+#[cfg(unix)]
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let run = md(&["-n", "1500"]);
+    let mut under_nohup = Command::new("sh");
+    under_nohup.current_dir(run.get_current_dir().unwrap()).args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    under_nohup.arg(run.get_program()).args(run.get_args());
+    let mut child = under_nohup.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        signal(&child, "HUP");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
@@ -161,7 +202,8 @@ fn a_run_that_blows_up_says_where_and_keeps_the_frames_before() {
     assert!(frames.n() > 0 && message.contains(&format!("at step {} ", frames.n() + 1)), "{message}");
     // a move finds it before the next frame
     let message = md(&["--timestep", "0.02", "--model", MODEL]).fails();
-    assert!(message.contains("in steps 1 to 100: ") && message.contains("smaller --timestep"), "{message}");
+    let there = message.contains("in steps 17 to ") && message.contains(" at step 20: ");
+    assert!(there && message.contains("smaller --timestep"), "{message}");
 }
 
 #[test]

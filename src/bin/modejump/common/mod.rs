@@ -20,7 +20,7 @@ pub use report::*;
 pub use systems::*;
 pub use torsions::*;
 
-use modejump::io::{checkpoint, model_file, read_text, remove_leftovers, without_mark};
+use modejump::io::{behind_links, checkpoint, model_file, read_text, remove_leftovers, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
@@ -33,24 +33,55 @@ use std::time::{Duration, Instant};
 /// Time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Set by SIGINT and SIGTERM.
+/// Set by SIGINT, SIGTERM and SIGHUP.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Signals within this time count as one request: `timeout` and job schedulers signal a process and its group.
 const TOGETHER: Duration = Duration::from_secs(1);
 
-/// Installs signal handlers: from now on the first SIGINT or SIGTERM sets [`interrupted`], and a later one ends the
-/// program. Errors: a second call.
+/// Installs signal handlers: from now on the first SIGINT, SIGTERM or (unless it is ignored) SIGHUP sets
+/// [`interrupted`], and a later one ends the program. Errors: a second call.
 pub fn watch_signals() -> Result<()> {
     let mut first = None;
+    let ignored = ignores_hangups();
     ctrlc::set_handler(move || {
         INTERRUPTED.store(true, Ordering::Relaxed);
         if first.get_or_insert_with(Instant::now).elapsed() > TOGETHER {
             std::process::exit(130); // asked twice
         }
     })
-    .map_err(|e| Error::invalid(format!("could not install the signal handler: {e}")))
+    .map_err(|e| Error::invalid(format!("could not install the signal handler: {e}")))?;
+    if ignored {
+        ignore_hangups();
+    }
+    Ok(())
 }
+
+/// Whether SIGHUP was ignored when the program started, as under `nohup`.
+#[cfg(unix)]
+fn ignores_hangups() -> bool {
+    // SAFETY: only asks; zeros are a valid `sigaction`.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(unix)]
+fn ignore_hangups() {
+    // SAFETY: an ignored signal runs no code.
+    unsafe {
+        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+    }
+}
+
+#[cfg(not(unix))]
+fn ignores_hangups() -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+fn ignore_hangups() {}
 
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
@@ -63,7 +94,7 @@ pub fn claim(checkpoint: &Path) -> Result<()> {
     if checkpoint::is_other_file(checkpoint) {
         return Ok(());
     }
-    let mut beside = checkpoint.as_os_str().to_owned();
+    let mut beside = behind_links(checkpoint).into_os_string();
     beside.push(".lock");
     // if no file can be created there, writing the checkpoint will report it; some file systems have no locks
     let Ok(file) = File::create(&beside) else { return Ok(()) };

@@ -4,7 +4,7 @@ use super::Md;
 use crate::common::{
     hash_of, interrupted, load, mark, require_order, warn_of_labels, warn_of_temperature, watch_signals, Progress,
 };
-use crate::dynamics::{earlier, failed, require_frames, require_whole, start, tell_of_memory, Kept, Record};
+use crate::dynamics::{earlier, failed, require_frames, require_whole, start, tell_of_memory, Kept, Pace, Record};
 use modejump::coordinates::vector::atom;
 use modejump::coordinates::Topology;
 use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
@@ -15,11 +15,13 @@ use modejump::rng::{Stream, StreamId};
 use modejump::Result;
 use serde::{Deserialize, Serialize};
 
-const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 7 };
+const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 8 };
 
 /// State from which a run continues.
 #[derive(Default, Serialize, Deserialize)]
 struct Saved {
+    /// Steps done, those of the equilibration first.
+    done: u64,
     /// OpenMM's checkpoint.
     simulation: Vec<u8>,
     jumps: Option<(Statistics, [u64; 2])>,
@@ -86,7 +88,7 @@ impl Md {
         }
         let mut engine = self.engine(&system, &topology, &x0)?;
         let identity = self.identity()?;
-        let done = |saved: &Saved| saved.record.steps;
+        let done = |saved: &Saved| saved.done.saturating_sub(self.equilibrate);
         let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
         let mut saved = match before {
             Some(before) => {
@@ -94,6 +96,9 @@ impl Md {
                     eprintln!("modejump: the System has a barostat, which counts steps from zero again: the run continues, but not bit for bit");
                 }
                 engine.go_on_from(&before.simulation, before.jumps.clone())?;
+                if before.done < self.equilibrate {
+                    eprintln!("resuming after {} equilibration steps", before.done);
+                }
                 before
             }
             None => {
@@ -105,7 +110,6 @@ impl Md {
                 simulation.set_positions(&x0)?;
                 simulation.minimise(10.0, 500)?;
                 simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
-                self.equilibrate(&mut engine)?;
                 Saved::default()
             }
         };
@@ -129,8 +133,11 @@ impl Md {
         let written = write(&saved.record);
         run?;
         let written = written.and(keep(&mut engine, &mut saved));
+        if let Err(interrupted) = require_frames(&saved.record, self.steps, self.checkpoint.as_deref()) {
+            return written.and(Err(interrupted));
+        }
         self.report(&engine, &saved.record, saved.wall)?;
-        written.and(require_whole(saved.record.steps, self.steps, "steps"))
+        written.and(require_whole(done(&saved), self.steps, "steps"))
     }
 
     /// Identity of the run: everything that changes its results, except the number of steps.
@@ -199,45 +206,50 @@ impl Md {
         Topology { names, elements, residues, bonds: Vec::new() }
     }
 
-    fn equilibrate(&self, engine: &mut Engine) -> Result<()> {
-        let mut progress = Progress::new(self.equilibrate, "equilibration steps");
-        let mut done = 0;
-        while done < self.equilibrate && !interrupted() {
-            let n = self.record.min(self.equilibrate - done);
-            engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
-            done += n;
-            progress.show(done, String::new());
-        }
-        progress.end();
-        Ok(())
-    }
-
     fn keeps_positions(&self) -> bool {
         self.output.is_some() || self.checkpoint.is_some()
     }
 
-    /// Runs and records the steps; `after` gets engine and record after every frame.
+    /// Makes the steps, of which those after the equilibration are recorded; `after` gets engine and record now and
+    /// then, and after every frame.
     fn record_run(
         &self,
         engine: &mut Engine,
         saved: &mut Saved,
         after: &mut dyn FnMut(&mut Engine, &mut Saved),
     ) -> Result<()> {
+        let mut pace = Pace::new();
+        let mut progress = Progress::new(self.equilibrate, "equilibration steps");
+        while saved.done < self.equilibrate && !interrupted() {
+            self.advance(engine, saved, &mut pace, (0, self.equilibrate))?;
+            progress.show(saved.done, String::new());
+            after(engine, saved);
+        }
+        progress.end();
         let mut progress = Progress::new(self.steps, "steps");
-        let mut done = saved.record.steps;
-        while done < self.steps && !interrupted() {
-            let n = (self.record - done % self.record).min(self.steps - done);
-            engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
-            done += n;
-            saved.record.take(engine.simulation(), done, self.keeps_positions())?;
+        while saved.done < self.equilibrate + self.steps && !interrupted() {
+            let done = saved.done - self.equilibrate;
+            let next = (done - done % self.record + self.record).min(self.steps);
+            self.advance(engine, saved, &mut pace, (self.equilibrate, next))?;
+            if saved.done - self.equilibrate == next {
+                saved.record.take(engine.simulation(), next, self.keeps_positions())?;
+            }
             after(engine, saved);
             let accepted = engine.statistics().map(|statistics| {
                 let mark = mark(statistics.likelihood().name());
                 format!("accepted {:.0} %{mark}", 100.0 * statistics.acceptance())
             });
-            progress.show(done, accepted.unwrap_or_default());
+            progress.show(saved.done - self.equilibrate, accepted.unwrap_or_default());
         }
         progress.end();
-        require_frames(done, self.steps)
+        Ok(())
+    }
+
+    /// Makes steps for about a second, at most until `to` of those after the first `before` are done.
+    fn advance(&self, engine: &mut Engine, saved: &mut Saved, pace: &mut Pace, (before, to): (u64, u64)) -> Result<()> {
+        let done = saved.done - before;
+        let n = pace.advance(to - done, |n| engine.step(n).map_err(|e| failed(e, done + 1..=done + n)))?;
+        saved.done += n;
+        Ok(())
     }
 }

@@ -13,11 +13,15 @@ use modejump::{Error, Result};
 use serde_json::Value;
 
 impl Train {
-    /// Checks, before frames are generated, which takes long, that a new flow can be designed for the molecule. Errors:
-    /// a molecule without internal coordinates, constraints that are not among them, settings out of range.
+    /// Checks, before frames are generated, which takes long, that the training can start from the given flow, or that
+    /// a new one can be designed for the molecule. Errors: a molecule without internal coordinates, constraints that are
+    /// not among them, settings out of range; those of [`Self::flow`] and [`Self::target`].
     pub(super) fn check_design(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<()> {
-        if self.model != Kind::Coupling || self.start.is_some() || self.map_from.is_some() {
+        if self.model != Kind::Coupling {
             return Ok(());
+        }
+        if self.start.is_some() || self.map_from.is_some() {
+            return self.target(&self.flow(config, topology, x0)?).map(drop);
         }
         config.train.check_temperatures(config.design.steerable)?;
         check_design(topology, x0, &self.constraints()?, &config.design)

@@ -115,11 +115,11 @@ impl Train {
         if let Some(step) = trainer.history().last().and_then(|progress| progress.better) {
             eprintln!("the model is that of step {step}");
         }
+        self.save_state(&mut trainer, identity)?;
+        trainer.save_model(&self.output)?;
         if let Some(path) = &self.log {
             write_atomically(path, log.as_bytes())?;
         }
-        self.save_state(&mut trainer, identity)?;
-        trainer.save_model(&self.output)?;
         let figure = self.figure();
         let is_drawn = crate::plot::training_figure(&figure, trainer.history())?;
         Ok(json!({

@@ -11,6 +11,7 @@ use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Versi
 use modejump::models::gvp_ebm::{self, GvpEnergy};
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, volumes, InvariantConfig, InvariantNetwork};
+use modejump::models::layout::check_positive;
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
 use modejump::train::network_trainer::in_units;
@@ -160,9 +161,7 @@ impl Train {
         let new = graphormer_ebm::Config { network, energy: ANGSTROM };
         let begin = self.begin_energy(&topology, new)?;
         let network = Graphormer::new(begin.config.network.clone())?;
-        if !(design.reach > 0.0 && design.reach.is_finite()) {
-            return Err(Error::invalid(format!("reach must be positive and finite, not {}", design.reach)));
-        }
+        check_positive(&[("reach", design.reach)])?;
         let parameters = begin.parameters(&network, |network| Ok(network.initial(design.reach, design.train.seed)))?;
         let options = (design.contrast, &design.train);
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)

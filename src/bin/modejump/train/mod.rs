@@ -246,13 +246,14 @@ impl Train {
         Ok(file)
     }
 
-    /// Error for a model of --start of another kind than the one asked for.
+    /// Error for a model of --start, or --map-from, of another kind than the one asked for.
     fn other_kind(&self, path: &Path, found: &ModelConfig) -> Error {
         let (found, asked) = (found.kind(), self.model.name());
-        Error::file(
-            path,
-            format!("expected a model of kind {asked}, found {found}: use --model {found}, or remove --start"),
-        )
+        let remedy = match self.map_from.is_some() {
+            true => "--map-from takes coupling flows only".to_string(),
+            false => format!("use --model {found}, or remove --start"),
+        };
+        Error::file(path, format!("expected a model of kind {asked}, found {found}: {remedy}"))
     }
 
     /// Identity of the training: the design of the model, whatever the command that asked for it, its initial

@@ -31,6 +31,9 @@ pub(super) struct Config {
     pub mlp_ebm: energy::MlpDesign,
     #[cfg(feature = "openmm")]
     pub explore: modejump::train::dynamics::ExploreOptions,
+    /// Not read by this build, which makes no frames.
+    #[cfg(not(feature = "openmm"))]
+    pub explore: serde_json::Value,
 }
 
 /// Settings in the section of a network that are read if --start gives the network.
