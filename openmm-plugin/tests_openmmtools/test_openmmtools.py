@@ -112,6 +112,68 @@ def test_a_constrained_bond_that_the_model_varies_is_refused(tmp_path, reference
         jump.apply(state, states.SamplerState(positions=start() * unit.nanometer), context_cache=reference)
 
 
+def test_a_move_checks_the_constraints_of_every_system(tmp_path, reference):
+    jump = NeuralJumpMove(write_peroxide_model(tmp_path / "peroxide.safetensors"))
+    sampler = states.SamplerState(positions=start() * unit.nanometer)
+    flexible, rigid = (states.ThermodynamicState(system, 300 * unit.kelvin) for system in (peroxide_system(), peroxide_system(OH)))
+    jump.apply(flexible, sampler, context_cache=reference)
+    with pytest.raises(modejump.Error, match="constrained"):
+        jump.apply(rigid, sampler, context_cache=reference)
+    jump.apply(flexible, sampler, context_cache=reference)
+    assert jump.jump_statistics().attempts == 2 and copy.deepcopy(jump).jump_statistics().attempts == 2
+
+
+@pytest.mark.parametrize(("particles", "told"), [([0, 1, 2, 0], "particle 0 is listed twice"), ([0, 1, 2, 4], "particle 4 is out of range"), ([0, 1], "4 atoms")])
+def test_particles_that_cannot_be_the_model_s_are_refused(tmp_path, reference, particles, told):
+    model = write_peroxide_model(tmp_path / "peroxide.safetensors")
+    state, begin = states.ThermodynamicState(peroxide_system(), 300 * unit.kelvin), states.SamplerState(positions=start() * unit.nanometer)
+    with pytest.raises(ValueError, match=told):
+        NeuralJumpMove(model, particles=particles).apply(state, begin, context_cache=reference)
+    sampler = exchanging(tmp_path, reference, [state, states.ThermodynamicState(peroxide_system(), 400 * unit.kelvin)], begin, model)
+    sampler.set_maps(sampler._maps, particles=particles)
+    with pytest.raises(ValueError, match=told):
+        sampler.run()
+
+
+def exchanging(tmp_path, reference, thermodynamic, begin, model, **options):
+    """Learned exchange by the identity."""
+    sampler = LearnedReplicaExchangeSampler(mcmc_moves=dynamics(50), number_of_iterations=3, **options)
+    sampler.energy_context_cache = sampler.sampler_context_cache = reference
+    sampler.create(thermodynamic, [begin] * len(thermodynamic), storage=multistate.MultiStateReporter(str(tmp_path / "run.nc"), checkpoint_interval=3))
+    model = modejump.Model(model)
+    sampler.set_maps([modejump.Bijection(model, model)] * (len(thermodynamic) - 1), seed=3)
+    return sampler
+
+
+def test_exchanges_check_the_constraints_of_every_state(tmp_path, reference):
+    both = [states.ThermodynamicState(peroxide_system(*bond), 300 * unit.kelvin) for bond in ((), (OH,))]
+    sampler = exchanging(tmp_path, reference, both, states.SamplerState(positions=start() * unit.nanometer), write_peroxide_model(tmp_path / "m.safetensors"))
+    with pytest.raises(ValueError, match="before the first iteration"):
+        sampler.exchange_statistics(0)
+    with pytest.raises(ValueError, match="state 1 has other constraints"):
+        sampler.run()
+
+
+def test_every_exchange_of_an_equilibration_has_numbers_of_its_own(tmp_path, reference):
+    """openmmtools does not count the iterations of an equilibration."""
+    model = toy.write_gaussian_model(tmp_path / "gaussian.safetensors")
+    ladder = [states.ThermodynamicState(toy.well_system(), t * unit.kelvin) for t in (300, 310, 320, 330)]
+    begin = states.SamplerState(positions=[[0.01, 0.0, 0.0]] * unit.nanometer)
+    sampler = exchanging(tmp_path, reference, ladder, begin, model, replica_mixing_scheme="swap-neighbors", locality=1)  # whose energies are known only near each state
+    steps = []
+    attempt = LearnedReplicaExchangeSampler._exchange
+
+    def counted(self, k):
+        steps.append((k, self._step()))
+        return attempt(self, k)
+
+    sampler._exchange = counted.__get__(sampler)
+    sampler.equilibrate(20)
+    sampler.run()
+    assert len(steps) == len(set(steps)) == 23 * 3 and [step for k, step in steps[-9:] if k == 0] == [1, 2, 3]
+    assert sampler.exchange_statistics(0).accepted > 10
+
+
 def test_a_jump_is_a_sampler_s_move_by_itself(tmp_path, reference):
     """openmmtools shares the statistics of moves, and with them which random numbers were used."""
     model = toy.write_gaussian_model(tmp_path / "gaussian.safetensors")

@@ -57,8 +57,9 @@ class LearnedReplicaExchangeSampler(getattr(app, "ReplicaExchangeSampler", _NoRe
     Raises
     ------
     ValueError
-        There is not one map for each pair of neighbours, or maps have other atoms; the System changes its volume; or the dynamics
-        of a state would have another temperature, or follow other force groups, than the exchanges.
+        There is not one map for each pair of neighbours, or maps have other atoms; the System changes its volume, or the
+        integrator its time step; or the dynamics of a state would have another temperature, or follow other force groups, than
+        the exchanges.
     Error
         A constrained bond, which is named, is not kept by the models.
     OpenMMException
@@ -75,8 +76,10 @@ class LearnedReplicaExchangeSampler(getattr(app, "ReplicaExchangeSampler", _NoRe
             raise ValueError(f"{len(states)} states have {pairs} pairs of neighbours, but the number of maps is {len(maps)}")
         system = simulation.system
         self.particles = list(range(system.getNumParticles()) if particles is None else particles)
+        check_particles(system, self.particles)
         self.seed = own_seed(seed)
         _refuse_barostats(system)
+        _refuse_variable_steps(simulation.integrator)
         call("check_ensemble", address(simulation.context, openmm.Context))
         _refuse_other_groups(states, system, simulation.integrator)
         self._refuse_other_temperatures()
@@ -201,6 +204,14 @@ def _refuse_barostats(system):
             raise ValueError(f"{type(force).__name__}: exchanges through maps require constant volume; remove it")
 
 
+def _refuse_variable_steps(integrator):
+    """Frames at equal numbers of steps of changing length are not those of the ensemble."""
+    compound = isinstance(integrator, openmm.CompoundIntegrator)
+    for part in [integrator.getIntegrator(i) for i in range(integrator.getNumIntegrators())] if compound else [integrator]:
+        if type(part).__name__.startswith("Variable"):
+            raise ValueError(f"{type(part).__name__} changes its time step, so states would not be sampled in their ensembles: use one with a constant step")
+
+
 def _refuse_other_groups(states, system, integrator):
     """Refuses states whose energy, used to test exchanges, has other force groups than the dynamics: exchanges use the groups
     that a state names, or all; the dynamics of every state uses those of the integrator."""
@@ -233,18 +244,33 @@ def _groups_of(force):
 def _check_atoms(model, topology, particles):
     """Refuses a model whose atoms differ from the particles, naming the first difference."""
     described = model.metadata.get("topology")
-    if 3 * len(particles) != model.dimension:
-        raise ValueError(f"the map has {model.dimension // 3} atoms, but the number of particles is {len(particles)}")
+    check_number(model, particles)
     atoms = list(topology.atoms())
     for i, particle in enumerate(particles):
-        if not 0 <= particle < len(atoms):
-            raise ValueError(f"particle {particle} is out of range: the number of particles in the System is {len(atoms)}")
         element = atoms[particle].element
         theirs = described["elements"][i] if described else "X"  # X: beads, which PDB files guess an element for
         if theirs.upper() != "X" and element is not None and element.symbol.lower() != theirs.lower():
             residue, name, other = (described[key][i] for key in ("residues", "names", "elements"))
             atom = f"atom {i} of the models ({residue}:{name})"
             raise ValueError(f"particle {particle} is {element.symbol}, but {atom} is {other}")
+
+
+def check_number(model, particles):
+    """Refuses a model of another number of atoms than there are particles."""
+    atoms = (model.dimension - model.auxiliary) // 3
+    if atoms != len(particles):
+        raise ValueError(f"the model has {atoms} atoms, but the number of particles is {len(particles)}")
+
+
+def check_particles(system, particles):
+    """Refuses particles that the System does not have, or that are listed twice."""
+    n, seen = system.getNumParticles(), set()
+    for particle in particles:
+        if not 0 <= particle < n:
+            raise ValueError(f"particle {particle} is out of range: the number of particles in the System is {n}")
+        if particle in seen:
+            raise ValueError(f"particle {particle} is listed twice")
+        seen.add(particle)
 
 
 def constraints_among(system, particles):

@@ -19,7 +19,7 @@ from ._library import address, call
 from .exchange import Exchange
 from .model import Model
 from .move import Move, own_seed
-from .learned_exchange import VELOCITIES, constraints_among, or_infinity
+from .learned_exchange import VELOCITIES, check_number, check_particles, constraints_among, or_infinity
 
 __all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]
 
@@ -132,12 +132,13 @@ class NeuralJumpMove(mcmc.MCMCMove):
     def __setstate__(self, state):
         self.loading, self.accepted, self.copy = {}, 0, []  # defaults for moves that were stored before these attributes existed
         self.__dict__.update(state)
-        self._move, self._copies = None, 0
+        self._move, self._made_for, self._counted, self._copies = None, None, None, 0
 
     def __deepcopy__(self, memo):
         """A copy with its own random numbers: samplers of several states give a copy to each."""
         other = type(self).__new__(type(self))
         other.__setstate__(copy.deepcopy(self._state(), memo) | {"copy": self._next_copy()})
+        other._counted = self.jump_statistics()
         return other
 
     @property
@@ -151,16 +152,22 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self.accepted, self.applied = value["n_accepted"], value["n_proposed"]
 
     def _make(self, system):
-        """Makes the move for this System, whose constraints the model must keep."""
-        method = "independence" if self.proposals == 1 else "isir"
-        self._move = Move(Model(self.model, **self.loading), method, proposals=self.proposals, seed=self.seed)
+        """Makes the move, unless it was made for another System before, and has it keep the constraints of this one."""
         if self.particles is None:
             self.particles = list(range(system.getNumParticles()))
-        self._move.set_constraints(*constraints_among(system, self.particles))
+        check_particles(system, self.particles)
+        constraints = constraints_among(system, self.particles)
+        if self._move is None:
+            method, model = "independence" if self.proposals == 1 else "isir", Model(self.model, **self.loading)
+            check_number(model, self.particles)
+            self._move = Move(model, method, proposals=self.proposals, seed=self.seed)
+        self._move.set_constraints(*constraints)
 
     def apply(self, thermodynamic_state, sampler_state, context_cache=None):
-        if self._move is None:
+        if self._move is None or not thermodynamic_state.is_state_compatible(self._made_for):
+            # compatible states have the same System, and so the same constraints
             self._make(thermodynamic_state.get_system(remove_thermostat=True))
+            self._made_for = thermodynamic_state
         self._move.set_temperature(thermodynamic_state.temperature.value_in_unit(unit.kelvin))
         placed = _Placed(thermodynamic_state, sampler_state, self.particles, self._get_context_cache(context_cache))
         x, step, replica = _molecule(sampler_state, self.particles), self.applied, self._number(placed)
@@ -178,8 +185,9 @@ class NeuralJumpMove(mcmc.MCMCMove):
         return zlib.crc32(text.encode()) % VELOCITIES
 
     def jump_statistics(self):
-        """Attempts and weights in this process since the move was made or read from a file; None before the first."""
-        return None if self._move is None else self._move.statistics()
+        """Attempts and weights in this process since the move was made or read from a file; None before the first. A copy, such
+        as those that a sampler hands out, has those of the original until it is applied."""
+        return self._counted if self._move is None else self._move.statistics()
 
 
 class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
@@ -200,6 +208,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         seed so far; see the attribute `exchange_seed`."""
         self.exchange_seed, self._particles = own_seed(seed), _listed(particles)
         self._maps, self._exchanges = list(maps), None
+        self._iteration_of_numbers, self._repeats = None, 0
 
     def _make(self):
         """Makes the exchanges, once the states are known. Raises ValueError or Error for maps that do not match them."""
@@ -209,15 +218,23 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         for state in self._thermodynamic_states:
             if state.pressure is not None:
                 raise ValueError("exchanges through maps require constant volume; use states without pressure")
-        system = self._thermodynamic_states[0].get_system(remove_thermostat=True)
-        self._particles = list(range(system.getNumParticles())) if self._particles is None else list(self._particles)
-        constraints = constraints_among(system, self._particles)
+        systems = [state.get_system(remove_thermostat=True) for state in self._thermodynamic_states]
+        self._particles = list(range(systems[0].getNumParticles())) if self._particles is None else list(self._particles)
+        check_particles(systems[0], self._particles)
+        for bijection in self._maps:
+            check_number(bijection.from_, self._particles)
+        constraints = constraints_among(systems[0], self._particles)
+        for k, system in enumerate(systems):
+            if constraints_among(system, self._particles) != constraints:
+                raise ValueError(f"state {k} has other constraints or masses than state 0: exchanges through maps require the same in all states")
         self._exchanges = [Exchange(bijection, seed=self.exchange_seed, carry_frames=True) for bijection in self._maps]
         for exchange in self._exchanges:
             exchange.set_constraints(*constraints)
 
     def exchange_statistics(self, k):
         """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k + 1."""
+        if self._exchanges is None:
+            raise ValueError("there are no exchanges before the first iteration")
         return self._exchanges[k].statistics()
 
     def _mix_replicas(self):
@@ -230,6 +247,9 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
     def _exchange_all(self):
         if self._exchanges is None:
             self._make()
+        # equilibrate() exchanges many times in the same iteration
+        self._repeats = self._repeats + 1 if self._iteration == self._iteration_of_numbers else 0
+        self._iteration_of_numbers = self._iteration
         self._n_accepted_matrix[:, :] = 0
         self._n_proposed_matrix[:, :] = 0
         arrived = {}
@@ -237,6 +257,10 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
             for k in range(first, len(self._exchanges), 2):
                 arrived.update(self._exchange(k))
         return self._replica_thermodynamic_states, arrived
+
+    def _step(self):
+        """Number of this round of exchanges, from which its random numbers follow."""
+        return self._repeats << 40 | self._iteration
 
     def _exchange(self, k):
         """Tries to exchange the replicas in states k and k + 1; returns the new sampler states if they are exchanged."""
@@ -253,7 +277,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         outcome = self._exchanges[k].attempt(
             *(_molecule(state, self._particles) for state in states),
             there,
-            step=self._iteration,
+            step=self._step(),
             reduced_potentials=[self._energy_thermodynamic_states[a, k], self._energy_thermodynamic_states[b, k + 1]],
             replicas=(k, k + 1),
             boxes=[_box(state) if periodic else None for state in states],
@@ -264,10 +288,11 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         if not outcome.accepted:
             return {}
         for (state, replica), placed, x in zip(arrivals, there, (outcome.a, outcome.b)):
-            placed.now().arrive(x, self._sampler_states[replica], self.exchange_seed, self._iteration, VELOCITIES | replica)
+            placed.now().arrive(x, self._sampler_states[replica], self.exchange_seed, self._step(), VELOCITIES | replica)
             self._replica_thermodynamic_states[replica] = state
         for replica in (a, b):
-            self._energy_thermodynamic_states[replica, :], _ = self._compute_replica_energies(replica)
+            near = self._neighborhood(self._replica_thermodynamic_states[replica])
+            self._energy_thermodynamic_states[replica, near], _ = self._compute_replica_energies(replica)
         return {replica: self._sampler_states[replica] for replica in (a, b)}
 
 

@@ -11,6 +11,8 @@ def assign_replica_streams(sampler):
     integrator at each attempt.
     """
     context = sampler.simulation.context
+    if MonteCarloModeJump.REPLICA not in context.getParameters():
+        raise ValueError("assign_replica_streams: the System has no MonteCarloModeJump; add it before the Simulation is made")
     before = context.getParameter(MonteCarloModeJump.REPLICA)
     for index, state in enumerate(sampler.replicaConformation):
         context.setState(state)
