@@ -3,6 +3,8 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
+# where the commands below, examples and tests look for what cargo builds
+export CARGO_TARGET_DIR := $(CURDIR)/target
 PY := $(VENV)/bin/python
 # two tests at a time: most tests use a single core
 PYTEST := $(PY) -m pytest -q -rs -n 2 --dist worksteal

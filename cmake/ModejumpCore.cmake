@@ -12,13 +12,23 @@ endif()
 get_filename_component(CORE_SOURCE "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 # not the folder of the program's build, where a change of features would rebuild the library that others link
 set(CORE_TARGET "${CORE_SOURCE}/target/core" CACHE PATH "Where cargo builds")
-find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
-set(CORE "${CORE_TARGET}/release/libmodejump.a")
-set(CORE_SHARED "${CORE_TARGET}/release/libmodejump.so")
-# Cargo tracks changes itself, so it runs at every build.
+find_program(CARGO cargo PATHS "$ENV{HOME}/.cargo/bin")
+if(NOT CARGO)
+  message(FATAL_ERROR "cargo was not found: install Rust (https://rustup.rs, or a package of the system), or set -DCARGO= to its path")
+endif()
+# cargo has a folder of its own for a target that it is asked for
+set(CORE_PLATFORM "$ENV{CARGO_BUILD_TARGET}" CACHE STRING "Target of cargo, as x86_64-unknown-linux-gnu; none for that of this machine")
+set(CORE "${CORE_TARGET}/${CORE_PLATFORM}/release/libmodejump.a")
+set(CORE_SHARED "${CORE_TARGET}/${CORE_PLATFORM}/release/libmodejump.so")
+if(CORE_PLATFORM)
+  set(FOR_PLATFORM --target "${CORE_PLATFORM}")
+endif()
+# Cargo tracks changes itself, so it runs at every build, in the folder of the sources, where its configuration may be. What is installed needs no
+# line tables, which are four fifths of its size.
 add_custom_target(modejump-core ALL
   COMMAND "${CARGO}" rustc --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
-    --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}"
+    --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}" --config profile.release.debug=false ${FOR_PLATFORM}
+  WORKING_DIRECTORY "${CORE_SOURCE}"
   BYPRODUCTS "${CORE}" "${CORE_SHARED}"
   COMMENT "Building the modejump core"
   VERBATIM)
