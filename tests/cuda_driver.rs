@@ -418,6 +418,26 @@ fn a_driver_older_than_the_compiler_is_named() {
 }
 
 #[test]
+fn kernels_that_an_older_compiler_made_elsewhere_are_used() {
+    by_the_rules("kernels_that_an_older_compiler_made_elsewhere_are_used", || {
+        let folder = with_cache("elsewhere");
+        let elsewhere = Device::with_driver(Arc::new(AheadOfTime::new("sm_90").unwrap()));
+        let model = load(&double_well(), &elsewhere);
+        ahead::BATCHES.iter().for_each(|&rows| ahead::exercise(model.as_ref(), rows).unwrap());
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = entry.unwrap().path();
+            let mut code = std::fs::read(&file).unwrap();
+            code[15] = 1;
+            let (name, _) = file.to_str().unwrap().split_once("nvrtc").unwrap();
+            std::fs::write(format!("{name}nvrtc12.4.cubin"), code).unwrap();
+            std::fs::remove_file(file).unwrap();
+        }
+        std::env::set_var("LIBCUDA_VERSION", "12040");
+        use_model(&*load(&double_well(), &Device::cuda(0).unwrap()));
+    });
+}
+
+#[test]
 fn memory_that_is_copied_from_too_late_is_found() {
     let rule = "the source of a copy changed before its stream was waited for";
     against_the_rules("memory_that_is_copied_from_too_late_is_found", rule, || {

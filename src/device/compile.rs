@@ -2,7 +2,8 @@
 //!
 //! The cache is `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each file name has a hash
 //! of everything that determines the code, and the compiler's version. A folder that cannot be written to costs only
-//! time. Without NVRTC, files that another machine has put there are used, whatever its compiler (`ahead.rs`).
+//! time. Without NVRTC, or with one that is too old for the card or too new for its driver, files that another machine
+//! has put there are used, whatever its compiler (`ahead.rs`).
 
 use super::Program;
 use crate::error::{Error, Result};
@@ -10,20 +11,27 @@ use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
+/// What the compiler is told besides the architecture and the program's constants.
+const STANDARD: &str = "--std=c++17";
+
 /// Passes the machine code of a program for an architecture such as `sm_90` to `load`. A cached file that it refuses
-/// (damaged, say) is written anew; if nothing compiles here, all matching files are tried. Errors: those of compilation
-/// and of `load`.
+/// (damaged, say) is written anew; if nothing that it accepts compiles here, all matching files are tried. Errors: those
+/// of compilation and of `load`.
 pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let name = name(program, architecture);
-    if let Err(no_library) = guard_library() {
+    load_own(program, architecture, &name, &load).or_else(|reason| {
         let mut tried = kept_by_any(&name).map(|code| load(&code));
-        return match tried.next() {
-            None => Err(no_library),
+        match tried.next() {
             Some(Ok(loaded)) => Ok(loaded),
-            Some(refused) => tried.find(Result::is_ok).unwrap_or(refused),
-        };
-    }
-    let file = file(&name)?;
+            Some(refused) => tried.find(Result::is_ok).unwrap_or(if has_library() { Err(reason) } else { refused }),
+            None => Err(reason),
+        }
+    })
+}
+
+/// As [`load`], with the code of this machine's compiler.
+fn load_own<T>(program: &Program, architecture: &str, name: &str, load: &impl Fn(&[u8]) -> Result<T>) -> Result<T> {
+    let file = file(name)?;
     if let Some(loaded) = file.as_ref().and_then(|file| kept(file)).and_then(|code| load(&code).ok()) {
         return Ok(loaded);
     }
@@ -50,7 +58,7 @@ pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
 
 /// Start of the name of a program's file.
 fn name(program: &Program, architecture: &str) -> String {
-    format!("{}-{}-", program.name, program.hash(architecture))
+    format!("{}-{}-", program.name, program.hash(&format!("{architecture} {STANDARD}")))
 }
 
 /// Cache file of the local compiler for names starting with `name`.
@@ -78,7 +86,7 @@ pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     let source = CString::new(program.source.as_str()).map_err(|e| Error::invalid(e.to_string()))?;
     let handle = result::create_program(&source, None).map_err(|e| failed("NVRTC could not read", e))?;
     let target = target(architecture, &supported());
-    let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_string()];
+    let mut options = vec![format!("--gpu-architecture={target}"), STANDARD.to_string()];
     options.extend(program.definitions());
     // SAFETY: the handle was just made, and is destroyed once, below; `source` outlives it.
     let compiled = unsafe { result::compile_program(handle, &options) };
@@ -146,10 +154,15 @@ pub(super) fn version() -> Result<(i32, i32)> {
     Ok((major, minor))
 }
 
+/// Whether NVRTC can be opened.
+fn has_library() -> bool {
+    // SAFETY: opens the library, which has no side effects.
+    unsafe { sys::is_culib_present() }
+}
+
 /// Looks for the library first, as cudarc would panic without it. Errors: it is missing.
 pub(super) fn guard_library() -> Result<()> {
-    // SAFETY: opens the library, which has no side effects.
-    if unsafe { sys::is_culib_present() } {
+    if has_library() {
         return Ok(());
     }
     Err(Error::Unsupported(

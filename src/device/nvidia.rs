@@ -119,7 +119,12 @@ fn count() -> Result<usize> {
             "could not find libcuda, the library of the NVIDIA driver; install the driver, or use device cpu".into(),
         ));
     }
-    result::init().map_err(|e| error("could not initialise the NVIDIA driver", e))?;
+    result::init().map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            error("the libcuda that was found is a stub for linkers; take its folder out of LD_LIBRARY_PATH", e)
+        }
+        _ => error("could not initialise the NVIDIA driver", e),
+    })?;
     Ok(result::device::get_count().map_err(|e| error("could not count the GPUs", e))? as usize)
 }
 
@@ -330,6 +335,12 @@ impl Queue {
             sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
                 "; its driver stops kernels that run for seconds, as on cards with a display: use f32 networks, \
                  another card or device cpu"
+            }
+            sys::CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | sys::CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | sys::CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | sys::CUresult::CUDA_ERROR_LAUNCH_FAILED => {
+                "; no further work is possible on this card until the process has ended; please report it"
             }
             _ => "",
         };

@@ -3,6 +3,7 @@
 
 use super::field::EnergyFunction;
 use super::field_on_device::{EnergyKernel, EnergyOnDevice};
+use super::layout::check_positive;
 use super::network::{Evaluator, Network};
 use super::{Model, ModelCard, ModelConfig};
 use crate::coordinates::vector::centre;
@@ -36,12 +37,10 @@ impl EnergyConfig {
     /// Checks the settings. Errors: units that are not positive and finite, a time that is not finite, a trust that is
     /// out of range.
     pub fn check(&self) -> Result<()> {
-        match self.units_per_nm > 0.0 && self.units_per_nm.is_finite() && self.data_time.is_finite() {
+        check_positive(&[("units_per_nm", self.units_per_nm)])?;
+        match self.data_time.is_finite() {
             true => self.trust.check(),
-            false => Err(Error::invalid(format!(
-                "units_per_nm ({}) must be positive and finite, and data_time ({}) must be finite",
-                self.units_per_nm, self.data_time
-            ))),
+            false => Err(Error::invalid(format!("data_time must be finite, not {}", self.data_time))),
         }
     }
 }

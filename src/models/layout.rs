@@ -23,6 +23,14 @@ pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     }
 }
 
+/// Checks (name, value) of lengths and other scales. Errors name one that is not positive and finite.
+pub fn check_positive(scales: &[(&str, f64)]) -> Result<()> {
+    match scales.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+        Some((name, value)) => Err(Error::invalid(format!("{name} must be positive and finite, not {value}"))),
+        None => Ok(()),
+    }
+}
+
 /// Checks the set features of each atom. Errors name an atom with a feature out of range or set twice.
 pub fn check_features(features: &[Vec<usize>], n_features: usize) -> Result<()> {
     for (atom, set) in features.iter().enumerate() {

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// What watches over the program.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,6 +54,36 @@ impl Sanitizer {
             header
         };
         MADE[self as usize].get_or_init(make).clone()
+    }
+
+    /// The program, compiled once for all tests and kept for later runs. Errors: what the compiler refuses, and its
+    /// warnings unless the program is `faulty`.
+    fn compiled(self, program: &Program, faulty: bool) -> Result<PathBuf> {
+        static MADE: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cpu/programs");
+        let compiler = format!("{:?} {} {}", self.compiler(), include_str!("fibres.h"), include_str!("launcher.h"));
+        let binary = folder.join(format!("{}-{}", program.name, program.hash(&compiler)));
+        let guard = MADE.lock().unwrap().entry(binary.clone()).or_default().clone();
+        let _alone = guard.lock().unwrap();
+        if binary.exists() {
+            return Ok(binary);
+        }
+        fs::create_dir_all(&folder).unwrap();
+        // on the command line they would come before the header, which is compiled without them
+        let define = |(name, value): &(&str, String)| format!("#define {name} {value}\n");
+        let constants: String = program.constants.iter().map(define).collect();
+        let (file, begun) = (binary.with_extension("cu"), binary.with_extension("begun"));
+        fs::write(&file, constants + &program.source).unwrap();
+        let mut command = self.compiler();
+        command.arg("-include").arg(self.precompiled()).arg("-include").arg(&file);
+        command.args(["-x", "c++"]).arg(here().join("launcher.h")).arg("-o").arg(&begun);
+        let output = command.output().map_err(|e| Error::Engine(format!("g++: {e}")))?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() || (!faulty && said.contains("warning")) {
+            return Err(Error::Engine(format!("{command:?}\n{said}")));
+        }
+        fs::rename(&begun, &binary).unwrap();
+        Ok(binary)
     }
 }
 
@@ -125,31 +155,15 @@ impl Fibres {
         Fibres { tensor_cores: true, ..self }
     }
 
+    /// The program with this driver's faults, compiled.
     fn compile(&self, program: &Program) -> Result<PathBuf> {
-        let binary = self.folder.join(format!("{}-{}", program.name, program.hash("g++")));
-        if binary.exists() {
-            return Ok(binary);
-        }
-        let mut source = program.source.clone();
         let faults = if self.faulty.is_none_or(|name| name == program.name) { &self.faults[..] } else { &[] };
+        let mut program = program.clone();
         for (from, to) in faults {
-            assert!(source.contains(from), "the planted fault does not fit: {from:?}");
-            source = source.replace(from, to);
+            assert!(program.source.contains(from), "the planted fault does not fit: {from:?}");
+            program.source = program.source.replace(from, to);
         }
-        // on the command line they would come before the header, which is compiled without them
-        let define = |(name, value): &(&str, String)| format!("#define {name} {value}\n");
-        source.insert_str(0, &program.constants.iter().map(define).collect::<String>());
-        let file = binary.with_extension("cu");
-        fs::write(&file, source).unwrap();
-        let mut command = self.sanitizer.compiler();
-        command.arg("-include").arg(self.sanitizer.precompiled()).arg("-include").arg(&file);
-        command.args(["-x", "c++"]).arg(here().join("launcher.h")).arg("-o").arg(&binary);
-        let output = command.output().map_err(|e| Error::Engine(format!("g++: {e}")))?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if !output.status.success() || (faults.is_empty() && said.contains("warning")) {
-            return Err(Error::Engine(format!("{command:?}\n{said}")));
-        }
-        Ok(binary)
+        self.sanitizer.compiled(&program, !faults.is_empty())
     }
 
     fn run(&self, binary: &Path, launch: &Path, result: &Path) -> Command {

@@ -218,7 +218,7 @@ Result cuStreamDestroy_v2(Thing *stream) {
     return stream->alive = 0;
 }
 
-/* A driver as old as LIBCUDA_VERSION says loads nothing. */
+/* A driver as old as LIBCUDA_VERSION says loads only what is marked as an older compiler's. */
 Result cuDriverGetVersion(int *version) {
     const char *old = getenv("LIBCUDA_VERSION");
     return *version = old ? atoi(old) : 99000, 0;
@@ -227,7 +227,7 @@ Result cuDriverGetVersion(int *version) {
 /* Code with nothing behind its first bytes is refused, as a real driver does. */
 Result cuModuleLoadData(Thing **module, const void *code) {
     demand(memcmp(code, "\177ELF", 4) == 0, "code that is no cubin");
-    if (getenv("LIBCUDA_VERSION") || ((const char *)code)[4] == 0)
+    if ((getenv("LIBCUDA_VERSION") && ((const char *)code)[15] != 1) || ((const char *)code)[4] == 0)
         return 200;
     return *module = make(MODULE, current()), 0;
 }

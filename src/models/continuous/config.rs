@@ -3,7 +3,7 @@
 use crate::coordinates::Stereocentre;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
-use crate::models::layout::{check_sizes, LARGEST_SIZE};
+use crate::models::layout::{check_positive, check_sizes, LARGEST_SIZE};
 use crate::ode::Method;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
@@ -113,9 +113,7 @@ impl ContinuousConfig {
                 self.times
             )));
         }
-        if !(self.units_per_nm > 0.0 && self.units_per_nm.is_finite()) {
-            return Err(Error::invalid(format!("units_per_nm must be positive and finite, not {}", self.units_per_nm)));
-        }
+        check_positive(&[("units_per_nm", self.units_per_nm)])?;
         if let Divergence::Hutchinson { probes } = self.divergence {
             check_sizes(&[("probes", probes, LARGEST_SIZE)])?;
         }

@@ -20,10 +20,10 @@ mod tests;
 pub use cuda::programs;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
-use super::layout::{check_features, check_sizes, Layout};
+use super::layout::{check_features, check_positive, check_sizes, Layout};
 use super::layout::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use super::network::{features_and_time, Evaluator, Network};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nn::tape::{Function, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
@@ -75,10 +75,7 @@ impl Egnn {
     /// out of range.
     pub fn new(config: EgnnConfig) -> Result<Egnn> {
         let h = config.n_hidden;
-        if !(config.coordinate_range > 0.0 && config.coordinate_range.is_finite()) {
-            let range = config.coordinate_range;
-            return Err(Error::invalid(format!("coordinate_range must be positive and finite, not {range}")));
-        }
+        check_positive(&[("coordinate_range", config.coordinate_range)])?;
         check_sizes(&[
             ("atoms", config.features.len(), MOST_ATOMS),
             ("n_features", config.n_features, LARGEST_SIZE),

@@ -56,7 +56,8 @@ impl Machine {
     }
 }
 
-/// Rows per launch, so that memory on the card does not grow with the batch and no launch takes seconds.
+/// Blocks that a launch has work for, so that memory on the card does not grow with the batch and no launch takes
+/// seconds.
 const LAUNCH: usize = 1024;
 /// How many configurations in turn a team may take before single blocks are faster: a team of 32 takes about a seventh
 /// of a block's time.
@@ -368,7 +369,7 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
     }
 
     fn rows_at_once(&self) -> usize {
-        self.driver.rows_of_launch(LAUNCH)
+        self.driver.rows_of_launch(LAUNCH * self.kernel.rows)
     }
 
     fn solver(&self) -> Option<&dyn PathSolver> {

@@ -191,15 +191,16 @@ impl<R: Real> FieldOnDevice<R> {
         let mut workspace = self.work.take()?;
         let driver = workspace.driver.clone();
         let super::Work { scratch, paths: work, .. } = &mut *workspace;
-        let teams = scratch.reserve_parts(teams, team * block.scratch)?;
-        let grid = teams * team;
         work.x.write(x)?;
         work.integral.write(integral)?;
         work.reports.reserve(n)?;
         work.probes.write(probes)?;
-        work.blocks.reserve(grid * 10 * (d + 1))?;
+        work.blocks.reserve(teams * team * 10 * (d + 1))?;
         work.teams.reserve(teams * 2 * (d + shares))?;
-        work.arrivals.write(&none_yet[..teams])?;
+        work.arrivals.write(&none_yet)?;
+        // last, as it takes as much as there is
+        let teams = scratch.reserve_parts(teams, team * block.scratch)?;
+        let grid = teams * team;
         let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };
         let ode = Ode {
             x: work.x.address(),

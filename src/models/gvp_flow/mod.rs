@@ -34,7 +34,7 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
-use crate::models::layout::{check_features, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::models::layout::{check_features, check_positive, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::nn::memory::Spares;
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
@@ -107,9 +107,7 @@ impl GvpConfig {
             ("message_norm", self.message_norm),
             ("coordinate_range", self.coordinate_range),
         ];
-        if let Some((name, value)) = lengths.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
-            return Err(Error::invalid(format!("{name} must be positive and finite, not {value}")));
-        }
+        check_positive(&lengths)?;
         if let Some((name, value)) = lengths.iter().find(|(_, value)| *value > LONGEST) {
             return Err(Error::invalid(format!("{name} = {value} is too large: must be at most {LONGEST}")));
         }

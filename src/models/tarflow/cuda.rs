@@ -453,11 +453,12 @@ impl<R: Real> OnCard<R> {
         let Plan { variant, teams, state } = self.plan(n, encode)?;
         let none_yet = vec![0; teams];
         let mut work = self.work.take()?;
-        let teams = work.scratch.reserve_parts(teams, state)?;
-        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
         work.x.write(x)?;
         work.log_det.reserve(n)?;
-        work.arrivals.write(&none_yet[..teams])?;
+        work.arrivals.write(&none_yet)?;
+        // last, as it takes as much as there is
+        let teams = work.scratch.reserve_parts(teams, state)?;
+        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
         let arguments = Arguments {
             weights: self.weights.address(),
             stages: self.stages.address(),

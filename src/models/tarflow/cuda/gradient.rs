@@ -176,13 +176,14 @@ impl<R: Real> OnCard<R> {
         let (variant, teams) = self.plan_gradient(n)?;
         let none_yet = vec![0; teams];
         let mut work = self.gradients.work.take()?;
-        let teams = work.scratch.reserve_parts(teams, self.sizes.gradient_state())?;
-        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high));
         work.x.write(x)?;
         work.gradient.reserve(x.len())?;
         work.log_det.reserve(n)?;
         work.path.reserve(teams * self.sizes.config.blocks * (x.len() / n))?;
-        work.arrivals.write(&none_yet[..teams])?;
+        work.arrivals.write(&none_yet)?;
+        // last, as it takes as much as there is
+        let teams = work.scratch.reserve_parts(teams, self.sizes.gradient_state())?;
+        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high));
         let arguments = Arguments {
             weights: self.weights.address(),
             stages: self.stages.address(),
