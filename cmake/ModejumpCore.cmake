@@ -18,11 +18,13 @@ if(NOT CARGO)
 endif()
 # cargo has a folder of its own for a target that it is asked for
 set(CORE_PLATFORM "$ENV{CARGO_BUILD_TARGET}" CACHE STRING "Target of cargo, as x86_64-unknown-linux-gnu; none for that of this machine")
-set(CORE "${CORE_TARGET}/${CORE_PLATFORM}/release/libmodejump.a")
-set(CORE_SHARED "${CORE_TARGET}/${CORE_PLATFORM}/release/libmodejump.so")
+set(CORE_BUILT "${CORE_TARGET}/release")
 if(CORE_PLATFORM)
+  set(CORE_BUILT "${CORE_TARGET}/${CORE_PLATFORM}/release")
   set(FOR_PLATFORM --target "${CORE_PLATFORM}")
 endif()
+set(CORE "${CORE_BUILT}/libmodejump.a")
+set(CORE_SHARED "${CORE_BUILT}/libmodejump.so")
 # Cargo tracks changes itself, so it runs at every build, in the folder of the sources, where its configuration may be. What is installed needs no
 # line tables, which are four fifths of its size.
 add_custom_target(modejump-core ALL

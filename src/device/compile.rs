@@ -31,6 +31,7 @@ pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Re
 
 /// As [`load`], with the code of this machine's compiler.
 fn load_own<T>(program: &Program, architecture: &str, name: &str, load: &impl Fn(&[u8]) -> Result<T>) -> Result<T> {
+    guard_library()?;
     let file = file(name)?;
     if let Some(loaded) = file.as_ref().and_then(|file| kept(file)).and_then(|code| load(&code).ok()) {
         return Ok(loaded);
