@@ -179,16 +179,20 @@ fn a_run_goes_on_from_between_two_frames_bit_for_bit() {
 #[cfg(unix)]
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
-    let run = md(&["-n", "1500"]);
+    let file = files("md-nohup");
+    let run = md(&["-n", "1000000000", "--checkpoint", &file("run.ckpt")]);
     let mut under_nohup = Command::new("sh");
     under_nohup.current_dir(run.get_current_dir().unwrap()).args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
     under_nohup.arg(run.get_program()).args(run.get_args());
     let mut child = under_nohup.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while child.try_wait().unwrap().is_none() {
-        signal(&child, "HUP");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert!(child.wait().unwrap().success());
+    // by then it listens to signals
+    wait_until(|| Path::new(&file("run.ckpt.lock")).exists());
+    signal(&child, "HUP");
+    std::thread::sleep(Duration::from_secs(4));
+    let ended = child.try_wait().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(ended.is_none(), "{ended:?}");
 }
 
 #[test]
