@@ -121,12 +121,13 @@ test-gromacs: plugin build
 
 # Only checks that the fuzz targets compile; `cargo test --test fuzz_corpus` runs the same code, and fuzz/Cargo.toml explains how to fuzz.
 fuzz-targets:
-	cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target
+	cargo check --release --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target
 
+# In release builds, whose build scripts and macros `make test` uses, too.
 lint: venv
 	cargo fmt --check
-	cargo clippy --all-targets --features openmm -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features openmm
+	cargo clippy --release --all-targets --features openmm -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --features openmm
 	@sh scripts/deny.sh
 
 # Plain MD and MD with jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
