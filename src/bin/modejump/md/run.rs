@@ -14,6 +14,7 @@ use modejump::moves::{make_whole, Options, Statistics};
 use modejump::rng::{Stream, StreamId};
 use modejump::Result;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 8 };
 
@@ -26,7 +27,7 @@ struct Saved {
     simulation: Vec<u8>,
     jumps: Option<(Statistics, [u64; 2])>,
     record: Record,
-    /// s.
+    /// Time of the steps after the equilibration, s.
     wall: f64,
 }
 
@@ -113,7 +114,6 @@ impl Md {
                 Saved::default()
             }
         };
-        let (beginning, before) = (std::time::Instant::now(), saved.wall);
         let dynamics = self.dynamics.at(self.temperature);
         let write = |record: &Record| match &self.output {
             Some(path) if record.n() > 0 => record.write(path, &topology, &dynamics),
@@ -121,7 +121,6 @@ impl Md {
         };
         let mut kept = Kept::of(self.output.as_slice());
         let keep = |engine: &mut Engine, saved: &mut Saved| -> Result<()> {
-            saved.wall = before + beginning.elapsed().as_secs_f64();
             let Some(path) = &self.checkpoint else { return Ok(()) };
             (saved.simulation, saved.jumps) = (engine.simulation().checkpoint()?, engine.jumps());
             checkpoint::save_run(path, RUN, &identity, saved)
@@ -228,12 +227,13 @@ impl Md {
         progress.end();
         let mut progress = Progress::new(self.steps, "steps");
         while saved.done < self.equilibrate + self.steps && !interrupted() {
-            let done = saved.done - self.equilibrate;
+            let (done, start) = (saved.done - self.equilibrate, Instant::now());
             let next = (done - done % self.record + self.record).min(self.steps);
             self.advance(engine, saved, &mut pace, (self.equilibrate, next))?;
             if saved.done - self.equilibrate == next {
                 saved.record.take(engine.simulation(), next, self.keeps_positions())?;
             }
+            saved.wall += start.elapsed().as_secs_f64();
             after(engine, saved);
             let accepted = engine.statistics().map(|statistics| {
                 let mark = mark(statistics.likelihood().name());
