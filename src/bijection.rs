@@ -169,7 +169,9 @@ impl Bijection {
         for (row, z) in z.chunks_exact_mut(latent).enumerate() {
             match mapped[row].reverse.is_inside() {
                 true => {
-                    (0..latent).filter(|i| !self.uniform.contains(i)).for_each(|i| z[i] *= self.scale);
+                    if self.scale != 1.0 {
+                        (0..latent).filter(|i| !self.uniform.contains(i)).for_each(|i| z[i] *= self.scale);
+                    }
                     step(row, z)
                 }
                 false => z.fill(0.5), // arbitrary: the row has no image

@@ -284,13 +284,14 @@ impl<R: Real> FieldOnDevice<R> {
         let block = self.block(self.kernel.name, variant)?;
         let most = if block.scratch == 0 && variant.team == 1 { usize::MAX } else { block.resident / variant.team };
         let teams = most.min(rows.div_ceil(self.kernel.rows) * parts);
-        let teams = work.scratch.reserve_parts(teams, variant.team * block.scratch)?;
-        let grid = teams * variant.team;
         if variant.team > 1 {
             let Work { arrivals, none_yet, .. } = &mut **work;
             none_yet.resize(teams.max(none_yet.len()), 0);
             arrivals.write(none_yet)?;
         }
+        // last, as it takes as much as there is
+        let teams = work.scratch.reserve_parts(teams, variant.team * block.scratch)?;
+        let grid = teams * variant.team;
         let batch = Batch {
             t: work.t.address(),
             x: work.x.address(),

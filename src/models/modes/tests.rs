@@ -62,7 +62,6 @@ fn the_mixture_is_normalised_and_knows_its_samples() {
     assert!((left - exact).abs() < 5.0 * (0.25 / n as f64).sqrt(), "{left} against {exact}");
 }
 
-/// The random number that chooses the mode is not among those of its generator.
 /// Proposals of one attempt have parts of one stream: each begins at a block of its own.
 #[test]
 fn samples_from_parts_of_a_stream_are_all_different() {
@@ -75,6 +74,7 @@ fn samples_from_parts_of_a_stream_are_all_different() {
     assert_eq!(samples.len(), n);
 }
 
+/// The random number that chooses the mode is not among those of its generator.
 #[test]
 fn where_a_sample_lies_in_its_mode_does_not_tell_of_the_choice() {
     let files = [generator(0.0, 1.0, 1), generator(0.0, 1.0, 1)];

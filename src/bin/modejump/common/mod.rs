@@ -43,6 +43,7 @@ const TOGETHER: Duration = Duration::from_secs(1);
 /// [`interrupted`], and a later one ends the program. Errors: a second call.
 pub fn watch_signals() -> Result<()> {
     let mut first = None;
+    #[cfg(unix)]
     let ignored = ignores_hangups();
     ctrlc::set_handler(move || {
         INTERRUPTED.store(true, Ordering::Relaxed);
@@ -51,6 +52,7 @@ pub fn watch_signals() -> Result<()> {
         }
     })
     .map_err(|e| Error::invalid(format!("could not install the signal handler: {e}")))?;
+    #[cfg(unix)]
     if ignored {
         ignore_hangups();
     }
@@ -74,14 +76,6 @@ fn ignore_hangups() {
         libc::signal(libc::SIGHUP, libc::SIG_IGN);
     }
 }
-
-#[cfg(not(unix))]
-fn ignores_hangups() -> bool {
-    false
-}
-
-#[cfg(not(unix))]
-fn ignore_hangups() {}
 
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)

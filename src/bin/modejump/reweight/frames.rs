@@ -39,7 +39,7 @@ impl Reweight {
     /// atoms, or with bonds of other lengths than the model keeps.
     fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<(Frames, Option<Vec<f64>>)> {
         let mut frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
-        if matches!(model.scope(), Scope::Noisy { .. }) && self.may_turn(model, kelvin)? {
+        if matches!(model.scope(), Scope::Noisy { .. }) && self.check_energies(model, kelvin, true).is_ok() {
             turn_at_random(&mut frames, self.seed);
         }
         kept_bonds::require_in_frames(model, &frames.x, frames.dimension)

@@ -167,7 +167,7 @@ impl Reweight {
         }
         self.state.iter().try_for_each(|state| state.check(dimension_without_auxiliary(model.as_ref())))?;
         self.torsions_of(model.as_ref())?;
-        self.check_energies(model.as_ref(), temperature)?;
+        self.check_energies(model.as_ref(), temperature, self.rotations.is_some())?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
             Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, ranks, &mut summary)?,
@@ -305,12 +305,11 @@ impl Reweight {
     }
 
     /// Checks the energies before the work. Errors: a System of other atoms, or energies that depend on more than the
-    /// density describes; with --rotations also those that depend on the orientation, through a box or anything else in
-    /// the System.
+    /// density describes; if it is `averaged` over orientations also those that depend on the orientation, through a box
+    /// or anything else in the System.
     #[cfg(feature = "openmm")]
-    fn check_energies(&self, model: &dyn Model, temperature: f64) -> Result<()> {
+    fn check_energies(&self, model: &dyn Model, temperature: f64, averaged: bool) -> Result<()> {
         use super::common::{read_system, require_described, target_of};
-        let averaged = self.rotations.is_some();
         if averaged && read_system(&self.system)?.is_periodic()? {
             return Err(Error::file(
                 &self.system,
@@ -322,24 +321,8 @@ impl Reweight {
         require_described(&self.system, &mut target, model, averaged)
     }
 
-    /// Whether the energies do not depend on the orientation.
-    #[cfg(feature = "openmm")]
-    fn may_turn(&self, model: &dyn Model, temperature: f64) -> Result<bool> {
-        use super::common::{read_system, require_described, target_of};
-        if read_system(&self.system)?.is_periodic()? {
-            return Ok(false);
-        }
-        let mut target = target_of(&self.system, model, temperature, &self.platform)?;
-        Ok(require_described(&self.system, &mut target, model, true).is_ok())
-    }
-
     #[cfg(not(feature = "openmm"))]
-    fn may_turn(&self, _: &dyn Model, _: f64) -> Result<bool> {
-        Ok(false)
-    }
-
-    #[cfg(not(feature = "openmm"))]
-    fn check_energies(&self, _: &dyn Model, _: f64) -> Result<()> {
+    fn check_energies(&self, _: &dyn Model, _: f64, _: bool) -> Result<()> {
         Ok(())
     }
 
