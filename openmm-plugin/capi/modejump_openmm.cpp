@@ -232,6 +232,10 @@ int modejump_openmm_check_ensemble(void* context) {
     });
 }
 
+int modejump_openmm_varies_steps(void* context, int* varies) {
+    return guarded([&] { *varies = variesSteps(Peek::implOf(contextOf(context)).getIntegrator()); });
+}
+
 int modejump_openmm_find_temperature(void* context, double* kelvin) {
     return guarded([&] { *kelvin = findOneTemperature(Peek::implOf(contextOf(context))); });
 }

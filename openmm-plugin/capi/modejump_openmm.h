@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 9
+#define MODEJUMP_OPENMM_ABI 10
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
@@ -49,6 +49,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, i
 /* Fails if the Context's integrator samples a distribution other than the classical one of the System, as Drude integrators and
  * CustomIntegrators that scale forces do. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_check_ensemble(void *context);
+/* 1 if the steps of the Context's integrator vary in length, else 0. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_varies_steps(void *context, int *varies);
 /* The temperature (K) that the dynamics of a Context has now; 0 if it has none, or several. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_find_temperature(void *context, double *kelvin);
 /* Gives all particles of a Context new velocities at this temperature (K), as after an accepted move, without momentum if the System has

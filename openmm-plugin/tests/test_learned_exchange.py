@@ -350,3 +350,19 @@ def test_integrators_of_another_potential_exchange_nothing(wells):
     integrator.addComputePerDof("x", "x+dt*v")
     with pytest.raises(openmm.OpenMMException, match="scale forces by 0.5"):
         modejump.LearnedReplicaExchangeSampler(states, simulation_of(integrator), 10, [modejump.Bijection(*wells)])
+
+
+@toy.since("ReplicaExchangeSampler")
+@pytest.mark.parametrize("kind", ["variable", "computed", "compound"])
+def test_steps_of_different_lengths_are_refused(wells, kind):
+    states = [{"temperature": 300.0}, {"temperature": 450.0}]
+    integrator = openmm.VariableLangevinIntegrator(300.0, 1.0, 0.001)
+    if kind == "computed":
+        integrator = toy.leapfrog(0.001, "temperature", 300.0)
+        integrator.addComputeGlobal("dt", "0.001")
+    if kind == "compound":
+        inner, integrator = integrator, openmm.CompoundIntegrator()
+        integrator.addIntegrator(toy.langevin())
+        integrator.addIntegrator(inner)
+    with pytest.raises(ValueError, match=f"{type(integrator).__name__} changes its time step"):
+        modejump.LearnedReplicaExchangeSampler(states, simulation_of(integrator), 10, [modejump.Bijection(*wells)])

@@ -154,11 +154,19 @@ void checkCalls(const Integrator& all) {
     });
 }
 
+bool variesSteps(const Integrator& all) {
+    bool varies = false;
+    forEach(all, [&](const Integrator& integrator) {
+        const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+        varies |= dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
+                  dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt"));
+    });
+    return varies;
+}
+
 void checkStepLengths(const Integrator& all) {
     forEach(all, [](const Integrator& integrator) {
-        const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
-        if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
-            dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt")))
+        if (variesSteps(integrator))
             throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts "
                                   "counted in steps would be too frequent there, and populations would be wrong; use a fixed step size, or set the "
                                   "frequency to 0 and call attempt() at equal times (after integrator.stepTo)");

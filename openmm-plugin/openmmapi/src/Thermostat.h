@@ -23,6 +23,9 @@ void checkEnsemble(const OpenMM::Integrator& integrator, const OpenMM::System& s
  */
 void checkCalls(const OpenMM::Integrator& integrator);
 
+/** Whether steps vary in length, so that configurations after equal numbers of steps are not distributed as those at equal times. */
+bool variesSteps(const OpenMM::Integrator& integrator);
+
 /** Throws if steps vary in length: attempts, which are counted in steps, would be more frequent where steps are short. */
 void checkStepLengths(const OpenMM::Integrator& integrator);
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 9
+ABI = 10
 NAME = "libOpenMMModeJump.so"
 
 
@@ -48,6 +48,7 @@ SIGNATURES = {
     "get_latent_walk": [c_void_p, c_int, POINTER(c_double), POINTER(c_int)],
     "attempt": [c_void_p, c_void_p, POINTER(c_int)],
     "check_ensemble": [c_void_p],
+    "varies_steps": [c_void_p, POINTER(c_int)],
     "find_temperature": [c_void_p, POINTER(c_double)],
     "draw_velocities": [c_void_p, c_double, c_uint64, c_uint64, c_uint64],
     "get_statistics": [c_void_p, c_void_p, POINTER(CStatistics)],

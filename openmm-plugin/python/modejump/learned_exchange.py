@@ -79,7 +79,7 @@ class LearnedReplicaExchangeSampler(getattr(app, "ReplicaExchangeSampler", _NoRe
         check_particles(system, self.particles)
         self.seed = own_seed(seed)
         _refuse_barostats(system)
-        _refuse_variable_steps(simulation.integrator)
+        _refuse_variable_steps(simulation)
         call("check_ensemble", address(simulation.context, openmm.Context))
         _refuse_other_groups(states, system, simulation.integrator)
         self._refuse_other_temperatures()
@@ -204,12 +204,13 @@ def _refuse_barostats(system):
             raise ValueError(f"{type(force).__name__}: exchanges through maps require constant volume; remove it")
 
 
-def _refuse_variable_steps(integrator):
+def _refuse_variable_steps(simulation):
     """Frames at equal numbers of steps of changing length are not those of the ensemble."""
-    compound = isinstance(integrator, openmm.CompoundIntegrator)
-    for part in [integrator.getIntegrator(i) for i in range(integrator.getNumIntegrators())] if compound else [integrator]:
-        if type(part).__name__.startswith("Variable"):
-            raise ValueError(f"{type(part).__name__} changes its time step, so states would not be sampled in their ensembles: use one with a constant step")
+    varies = ctypes.c_int()
+    call("varies_steps", address(simulation.context, openmm.Context), varies)
+    if varies.value:
+        name = type(simulation.integrator).__name__
+        raise ValueError(f"{name} changes its time step, so states would not be sampled in their ensembles: use an integrator with a constant step")
 
 
 def _refuse_other_groups(states, system, integrator):
