@@ -55,6 +55,8 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     assert!(text.contains("training diverged"), "{text}");
     setting.configure(r#"{"tarflow": {"head_size": 0}}"#);
     assert!(never().contains("`head_size` 0 does not divide the number of channels, 64"));
+    setting.configure(r#"{"tarflow": {"token_size": 66}}"#);
+    assert!(never().contains("`token_size` 66 makes one token of all coordinates"));
     setting.configure(r#"{"gvp_flow": {}, "tarflow": {}}"#);
     let text = never();
     assert!(text.contains("`gvp_flow` has no effect on this training, which reads tarflow, explore"), "{text}");

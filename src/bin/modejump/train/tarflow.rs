@@ -33,12 +33,18 @@ impl Default for TarflowDesign {
 
 impl TarflowDesign {
     /// Errors: the number of coordinates is no multiple of the token size, or the number of channels no multiple of the
-    /// head size.
+    /// head size; a single token.
     fn network(&self, dimension: usize) -> Result<TarFlowConfig> {
         let TarflowDesign { token_size, channels, blocks, layers, head_size, expansion, .. } = *self;
         if token_size == 0 || !dimension.is_multiple_of(token_size) {
             return Err(Error::invalid(format!(
                 "`token_size` {token_size} does not divide the number of coordinates, {dimension}"
+            )));
+        }
+        if token_size == dimension {
+            return Err(Error::invalid(format!(
+                "`token_size` {token_size} makes one token of all coordinates: the flow would be the identity, since a \
+                 token depends on those before it; use 3, an atom per token"
             )));
         }
         let (tokens, heads) = (dimension / token_size, heads(channels, head_size)?);
