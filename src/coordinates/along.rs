@@ -17,6 +17,16 @@ pub enum Along {
 }
 
 impl Along {
+    /// Checks a range of this coordinate. Errors: angles in degrees.
+    pub fn check_angles(&self, [from, to]: [f64; 2]) -> Result<()> {
+        match self.is_periodic() && !(from.abs() <= TURN && to.abs() <= TURN) {
+            true => Err(Error::invalid(format!(
+                "the range [{from}, {to}] of the torsion is invalid: angles must be in radians, within ±π (degrees times 0.01745)"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     /// Errors: atoms or a component beyond configurations of `dimension` numbers, a repeated atom.
     pub fn check(&self, dimension: usize) -> Result<()> {
         let lacking = match self {
@@ -96,12 +106,8 @@ impl Region {
     /// Errors: atoms or a component beyond configurations of `dimension` numbers, an empty range.
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
+        self.along.check_angles(self.range)?;
         let [from, to] = self.range;
-        if self.along.is_periodic() && !self.range.iter().all(|v| v.abs() <= TURN) {
-            return Err(Error::invalid(format!(
-                "the range [{from}, {to}] of the torsion is invalid: angles must be in radians, within ±π (degrees times 0.01745)"
-            )));
-        }
         match from < to || (self.along.is_periodic() && from > to) {
             true => Ok(()),
             false => Err(Error::invalid(format!("the range [{from}, {to}] of the reaction coordinate is empty"))),

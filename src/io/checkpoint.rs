@@ -173,7 +173,7 @@ impl Identity {
         match self.difference(run) {
             None => Ok(()),
             Some(difference) => Err(format!(
-                "belongs to another run (this run has {difference}): use the options and files of that run, or remove the checkpoint to start again"
+                "belongs to another run (this run has {difference}): use the options and files of that run, or another checkpoint for a new run (`adapt` and `explore`: another folder)"
             )),
         }
     }

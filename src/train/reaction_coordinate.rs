@@ -23,10 +23,11 @@ pub struct ReactionCoordinate {
 }
 
 impl ReactionCoordinate {
-    /// Checks the settings. Errors: atoms or a component that x does not have, an empty range, a bandwidth that is not
-    /// positive or wider than the circle allows.
+    /// Checks the settings. Errors: atoms or a component that x does not have, an empty range, angles in degrees, a
+    /// bandwidth that is not positive or wider than the circle allows.
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
+        self.along.check_angles(self.range)?;
         let [min, max] = self.range;
         if min.partial_cmp(&max) != Some(std::cmp::Ordering::Less) {
             return Err(Error::invalid(format!(
@@ -146,6 +147,8 @@ mod tests {
         assert!(coordinate.check(12).unwrap_err().to_string().contains("bandwidth"));
         coordinate = ReactionCoordinate { range: [1.0, 1.0], ..torsion_of_four() };
         assert!(coordinate.check(12).unwrap_err().to_string().contains("range"));
+        coordinate.range = [0.0, 90.0];
+        assert!(coordinate.check(12).unwrap_err().to_string().contains("radians"));
         coordinate.along = Along::Component(12);
         assert!(coordinate.check(12).unwrap_err().to_string().contains("component 12"));
     }

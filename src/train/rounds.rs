@@ -14,7 +14,7 @@ use super::trainer::{TrainState, Trainer};
 use crate::coordinates::Region;
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::error::{Error, Result};
-use crate::free_energy::between_states_of_blocks;
+use crate::free_energy::{between_states_of_blocks, between_states_of_series};
 use crate::io::model_file;
 use crate::models;
 use crate::models::coupling::CouplingFlow;
@@ -86,6 +86,12 @@ impl RoundsOptions {
         if let Some((name, _)) = numbers.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("rounds.{name} = 0: must be at least 1")));
         }
+        if self.frequency > self.production_steps {
+            return Err(Error::invalid(format!(
+                "rounds.frequency = {}: no jump would be attempted in production, which has `production_steps` = {}",
+                self.frequency, self.production_steps
+            )));
+        }
         let shares = [("acceptance", self.acceptance), ("ess", self.ess)];
         if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
             return Err(Error::invalid(format!("rounds.{name} = {value}: must be between 0 and 1")));
@@ -132,7 +138,7 @@ pub struct Record {
     #[serde(with = "nan_as_none")]
     pub population: f64,
     pub transitions: usize,
-    /// ΔF = −ln P(region)/P(rest) with its standard error over the walkers, kT.
+    /// ΔF = −ln P(region)/P(rest) with its standard error over the walkers (of a single one's series), kT.
     #[serde(with = "nan_as_none")]
     pub delta_f: f64,
     #[serde(with = "nan_as_none")]
@@ -283,7 +289,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// Sets the number of production steps of each walker. Finished rounds continue if there are more, as if that many
-    /// had been requested from the beginning. Errors: fewer than were made.
+    /// had been requested from the beginning. Errors: fewer than were made, or than an attempt takes.
     pub fn set_production_steps(&mut self, steps: u64) -> Result<()> {
         let made = if matches!(self.state.stage, Stage::Production) || self.is_finished() { self.walked() } else { 0 };
         // walks end with a frame
@@ -293,7 +299,9 @@ impl<'a> Rounds<'a> {
             );
             return Err(Error::invalid(message));
         }
-        self.state.options.production_steps = steps;
+        let options = RoundsOptions { production_steps: steps, ..self.state.options.clone() };
+        options.check(self.dimension())?;
+        self.state.options = options;
         if self.is_finished() && self.walked() < steps {
             self.state.stage = Stage::Production;
             self.state.log.pop();
@@ -472,7 +480,11 @@ impl<'a> Rounds<'a> {
         record.transitions = inside.iter().zip(&inside[walkers..]).filter(|(a, b)| a != b).count();
         let of_walker = |k: usize| inside[k..].iter().step_by(walkers).map(|i| Some(*i));
         let by_walker: Vec<Option<bool>> = (0..walkers).flat_map(of_walker).collect();
-        if let Ok(delta_f) = between_states_of_blocks(&by_walker, walkers) {
+        let delta_f = match walkers {
+            1 => between_states_of_series(&by_walker),
+            _ => between_states_of_blocks(&by_walker, walkers),
+        };
+        if let Ok(delta_f) = delta_f {
             (record.delta_f, record.delta_f_stderr) = (delta_f.value, delta_f.standard_error);
         }
     }

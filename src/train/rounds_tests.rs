@@ -167,6 +167,17 @@ fn rounds_find_the_other_well_and_production_weighs_it_right() {
     );
 }
 
+/// Its error is that of the series, as there are no other walkers.
+#[test]
+fn a_single_walker_has_a_free_energy_too() {
+    let (rounds, explore, train) = options();
+    let rounds = RoundsOptions { walkers: 1, steps: 3200, production_steps: 40_000, ..rounds };
+    let state = run_from("alone", &[-UNIT, -0.5 * UNIT, 0.0], (rounds, explore, train), None);
+    let last = state.log.last().unwrap();
+    let error = last.delta_f - exact_delta_f();
+    assert!(error.abs() < 5.0 * last.delta_f_stderr && last.delta_f_stderr < 0.2, "{error} ± {}", last.delta_f_stderr);
+}
+
 #[test]
 fn rounds_that_were_cut_go_on_bit_for_bit() {
     let (whole, cut) = (run("uncut", None), run("cut", Some(7)));
@@ -242,6 +253,8 @@ fn options_out_of_range_are_refused_by_name() {
     };
     assert!(refusal(&|o| o.walkers = 0).contains("rounds.walkers"));
     assert!(refusal(&|o| o.frequency = 0).contains("rounds.frequency"));
+    let never = refusal(&|o| (o.frequency, o.production_steps) = (51, 50));
+    assert!(never.contains("rounds.frequency = 51: no jump would be attempted in production"), "{never}");
     assert!(refusal(&|o| o.acceptance = 30.0).contains("rounds.acceptance = 30: must be between 0 and 1"));
     assert!(
         refusal(&|o| o.ess = -1.0).contains("rounds.ess = -1") && refusal(&|o| o.ess = f64::NAN).contains("rounds.ess")

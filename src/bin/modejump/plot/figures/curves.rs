@@ -67,12 +67,11 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let errors = history.iter().filter(|r| r.delta_f.is_finite()).map(|r| r.delta_f_stderr).collect();
     let delta_f = vec![Curve { errors, ..curve("ΔF of the region", |r| r.delta_f) }];
     let stages = 0.5..history.len() as f64 + 0.5;
-    let panel = |unit, range, curves| Panel {
-        along: ("stage (walk, heat, train in turn; then production)", stages.clone()),
-        unit,
-        range,
-        curves,
+    let along = match history.iter().any(|record| record.stage == Stage::Heat) {
+        true => "stage (walk, heat, train in turn; then production)",
+        false => "stage (walk, train in turn; then production)",
     };
+    let panel = |unit, range, curves| Panel { along: (along, stages.clone()), unit, range, curves };
     with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
 }
 
