@@ -14,8 +14,10 @@ use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Identity;
 use crate::rng::{Stream, StreamId};
+use std::error::Error as _;
 use std::io::Write;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -122,6 +124,21 @@ pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
             Ok(values)
         }
         None => Err(Error::invalid("not enough memory for this many rows: use fewer at a time")),
+    }
+}
+
+/// Starts the threads for computations on the CPU, as many as there are cores or `RAYON_NUM_THREADS` says, unless the
+/// process has them already. Errors: threads that the system refuses, now and at every later call.
+pub fn start_threads() -> Result<()> {
+    static REFUSED: OnceLock<Option<String>> = OnceLock::new();
+    // a pool that was built before, which is no refusal, is an error without a source
+    let refusal = || rayon::ThreadPoolBuilder::new().build_global().err()?.source().map(|e| e.to_string());
+    match REFUSED.get_or_init(refusal) {
+        None => Ok(()),
+        Some(reason) => Err(Error::Unsupported(format!(
+            "could not start the threads of computations ({reason}): set RAYON_NUM_THREADS to fewer, or raise the limit \
+             of processes (ulimit -u)"
+        ))),
     }
 }
 

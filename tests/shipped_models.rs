@@ -29,6 +29,21 @@ fn models_of_alanine_dipeptide_evaluate_its_topology() {
     }
 }
 
+/// Bonds of no length leave no direction for the atoms that are placed by them.
+#[test]
+fn samples_that_are_not_finite_have_no_density() {
+    let bytes = std::fs::read(folder().join("model-hbonds.safetensors")).unwrap();
+    let mut card = serde_json::to_value(model_file::read_card("short", &bytes).unwrap()).unwrap();
+    card["coordinates"]["constraints"][0][2] = 1e-100.into();
+    let card = serde_json::from_value(card).unwrap();
+    let model = models::load_bytes("short", &model_file::with_card("short", &bytes, &card).unwrap()).unwrap();
+    let (mut x, mut log_q) = (vec![0.0; 66 * 8], vec![Evaluation::inside(0.0); 8]);
+    model.sample(&|row| Stream::new(1, StreamId::Sample, row as u64, 0), &mut x, &mut log_q).unwrap();
+    for (x, log_q) in x.chunks_exact(66).zip(&log_q) {
+        assert!(x.iter().all(|v| v.is_finite()) || !log_q.is_inside(), "{log_q:?}");
+    }
+}
+
 /// The energy is that of the flow: near-equal densities for near-equal shapes, and the same for the labels of a methyl
 /// group.
 #[test]

@@ -575,6 +575,10 @@ def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
         move.set_constraints([[0, 1]], [0.109], np.ones(22))
     with pytest.raises(ValueError, match="masses"):
         move.set_constraints([[0, 1]], [0.109], np.ones(3))
+    with pytest.raises(TypeError, match="an atom of a constraint is 0.5"):
+        move.set_constraints(np.array([[0.5, 1]]), [0.109], np.ones(22))
+    with pytest.raises(ValueError, match="an atom of a constraint is -1"):
+        move.set_constraints(np.array([[0, -1]]), [0.109], np.ones(22))
 
 
 def test_an_exchange_of_models_that_keep_bonds_needs_them_constrained():

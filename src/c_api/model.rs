@@ -11,6 +11,7 @@ use crate::models::steering::{dimension_without_auxiliary, temperature};
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, flow_of, Model, Precision};
 use crate::moves::{check_box, make_whole};
+use crate::parallel::room;
 use crate::rng::{Stream, StreamId};
 use std::ffi::{c_char, CString};
 use std::sync::Arc;
@@ -416,9 +417,9 @@ pub unsafe extern "C" fn modejump_model_sample(
         // SAFETY: the caller's promise.
         let (x, out) =
             unsafe { (slice_mut(x, n, model.dimension(), "x")?, slice_mut(log_density, n, 1, "log_density")?) };
-        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        let mut evaluations = room(Some(out.len()), Evaluation::inside(0.0))?;
         // Sample into our own memory first: the caller's is written only on success.
-        let mut samples = vec![0.0; x.len()];
+        let mut samples = room(Some(x.len()), 0.0)?;
         let streams = |row: usize| Stream::new(seed, StreamId::Sample, first.wrapping_add(row as u64), 0);
         model.sample(&streams, &mut samples, &mut evaluations)?;
         x.copy_from_slice(&samples);
@@ -444,7 +445,7 @@ pub unsafe extern "C" fn modejump_model_log_density(
         let model = &unsafe { reference(model, "model") }?.model;
         // SAFETY: the caller's promise.
         let (x, out) = unsafe { (slice(x, n, model.dimension(), "x")?, slice_mut(log_density, n, 1, "log_density")?) };
-        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        let mut evaluations = room(Some(out.len()), Evaluation::inside(0.0))?;
         model.log_density(x, &mut evaluations)?;
         copy(&evaluations, out);
         Ok(())
@@ -472,8 +473,8 @@ pub unsafe extern "C" fn modejump_model_log_density_gradient(
         let (x, out) = unsafe { (slice(x, n, d, "x")?, slice_mut(log_density, n, 1, "log_density")?) };
         // SAFETY: the caller's promise.
         let gradient = unsafe { slice_mut(gradient, n, d, "gradient") }?;
-        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
-        let mut gradients = vec![0.0; x.len()];
+        let mut evaluations = room(Some(out.len()), Evaluation::inside(0.0))?;
+        let mut gradients = room(Some(x.len()), 0.0)?;
         model.log_density_gradient(x, &mut evaluations, &mut gradients)?;
         gradient.copy_from_slice(&gradients);
         copy(&evaluations, out);
@@ -568,7 +569,7 @@ unsafe fn through_flow(
             unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
         // Copies, so that nothing is written if it fails.
         let (mut points, mut logarithms) = (to.to_vec(), log_det.to_vec());
-        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        let mut evaluations = room(Some(out.len()), Evaluation::inside(0.0))?;
         match way {
             Way::Generate => flow.generate(from, &mut points, &mut logarithms, &mut evaluations)?,
             Way::Encode => flow.encode(from, &mut points, &mut logarithms, &mut evaluations)?,

@@ -1,6 +1,7 @@
 //! Status codes, the last error of a thread, and versions.
 
 use crate::error::{Error, Result};
+use crate::parallel::start_threads;
 use std::cell::RefCell;
 use std::ffi::{c_char, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -56,7 +57,8 @@ pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
     })
 }
 
-/// Errors: this process was forked from one that may have started threads of the library.
+/// Errors: this process was forked from one that may have started threads of the library; threads that the system
+/// refuses.
 pub(super) fn require_threads() -> Result<()> {
     static OWNER: AtomicU32 = AtomicU32::new(0);
     let this = std::process::id();
@@ -66,7 +68,7 @@ pub(super) fn require_threads() -> Result<()> {
              multiprocessing with \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
                 .into(),
         )),
-        _ => Ok(()),
+        _ => start_threads(),
     }
 }
 

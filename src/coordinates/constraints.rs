@@ -2,7 +2,7 @@
 
 use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 // How far a constrained bond may deviate depends on where the positions come from. Proposals keep it to f64 rounding
 // and are held to that (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in
@@ -82,15 +82,19 @@ impl Constraints {
     /// Constraints with atom indices `pairs`, `lengths` in nm, and `masses` of all atoms of the molecule, dalton.
     ///
     /// Errors: an atom out of range, a length or a constrained atom's mass that is not positive, an atom bound to
-    /// itself.
+    /// itself, a pair listed twice.
     pub fn new(pairs: &[[usize; 2]], lengths: &[f64], masses: &[f64]) -> Result<Constraints> {
         if pairs.len() != lengths.len() {
             return Err(Error::invalid(format!("{} constraints, but {} lengths", pairs.len(), lengths.len())));
         }
+        let mut listed = HashSet::new();
         for (&[a, b], &d) in pairs.iter().zip(lengths) {
             let name = format!("constraint between atoms {a} and {b}, counted from 0");
             if a == b || a >= masses.len() || b >= masses.len() {
                 return Err(Error::invalid(format!("{name}: expected two different atoms of {}", masses.len())));
+            }
+            if !listed.insert([a.min(b), a.max(b)]) {
+                return Err(Error::invalid(format!("{name}: listed twice")));
             }
             if !(d > 0.0 && d.is_finite()) {
                 return Err(Error::invalid(format!("{name}: the length is {d} nm, but must be positive")));
@@ -398,6 +402,13 @@ mod tests {
         let deviation = constraints.largest_deviation(&[0.0, 0.0, 0.0, 0.0, 0.101, 0.0]);
         assert!((deviation - 0.01).abs() < 1e-12);
         assert!(!constraints.are_kept(&[f64::NAN, 0.0, 0.0, 0.0, 0.1, 0.0]));
+    }
+
+    /// The matrix of the metric would be singular.
+    #[test]
+    fn a_bond_is_constrained_once() {
+        let twice = Constraints::new(&[[0, 1], [1, 0]], &[0.1, 0.1], &[1.0, 1.0]).err().unwrap().to_string();
+        assert!(twice.contains("between atoms 1 and 0, counted from 0: listed twice"), "{twice}");
     }
 
     #[test]

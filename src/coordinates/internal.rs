@@ -43,7 +43,7 @@ pub struct InternalCoordinates {
 impl InternalCoordinates {
     /// Internal coordinates by a z-matrix. `fixed` lists constrained bonds as (i, j, length in nm).
     ///
-    /// Errors: a constraint that is not a bond of the z-matrix, or whose length is not positive.
+    /// Errors: a constraint that is not a bond of the z-matrix, is listed twice, or whose length is not positive.
     pub fn new(zmatrix: ZMatrix, normalize_angles: bool, fixed: &[(usize, usize, f64)]) -> Result<InternalCoordinates> {
         let n_rows = zmatrix.rows.len();
         let mut lengths = vec![None; n_rows + 2];
@@ -63,7 +63,10 @@ impl InternalCoordinates {
                     j + 1
                 )));
             }
-            lengths[bond] = Some(length);
+            if lengths[bond].replace(length).is_some() {
+                let message = format!("the constraint between atoms {} and {} is listed twice", i + 1, j + 1);
+                return Err(Error::invalid(message));
+            }
         }
         let mut slot = vec![usize::MAX; n_rows + 2];
         let mut n_free = 0;

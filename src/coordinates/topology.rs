@@ -131,11 +131,15 @@ impl Topology {
     /// Checks that a System, with these masses and bonded pairs, has the atoms of the topology in the same order, which
     /// masses alone do not tell.
     ///
-    /// Errors: another number of particles or impossible masses; bonds that only the System has together with bonds
+    /// Errors: another number of particles or impossible masses; bonds of particles that it lacks; bonds that only the System has together with bonds
     /// that only the topology has. If just one of them has extra bonds, such as to metals, or constrained angles of
     /// rigid water, that is accepted.
     pub fn require_system(&self, masses: &[f64], bonds: &[(usize, usize)]) -> Result<()> {
         self.require_masses(masses)?;
+        if let Some((a, b)) = bonds.iter().find(|(a, b)| *a.max(b) >= self.n_atoms()) {
+            let message = format!("the System bonds particles {a} and {b}, counted from 0, of {}", self.n_atoms());
+            return Err(Error::invalid(message));
+        }
         let neighbours = self.neighbours();
         let are_hydrogens = |a: usize, b: usize| [a, b].iter().all(|&i| self.elements[i].eq_ignore_ascii_case("H"));
         let is_known = |a: usize, b: usize| {
@@ -461,6 +465,8 @@ mod tests {
         topology.require_system(&masses, &bonds[1..]).unwrap();
         topology.require_system(&masses, &[]).unwrap();
         topology.require_system(&masses, &[&bonds[1..], &[(1, 2)]].concat()).unwrap();
+        let message = topology.require_system(&masses, &[(0, 7)]).unwrap_err().to_string();
+        assert!(message.contains("bonds particles 0 and 7, counted from 0, of 7"), "{message}");
         // a hydrogen of carbon for one of nitrogen
         let other = |atom: usize| [0, 6, 2, 3, 4, 5, 1][atom];
         let swapped: Vec<(usize, usize)> = bonds.iter().map(|&(a, b)| (other(a), other(b))).collect();

@@ -18,12 +18,11 @@ pub struct ZMatrix {
 
 impl ZMatrix {
     /// Checks the rows and finds the order of placement: repeatedly, all rows whose reference atoms are placed, by
-    /// index.
+    /// index. The round of a row is one more than the last of those of its reference atoms, 0 being that of the frame.
     ///
     /// Errors: an atom out of range, placed twice, repeated within a row, not placed or not reachable, named by
     /// `label`.
     pub fn new(frame: [usize; 3], rows: Vec<Row>, n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
-        let mut placed = vec![false; n_atoms];
         let mut listed = vec![false; n_atoms];
         let all = frame.iter().chain(rows.iter().flatten());
         if let Some(atom) = all.clone().find(|&&a| a >= n_atoms) {
@@ -43,20 +42,26 @@ impl ZMatrix {
         if let Some(atom) = (0..n_atoms).find(|&a| !listed[a]) {
             return Err(Error::invalid(format!("the z-matrix does not place {}", label(atom))));
         }
-        frame.iter().for_each(|&a| placed[a] = true);
-        let mut order = Vec::with_capacity(rows.len());
-        let mut waiting: Vec<usize> = (0..rows.len()).collect();
-        while !waiting.is_empty() {
-            let (ready, rest): (Vec<usize>, Vec<usize>) =
-                waiting.iter().partition(|&&r| rows[r][1..].iter().all(|&a| placed[a]));
-            if ready.is_empty() {
-                let names: Vec<String> = rest.iter().map(|&r| label(rows[r][0])).collect();
-                return Err(Error::invalid(format!("the z-matrix cannot reach {}", names.join(", "))));
+        let mut referring = vec![Vec::new(); n_atoms];
+        rows.iter().enumerate().for_each(|(r, row)| row[1..].iter().for_each(|&a| referring[a].push(r)));
+        let (mut missing, mut round) = (vec![3; rows.len()], vec![0_usize; n_atoms]);
+        let mut placed = frame.to_vec();
+        while let Some(atom) = placed.pop() {
+            for &r in &referring[atom] {
+                let [i, ..] = rows[r];
+                round[i] = round[i].max(round[atom] + 1);
+                missing[r] -= 1;
+                if missing[r] == 0 {
+                    placed.push(i);
+                }
             }
-            ready.iter().for_each(|&r| placed[rows[r][0]] = true);
-            order.extend(ready);
-            waiting = rest;
         }
+        let unreached: Vec<String> = (0..rows.len()).filter(|&r| missing[r] > 0).map(|r| label(rows[r][0])).collect();
+        if !unreached.is_empty() {
+            return Err(Error::invalid(format!("the z-matrix cannot reach {}", unreached.join(", "))));
+        }
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&r| round[rows[r][0]]);
         Ok(ZMatrix { frame, rows, order })
     }
 
@@ -250,6 +255,9 @@ mod tests {
                 && error.contains("add missing bonds"),
             "{error}"
         );
+        // a row may come before those of its reference atoms
+        let chain = vec![[5, 4, 3, 2], [3, 2, 1, 0], [4, 3, 2, 1], [6, 2, 1, 0]];
+        assert_eq!(ZMatrix::new([0, 1, 2], chain, 7, |a| format!("atom {a}")).unwrap().order, [1, 3, 2, 0]);
         let circular =
             ZMatrix::new([0, 1, 2], vec![[3, 4, 1, 0], [4, 3, 1, 0]], 5, |a| format!("atom {a}")).unwrap_err();
         assert!(circular.to_string().contains("cannot reach atom 3, atom 4"), "{circular}");

@@ -3,6 +3,7 @@
 use super::Options;
 use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
+use crate::parallel::room;
 use crate::rng::{Stream, StreamId};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -39,12 +40,12 @@ struct Recipe {
 }
 
 impl Recipe {
-    /// Memory for the longest block.
-    fn memory(&self) -> Drawn {
+    /// Memory for the longest block. Errors: more than there is.
+    fn memory(&self) -> Result<Drawn> {
         let Options { n_proposals, stride, batch, .. } = self.options;
         let rows = n_proposals * if stride > 0 { batch } else { 1 };
         let nowhere = Evaluation::outside(Status::NonFinite);
-        Drawn { x: vec![0.0; rows * self.density.dimension()], evaluations: vec![nowhere; rows] }
+        Ok(Drawn { x: room(rows.checked_mul(self.density.dimension()), 0.0)?, evaluations: room(Some(rows), nowhere)? })
     }
 
     fn draw(&self, block: Block, drawn: &mut Drawn) -> Result<()> {
@@ -132,11 +133,12 @@ struct OfReplica {
 }
 
 impl Blocks {
-    pub(super) fn new(density: Arc<dyn Density>, options: Options) -> Blocks {
+    /// Errors: more memory than there is.
+    pub(super) fn new(density: Arc<dyn Density>, options: Options) -> Result<Blocks> {
         let recipe = Recipe { density, options, points_only: false };
         let mut blocks = Blocks { recipe, replicas: Vec::with_capacity(MOST_REPLICAS) };
-        blocks.turn_to(0);
-        blocks
+        blocks.turn_to(0)?;
+        Ok(blocks)
     }
 
     /// Draws samples without log q from now on.
@@ -147,7 +149,7 @@ impl Blocks {
 
     /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
     ///
-    /// Errors: those of the density, a thread that cannot be started.
+    /// Errors: those of the density, a thread that cannot be started, more memory than there is.
     pub(super) fn of(&mut self, step: u64, replica: u32) -> Result<(&[f64], &[Evaluation])> {
         let Options { n_proposals, stride, batch, draw_ahead, .. } = self.recipe.options;
         let on_grid = stride > 0 && step < COUNTED && step.is_multiple_of(stride);
@@ -158,7 +160,7 @@ impl Blocks {
             }
             false => Block { first_step: step, attempts: 1, replica },
         };
-        self.turn_to(replica);
+        self.turn_to(replica)?;
         let of_replica = self.replicas.last_mut().expect("its turn has come");
         of_replica.draw(&self.recipe, block, on_grid && draw_ahead)?;
         let attempt = if on_grid { ((step - block.first_step) / stride) as usize } else { 0 };
@@ -168,17 +170,18 @@ impl Blocks {
     }
 
     /// Makes this replica the last of the list; drops the first if there are too many.
-    fn turn_to(&mut self, replica: u32) {
+    fn turn_to(&mut self, replica: u32) -> Result<()> {
         match self.replicas.iter().position(|of_replica| of_replica.replica == replica) {
             Some(place) => self.replicas[place..].rotate_left(1),
             None => {
                 if self.replicas.len() == MOST_REPLICAS {
                     self.replicas.remove(0);
                 }
-                let (drawn, spare) = (self.recipe.memory(), Drawn::default());
+                let (drawn, spare) = (self.recipe.memory()?, Drawn::default());
                 self.replicas.push(OfReplica { replica, present: None, drawn, ahead: None, spare });
             }
         }
+        Ok(())
     }
 }
 
@@ -197,7 +200,7 @@ impl OfReplica {
         let length = block.attempts as u64 * recipe.options.stride;
         if let Some(first_step) = block.first_step.checked_add(length).filter(|_| ahead) {
             let memory = match std::mem::take(&mut self.spare) {
-                none if none.x.is_empty() => recipe.memory(), // first use, or taken by a discarded block
+                none if none.x.is_empty() => recipe.memory()?, // first use, or taken by a discarded block
                 memory => memory,
             };
             self.ahead = Some(Ahead::start(recipe, Block { first_step, ..block }, memory)?);

@@ -333,7 +333,8 @@ def _attempt(name, handle, callbacks, states, outcome):
 
 def _constraints(model, atoms, lengths, masses):
     """Arguments of a set_constraints function, and the arrays that they point to."""
-    atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
+    bonds = np.asarray(atoms, dtype=object).reshape(-1, 2)
+    atoms = np.array([[_whole(atom, "an atom of a constraint") for atom in bond] for bond in bonds], dtype=np.uint64).reshape(-1, 2)
     lengths, masses = in_unit(lengths, unit.nanometer, "a length"), in_unit(masses, unit.dalton, "a mass")
     lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
     if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension - model.auxiliary:

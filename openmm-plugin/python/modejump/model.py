@@ -25,6 +25,8 @@ def set_device(name):
     """Sets where models loaded from now on run: "cpu", "auto" (a GPU, if there is one), "cuda" or "cuda:N". Raises Error if there
     is no such device. The models of MonteCarloModeJump are loaded when a Context is created.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'expected the name of a device, such as "cuda:0", found {name!r}')
     _call("set_device", name.encode())
     os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
 
@@ -235,7 +237,7 @@ class Model(_SharedOwner):
         frames of the model, a stereocentre of the opposite handedness, or a bond of another length than the model keeps. With
         `box`, nm, which has the box vectors as rows, the molecule is made whole first."""
         box = _box_of(box)
-        x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
+        x = np.ascontiguousarray(_real(in_unit(x, unit.nanometer, "the configuration")), dtype=np.float64)
         _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x), None if box is None else _pointer(box))
 
     def log_density_gradient(self, x):

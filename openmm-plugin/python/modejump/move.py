@@ -10,6 +10,7 @@ Lengths are in nm, or OpenMM Quantities; potentials are reduced (divided by kT),
 """
 
 import itertools
+import operator
 import threading
 from ctypes import byref, c_double, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 from openmm import unit
 
 from ._core import FATES, _Annealing, _attempt, _box_of, _call, _Callback, _constraints, _handle_of, _LatentWalk, _Mode
-from ._core import _Options, _Outcome, _Owner, _pointer, _State, _Statistics, _whole
+from ._core import _Options, _Outcome, _Owner, _pointer, _real, _State, _Statistics, _whole
 from .model import Model
 from .statistics import Counts
 from .units import in_unit, reduced
@@ -191,7 +192,7 @@ class Move(_Owner):
     def _between_modes(self, model, mode, options):
         def number(_, x, dimension):
             try:
-                return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).reshape(model.move_shape).copy()))
+                return operator.index(mode(np.ctypeslib.as_array(x, shape=(dimension,)).reshape(model.move_shape).copy()))
             except BaseException as error:  # passed around the library's stack frames; the attempt ends, as in no mode
                 self._thrown.error = error
                 return -1
@@ -251,7 +252,7 @@ class Move(_Owner):
         given = {"gradient": gradient, "relax": relax}
         if self._asks is not None and given[self._asks] is None:
             raise ValueError(f"this move requires `{self._asks}` in every attempt: move.attempt(x, potential, {self._asks}=..., step=...)")
-        x = in_unit(x, unit.nanometer, "the configuration")
+        x = _real(in_unit(x, unit.nanometer, "the configuration"))
         state_x, shape = np.asarray(x, dtype=np.float64).copy(order="C"), self.model.move_shape
         if state_x.shape != shape:
             raise ValueError(f"expected one configuration of shape {shape}, found shape {np.shape(x)}")

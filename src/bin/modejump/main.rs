@@ -162,9 +162,16 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
     }
     if !command.runs_models() {
         modejump::device::set_default(Device::cpu());
-    } else if let Some(name) = device {
+        return dispatch(command);
+    }
+    modejump::parallel::start_threads()?;
+    if let Some(name) = device {
         modejump::device::set_default(Device::parse(&name)?);
     }
+    dispatch(command)
+}
+
+fn dispatch(command: Command) -> modejump::Result<()> {
     match command {
         Command::Train(command) => command.run(),
         Command::Adapt(command) => command.run(),

@@ -298,7 +298,13 @@ impl<R: Real> CouplingOnDevice<R> {
         }
         self.launch(&work, to.len(), GENERATE, arguments)?;
         let others = [work.x.copy_to(x), work.log_det.copy_to(log_det)];
-        self.read(&mut work, others, to)
+        self.read(&mut work, others, to)?;
+        for (x, evaluation) in x.chunks_exact(self.host.dimension()).zip(to) {
+            if evaluation.is_inside() && !x.iter().all(|v| v.is_finite()) {
+                *evaluation = Evaluation::outside(Status::NonFinite);
+            }
+        }
+        Ok(())
     }
 
     fn encode_rows(&self, x: &[f64], latent: Option<(&mut [f64], &mut [f64])>, to: &mut [Evaluation]) -> Result<()> {

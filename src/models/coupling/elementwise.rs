@@ -39,7 +39,8 @@ impl Elementwise {
             }
             LayerConfig::Wrap { shift, .. } => {
                 same("wrap.shift", shift)?;
-                Kind::Wrap(shift.clone())
+                // without whole turns, in which digits would be lost
+                Kind::Wrap(shift.iter().map(|shift| shift % 1.0).collect())
             }
             LayerConfig::TruncatedNormal { mean, sd, lower, upper, .. } => {
                 same("truncated_normal.mean", mean)?;

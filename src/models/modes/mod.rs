@@ -241,6 +241,10 @@ impl Density for ModeGenerators {
             generator.log_density_gradient(x, &mut part, &mut of_part)?;
             for row in (0..n).filter(|&row| log_density[row].is_inside() && part[row].is_inside()) {
                 let share = (part[row].log_density - m - log_density[row].log_density).exp();
+                // the gradient of a density of next to nothing may have overflowed
+                if share == 0.0 {
+                    continue;
+                }
                 let sum = gradient[row * d..(row + 1) * d].iter_mut();
                 sum.zip(&of_part[row * d..(row + 1) * d]).for_each(|(sum, g)| *sum += share * g);
             }

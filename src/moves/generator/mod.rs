@@ -130,7 +130,7 @@ impl Generator {
             internal: None,
             rigid: false,
             constraints: None,
-            blocks: Blocks::new(density.clone(), options),
+            blocks: Blocks::new(density.clone(), options)?,
             current: Current { x: vec![0.0; dimension], centroid: [0.0; 3], evaluation: nowhere, u: f64::NAN },
             proposals: Proposals {
                 x: vec![0.0; n_proposals * dimension],
