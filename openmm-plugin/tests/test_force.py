@@ -158,7 +158,10 @@ def context_of(jump, system=None, integrator=None, x=None):
 
 
 def test_missing_and_malformed_models(tmp_path, peroxide_model):
-    refuses(["nowhere.safetensors", "could not be read"], modejump.MonteCarloModeJump, tmp_path / "nowhere.safetensors")
+    refuses(["nowhere.safetensors", "No such file"], modejump.MonteCarloModeJump, tmp_path / "nowhere.safetensors")
+    refuses([str(tmp_path), "Is a directory"], modejump.MonteCarloModeJump, tmp_path)
+    (tmp_path / "empty.safetensors").touch()
+    refuses(["could not be read (the file is empty)"], modejump.MonteCarloModeJump, tmp_path / "empty.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(open(peroxide_model, "rb").read()[:100])
     refuses("broken.safetensors", modejump.MonteCarloModeJump, broken)

@@ -188,11 +188,16 @@ impl ModelCard {
         let Some(topology) = &self.topology else { return Ok(()) };
         let n = topology.n_atoms();
         let lists = [topology.names.len(), topology.elements.len(), topology.residues.len()];
-        match lists.iter().all(|&length| length == n) && topology.bonds.iter().flatten().all(|&atom| atom < n) {
-            true => Ok(()),
-            false => {
-                Err("the names, elements, residues and bonds of the topology do not match its number of atoms".into())
-            }
+        if lists.iter().any(|&length| length != n) || topology.bonds.iter().flatten().any(|&atom| atom >= n) {
+            return Err(
+                "the names, elements, residues and bonds of the topology do not match its number of atoms".into()
+            );
+        }
+        // which messages show in terminals
+        let mut shown = topology.names.iter().chain(&topology.elements).chain(&topology.residues);
+        match shown.find(|text| text.chars().any(char::is_control)) {
+            Some(text) => Err(format!("a name of the topology has control characters: {text:?}")),
+            None => Ok(()),
         }
     }
 
@@ -302,6 +307,23 @@ mod tests {
         assert_eq!(card.check(), Ok(()));
         let reason = ModelCard { exactness: Exactness::Surrogate, ..card }.check().unwrap_err();
         assert!(reason.contains("is `surrogate`") && reason.contains("coupling is `exact`"), "{reason}");
+    }
+
+    #[test]
+    fn names_that_a_terminal_would_obey_are_refused() {
+        let config = CouplingConfig { uniform: vec![], layers: vec![] };
+        let topology = |name: &str| Topology {
+            names: vec![name.into()],
+            elements: vec!["C".into()],
+            residues: vec!["LIG1".into()],
+            bonds: vec![],
+        };
+        let card = |name| ModelCard {
+            topology: Some(topology(name)),
+            ..ModelCard::of_coupling(config.clone(), CoordinatesConfig::Cartesian { dimension: 3 })
+        };
+        assert_eq!(card("C1'").check(), Ok(()));
+        assert!(card("\u{1b}]0;C\u{7}").check().unwrap_err().contains(r"\u{1b}]0;C"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 #include "modejump.h"
 #include "openmm/OpenMMException.h"
 
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <mutex>
@@ -24,11 +26,14 @@ void check(int status) {
 }
 
 string readFile(const string& path) {
+    errno = 0;
     ifstream file(path, ios::binary);
     ostringstream bytes;
-    if (!file || !(bytes << file.rdbuf()))
-        throw OpenMMException("modejump: the model file " + path + " could not be read; pass the path of a file written by " +
+    if (!file || !(bytes << file.rdbuf())) { // which an empty file fails, too
+        const string reason = errno == 0 ? "the file is empty" : strerror(errno);
+        throw OpenMMException("modejump: the model file " + path + " could not be read (" + reason + "); pass the path of a file written by " +
                               "`modejump train` or `modejump convert`");
+    }
     return bytes.str();
 }
 
