@@ -146,7 +146,7 @@ impl Panel {
         let values: Vec<f64> =
             points.chain(self.curves.iter().flat_map(Curve::bars).flat_map(|b| [b.1, b.2])).collect();
         let axis = self.range.clone().unwrap_or_else(|| loss_axis(&values));
-        let corner = legend_corner(&self.curves, &self.along.1, &axis);
+        let place = legend_place(&self.curves, &self.along.1, &axis);
         let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
         let mut chart = chart(area, title, self.along.clone(), (self.unit, axis.clone()))?;
         for (curve, &colour) in self.curves.iter().zip(&COLOURS) {
@@ -165,7 +165,7 @@ impl Panel {
             };
             chart.draw_series(points)?.label(name).legend(swatch(colour));
         }
-        legend!(chart, corner)?;
+        legend!(chart, place)?;
         Ok(())
     }
 }
@@ -179,22 +179,22 @@ fn loss_axis(values: &[f64]) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// Corner with the fewest points.
-fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> SeriesLabelPosition {
+/// Place at either side with the fewest points and ends of error bars.
+fn legend_place(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> SeriesLabelPosition {
+    use SeriesLabelPosition::{LowerLeft, LowerRight, MiddleLeft, MiddleRight, UpperLeft, UpperRight};
+    const LEVELS: [Range<f64>; 3] = [0.7..f64::INFINITY, f64::NEG_INFINITY..0.3, 0.3..0.7];
     let along = |v: f64, range: &Range<f64>| (v - range.start) / (range.end - range.start);
-    let points = |right: bool, above: bool| {
-        let points = curves.iter().flat_map(|c| &c.points).map(|p| (along(p.0, steps), along(p.1, axis)));
+    let bars = curves.iter().flat_map(Curve::bars).flat_map(|(x, low, high)| [(x, low), (x, high)]);
+    let points = curves.iter().flat_map(|c| c.points.iter().copied()).chain(bars);
+    let points: Vec<_> = points.map(|(x, y)| (along(x, steps), along(y, axis))).collect();
+    let near = |right: bool, level: &Range<f64>| {
         let beside = |x: f64| if right { x > 0.5 } else { x < 0.5 };
-        let level = |y: f64| if above { y > 0.7 } else { y < 0.3 };
-        points.filter(|(x, y)| beside(*x) && level(*y)).count()
+        points.iter().filter(|(x, y)| beside(*x) && level.contains(y)).count()
     };
-    let corners = [
-        (SeriesLabelPosition::UpperRight, points(true, true)),
-        (SeriesLabelPosition::LowerRight, points(true, false)),
-        (SeriesLabelPosition::UpperLeft, points(false, true)),
-        (SeriesLabelPosition::LowerLeft, points(false, false)),
-    ];
-    corners.into_iter().min_by_key(|(_, n)| *n).map_or(SeriesLabelPosition::UpperRight, |(corner, _)| corner)
+    let [right, left] = [true, false].map(|right| LEVELS.map(|level| near(right, &level)));
+    let places = [UpperRight, LowerRight, MiddleRight, UpperLeft, LowerLeft, MiddleLeft];
+    let fullness = right.into_iter().chain(left);
+    places.into_iter().zip(fullness).min_by_key(|(_, n)| *n).map_or(UpperRight, |(place, _)| place)
 }
 
 #[cfg(test)]
