@@ -317,6 +317,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whole_turns_of_a_shift_are_left_out() {
+        let config = LayerConfig::Wrap { transformed: vec![0, 1], shift: vec![1e16, -2.25] };
+        let Kind::Wrap(shift) = Elementwise::new(&config, &mut 0).unwrap().kind else { panic!("another layer") };
+        assert_eq!(shift, [0.0, -0.25]);
+    }
+
+    #[test]
     fn quantile_inverts_the_cdf_into_both_tails() {
         for t in [-8.0, -3.0, -0.1, 0.0, 1e-9, 0.7, 2.0, 5.0] {
             let p = normal_cdf(t);
