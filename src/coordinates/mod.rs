@@ -135,13 +135,15 @@ impl Coordinates {
 
     /// Maps u → x; returns ln|∂x/∂u|.
     pub fn generate(&self, u: &[f64], x: &mut [f64]) -> (f64, Status) {
-        match self {
+        let (log_det, status) = match self {
             Coordinates::Cartesian(_) => {
                 x.copy_from_slice(u);
                 (0.0, Status::Inside)
             }
             Coordinates::Internal(internal, centres) => with_hand(internal.to_cartesian(u, x), centres, x),
-        }
+        };
+        let is_finite = status != Status::Inside || x.iter().all(|v| v.is_finite());
+        (log_det, if is_finite { status } else { Status::NonFinite })
     }
 
     /// Adds the cotangent of x from those of u and of the log-determinant.

@@ -131,9 +131,9 @@ impl Topology {
     /// Checks that a System, with these masses and bonded pairs, has the atoms of the topology in the same order, which
     /// masses alone do not tell.
     ///
-    /// Errors: another number of particles or impossible masses; bonds of particles that it lacks; bonds that only the System has together with bonds
-    /// that only the topology has. If just one of them has extra bonds, such as to metals, or constrained angles of
-    /// rigid water, that is accepted.
+    /// Errors: another number of particles or impossible masses; bonds of particles that it lacks; bonds that only the
+    /// System has together with bonds that only the topology has. If just one of them has extra bonds, such as to
+    /// metals, or constrained angles of rigid water, that is accepted.
     pub fn require_system(&self, masses: &[f64], bonds: &[(usize, usize)]) -> Result<()> {
         self.require_masses(masses)?;
         if let Some((a, b)) = bonds.iter().find(|(a, b)| *a.max(b) >= self.n_atoms()) {

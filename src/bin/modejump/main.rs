@@ -160,18 +160,14 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
     if !command.is_shared() {
         modejump::parallel::warn_of_copies();
     }
-    if !command.runs_models() {
+    if command.runs_models() {
+        modejump::parallel::start_threads()?;
+        if let Some(name) = device {
+            modejump::device::set_default(Device::parse(&name)?);
+        }
+    } else {
         modejump::device::set_default(Device::cpu());
-        return dispatch(command);
     }
-    modejump::parallel::start_threads()?;
-    if let Some(name) = device {
-        modejump::device::set_default(Device::parse(&name)?);
-    }
-    dispatch(command)
-}
-
-fn dispatch(command: Command) -> modejump::Result<()> {
     match command {
         Command::Train(command) => command.run(),
         Command::Adapt(command) => command.run(),

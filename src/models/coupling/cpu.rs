@@ -121,9 +121,6 @@ impl<R: Real> CouplingFlow<R> {
             let (log_det, status) = self.coordinates.generate(&ws.u[row * d..][..d], x);
             ws.log_det[row] += log_det;
             ws.mark(row, status);
-            if !x.iter().all(|v| v.is_finite()) {
-                ws.mark(row, Status::NonFinite);
-            }
         }
     }
 
