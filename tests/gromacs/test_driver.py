@@ -1,6 +1,7 @@
 """`modejump gromacs` with the gmx that is installed."""
 
 import json
+import pathlib
 import re
 import shutil
 import signal
@@ -203,6 +204,32 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(driver):
     # and a run that is complete stays as it is
     run.run(*options)
     assert run.files() == run.files("whole")
+
+
+def test_a_killed_run_leaves_no_mdrun_behind(driver):
+    run = driver()
+
+    def started():
+        """The processes that work in the folder of the run."""
+        found = []
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                found += [process.name] if (process / "cwd").resolve().is_relative_to(run.folder / "jumps") else []
+            except OSError:  # of another user, or gone
+                pass
+        return found
+
+    def wait(until):
+        deadline = time.monotonic() + 60
+        while not until():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    process = subprocess.Popen(run.command("-n", 2, "--steps", 1_000_000_000), cwd=run.folder, stderr=subprocess.DEVNULL)
+    wait(started)
+    process.kill()
+    process.wait()
+    wait(lambda: not started())
 
 
 def test_joined_files_are_read_by_gromacs_and_have_each_step_once(driver):

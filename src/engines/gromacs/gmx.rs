@@ -236,6 +236,7 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).args(arguments).current_dir(folder).env("GMX_MAXBACKUP", "-1");
     process.stdin(std::process::Stdio::null());
+    ends_with_this_thread(&mut process);
     let shown = shown(command);
     let output = process.output().map_err(|e| {
         Error::Engine(format!(
@@ -249,6 +250,23 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Error::Engine(format!("{shown} failed ({}):\n{}", output.status, complaint(&said))))
 }
+
+/// Has the system send the program SIGTERM when this thread ends: a run that is killed leaves no mdrun behind, which
+/// could go on for hours.
+#[cfg(target_os = "linux")]
+fn ends_with_this_thread(process: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: only asks for a signal.
+    let ask = || match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: between fork and exec this makes one system call, which allocates nothing and takes no lock.
+    unsafe { process.pre_exec(ask) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ends_with_this_thread(_: &mut Command) {}
 
 /// Error message in the output of GROMACS: the text between its rules (which notices of MPI also have), else the last
 /// lines.
