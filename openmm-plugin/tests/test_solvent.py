@@ -255,3 +255,60 @@ def test_paths_follow_box_and_parameters_and_refuse_what_they_cannot(peroxide_mo
         driven(chain_model, -1)
     with pytest.raises(openmm.OpenMMException, match="positive size"):
         driven(chain_model, 5, relaxation_timestep=0.0)
+    with pytest.raises(openmm.OpenMMException, match="1 to 1048576 steps"):
+        driven(chain_model, 5, relaxation_steps=2**20 + 1)
+
+
+def test_a_change_that_shows_at_the_end_of_a_path_alone_is_found(gaussian_model):
+    """A wall that is moved while the particle is not there."""
+    system, wall = openmm.System(), openmm.CustomExternalForce("1000*step(x-edge)")
+    for _ in range(2):
+        system.addParticle(12.0)
+    wall.addPerParticleParameter("edge")
+    wall.addParticle(0, [100.0])
+    system.addForce(wall)
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], seed=4, driven_steps=3)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), "Reference", [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    while toy.positions(context)[0, 0] >= 0:
+        jump.attempt(context)
+    wall.setParticleParameters(0, 0, [0.0])
+    wall.updateParametersInContext(context)
+    with pytest.raises(openmm.OpenMMException, match="a Force may have been changed"):
+        for _ in range(100):
+            before = context.getState(positions=True).getPositions(asNumpy=True)._value
+            jump.attempt(context)
+    assert before[0, 0] < 0 and np.array_equal(toy.positions(context), before)
+    context.reinitialize(preserveState=True)
+    for _ in range(100):
+        jump.attempt(context)
+        assert toy.positions(context)[0, 0] < 0
+
+
+def test_virtual_sites_that_are_not_up_to_date_are_placed_before_an_attempt(gaussian_model):
+    system, spring = openmm.System(), openmm.CustomExternalForce("5000*x^2")
+    for mass in (12.0, 12.0, 12.0, 0.0):
+        system.addParticle(mass)
+    system.setVirtualSite(3, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    spring.addParticle(3)
+    system.addForce(spring)
+    frozen = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], seed=4)
+    on_path = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], seed=4, driven_steps=2)
+    for jump in (frozen, on_path):
+        copy = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+        copy.addForce(jump)
+        odds = []
+        for site in (0.0, 0.2):  # as given, which is not where it belongs
+            context = toy.make_context(copy, toy.langevin(), "Reference", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [site, 0.0, 0.0]])
+            jump.attempt(context)
+            odds.append(jump.statistics(context).last_log_acceptance)
+        assert odds[0] == odds[1] and np.isfinite(odds[0])
+
+
+def test_relaxations_that_are_rejected_are_told(chain_model):
+    jump = driven(chain_model, 30, relaxation_timestep=2.0)
+    context = context_of(jump, equilibration=10)
+    for _ in range(4):
+        jump.attempt(context)
+    with pytest.warns(UserWarning, match="smaller relaxation_timestep .now 2 ps."):
+        assert jump.statistics(context).relaxations_accepted == 0

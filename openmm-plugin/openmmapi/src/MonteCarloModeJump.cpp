@@ -15,6 +15,9 @@ using namespace std;
 namespace ModeJumpPlugin {
 
 namespace {
+/** Most steps of a relaxation, as in the program. */
+const int MAX_RELAXATION = 1 << 20;
+
 void require(bool condition, const string& message) {
     if (!condition)
         throw OpenMMException("MonteCarloModeJump: " + message);
@@ -159,8 +162,8 @@ void MonteCarloModeJump::setNumProposals(int count) {
 
 void MonteCarloModeJump::setDrivenPath(int steps, int relaxation, double stepSize) {
     require(steps >= 0, "the number of driven steps must not be negative; 0 switches the driven path off");
-    require(relaxation >= 1 && stepSize > 0 && isfinite(stepSize),
-            "the relaxations of a driven path must have at least 1 step of positive size");
+    require(relaxation >= 1 && relaxation <= MAX_RELAXATION && stepSize > 0 && isfinite(stepSize),
+            "the relaxations of a driven path must have 1 to " + to_string(MAX_RELAXATION) + " steps of positive size");
     drivenSteps = steps;
     relaxationSteps = relaxation;
     relaxationStepSize = stepSize;

@@ -45,6 +45,8 @@ const uint64_t DRAWN_AHEAD = 64;
 /** Expected acceptance below which advice is given, and the number of attempts before it. */
 const double LOW_ACCEPTANCE = 0.01;
 const uint64_t ADVISED_AFTER = 100;
+/** Share of the relaxations on driven paths, below which they should be shorter. */
+const double LOW_RELAXATION = 0.5;
 
 /** Number of this move in the System: two moves must not use the same random numbers. */
 uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
@@ -361,13 +363,17 @@ double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, 
     vector<Vec3> positions;
     context.getPositions(positions);
     solvent->begin(context, positions, kT, stream);
-    const double here = solvent->energyAt(x.data());
-    // only rounding
-    if (!(abs(here - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
+    requireSameEnergy(context, energy, kT);
+    return solvent->energyAt(x.data());
+}
+
+/** Errors: the energy of this Context and that on the driven path differ by more than rounding. */
+void MonteCarloModeJumpImpl::requireSameEnergy(ContextImpl& context, double energy, double kT) {
+    const double there = solvent->energyAt(x.data());
+    if (!(abs(there - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
         throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, but on the driven path " +
-                              to_string(here) + " kJ/mol: a Force may have been changed after the Context was created; call " +
+                              to_string(there) + " kJ/mol: a Force may have been changed after the Context was created; call " +
                               "context.reinitialize(preserveState=True) after such a change");
-    return here;
 }
 
 void MonteCarloModeJumpImpl::updateParameters(ContextImpl& context) { createMove(context); }
@@ -479,6 +485,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     target.reduced_potential_gradient = solvent ? nullptr : &Trial::reducedPotentialGradient;
     target.relax = solvent ? &Trial::relax : nullptr;
 
+    context.computeVirtualSites(); // positions may have been set since the last step
     double energy = context.calcForcesAndEnergy(false, true, trial.groups);
     // On some platforms this clears the forces, which integrators keep until they are notified of a change.
     context.systemChanged();
@@ -535,13 +542,21 @@ void MonteCarloModeJumpImpl::takeOver(ContextImpl& context, const VelocityStream
     drawVelocities(context, *moved, x, stream, kT);
 }
 
-/** Accepts a driven jump, in which all particles have moved. */
+/** Accepts a driven jump, in which all particles have moved. Errors: its end has another energy in this Context, which then stays as it was. */
 void MonteCarloModeJumpImpl::takeOverDriven(ContextImpl& context, const VelocityStream& stream, double kT) {
     vector<Vec3> positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
+    vector<Vec3> before;
+    context.getPositions(before);
     context.setPositions(positions);
     context.computeVirtualSites();
+    try {
+        requireSameEnergy(context, context.calcForcesAndEnergy(false, true, context.getIntegrator().getIntegrationForceGroups()), kT);
+    } catch (...) {
+        context.setPositions(before);
+        throw;
+    }
     HostParticles all(context, massive);
     vector<double> everywhere;
     all.save();
@@ -582,10 +597,15 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
 
 string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
     const double likely = s.expectedAcceptance + 2 * s.expectedAcceptanceError;
-    if (allMoved || s.attempts < ADVISED_AFTER || !(likely < LOW_ACCEPTANCE))
-        return "";
     ostringstream text;
     text.precision(2);
+    if (s.relaxations >= ADVISED_AFTER && s.relaxationsAccepted < LOW_RELAXATION * s.relaxations) {
+        text << "MonteCarloModeJump: only " << s.relaxationsAccepted << " of " << s.relaxations << " relaxations on driven paths passed their test, "
+             << "and the others were in vain: use a smaller relaxation_timestep (now " << owner.getRelaxationStepSize() << " ps) or fewer relaxation_steps";
+        return text.str();
+    }
+    if (allMoved || s.attempts < ADVISED_AFTER || !(likely < LOW_ACCEPTANCE))
+        return "";
     text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted; the expected acceptance is " << s.expectedAcceptance
          << " +- " << s.expectedAcceptanceError << " (mean acceptance probability). The model " << model->name
          << " moves " << particles.size() << " of " << massive.size() << " particles, and the others ";

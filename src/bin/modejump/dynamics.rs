@@ -250,6 +250,20 @@ mod run {
             trajectory::write_timed(path, &self.frames, clock, Some(topology), &beside)
         }
 
+        /// Drops the last frame unless its step is a multiple of `interval`: it was the end of a run that now goes on.
+        pub fn go_on_every(&mut self, interval: u64) {
+            if self.steps % interval == 0 {
+                return;
+            }
+            let n = self.n() - 1;
+            self.at.truncate(n);
+            self.energy.truncate(n);
+            self.temperature.truncate(n);
+            self.frames.x.truncate(n * self.frames.dimension);
+            self.frames.boxes.truncate(n);
+            self.steps = self.at.last().copied().unwrap_or(0);
+        }
+
         pub fn n(&self) -> usize {
             self.energy.len()
         }

@@ -224,6 +224,10 @@ fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
     let whole = run(&file("whole.npy"), &["-n", "400"]);
     let both = run(&half, &[&checkpointed[..], &["-n", "400"]].concat());
     assert!(whole == both, "{} {}", whole.0, both.0);
+    // a frame at the end of a run is no frame of one that goes on
+    let (checkpoint, part) = (file("part.ckpt"), file("part.npy"));
+    let parts = ["70", "130", "400"].map(|n| run(&part, &["--checkpoint", &checkpoint, "-n", n]));
+    assert!(count(&parts[0].0, "steps") == 70 && parts[2] == whole, "{} {}", parts[2].0, whole.0);
     // a finished run is told once more, and is that of its options
     assert!(run(&half, &[&checkpointed[..], &["-n", "400"]].concat()) == whole);
     let refusal = |more: &[&str]| md(&[&["--record", "20"], &checkpointed[..], more].concat()).fails();

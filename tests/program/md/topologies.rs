@@ -121,6 +121,8 @@ fn a_solute_may_jump_among_other_particles() {
         let again = summary(&["--solute", "0-21", "--driven", "5", "--seed", "7"]);
         again["u_mean"].clone()
     });
+    let rough = ["--solute", "0-21", "--driven", "5", "--relaxation-timestep", "1"];
+    assert!(run(&rough).succeeds().contains("use a smaller --relaxation-timestep, now 1 ps"));
     for (more, text) in [(&[][..], "--driven lets relax"), (&["--driven", "1"][..], "use more --driven steps")] {
         let cold = ["--solute", "0-21", "--temperature", "3"];
         let told = run(&[&cold, more].concat()).succeeds();

@@ -50,6 +50,7 @@ private:
     std::unique_ptr<Solvent> createSolvent(OpenMM::ContextImpl& context) const;
     void checkMethod() const;
     double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
+    void requireSameEnergy(OpenMM::ContextImpl& context, double energy, double kT);
     std::string advice(const ModeJumpStatistics& statistics) const;
     void warnOfAcceptance(const double* box);
     void tellOfFailure(const std::string& reason);

@@ -12,6 +12,8 @@ use serde_json::{json, Value};
 /// Expected acceptance below which a remedy is named, and number of attempts before that, as in OpenMM's plugin.
 const LOW_ACCEPTANCE: f64 = 0.01;
 const ADVISED_AFTER: u64 = 100;
+/// Share of the relaxations below which they should be shorter, as in OpenMM's plugin.
+const LOW_RELAXATION: f64 = 0.5;
 
 impl Md {
     pub(super) fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
@@ -123,8 +125,12 @@ impl Md {
         }
         let [relaxations, accepted] = jumping.relaxations();
         if relaxations > 0 {
-            let share = 100.0 * accepted as f64 / relaxations as f64;
-            println!("{relaxations} relaxations of the solvent, {share:.0} % accepted");
+            let share = accepted as f64 / relaxations as f64;
+            println!("{relaxations} relaxations of the solvent, {:.0} % accepted", 100.0 * share);
+            if share < LOW_RELAXATION && relaxations >= ADVISED_AFTER {
+                let timestep = self.relaxation_timestep();
+                println!("(the others were in vain: use a smaller --relaxation-timestep, now {timestep} ps, or fewer --relaxation-steps)");
+            }
         }
         if self.is_delayed() {
             let number = |value: f64, digits: usize| match value.is_finite() {

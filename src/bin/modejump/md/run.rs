@@ -92,13 +92,16 @@ impl Md {
         let done = |saved: &Saved| saved.done.saturating_sub(self.equilibrate);
         let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
         let mut saved = match before {
-            Some(before) => {
+            Some(mut before) => {
                 if system.has_barostat() {
                     eprintln!("modejump: the System has a barostat, which counts steps from zero again: the run continues, but not bit for bit");
                 }
                 engine.go_on_from(&before.simulation, before.jumps.clone())?;
                 if before.done < self.equilibrate {
                     eprintln!("resuming after {} equilibration steps", before.done);
+                }
+                if done(&before) < self.steps {
+                    before.record.go_on_every(self.record);
                 }
                 before
             }
