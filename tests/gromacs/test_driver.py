@@ -1,6 +1,7 @@
 """`modejump gromacs` with the gmx that is installed."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -229,7 +230,11 @@ def test_a_killed_run_leaves_no_mdrun_behind(driver):
     wait(started)
     process.kill()
     process.wait()
-    wait(lambda: not started())
+    try:
+        wait(lambda: not started())
+    finally:  # it would run for hours
+        for left in started():
+            os.kill(int(left), signal.SIGKILL)
 
 
 def test_joined_files_are_read_by_gromacs_and_have_each_step_once(driver):

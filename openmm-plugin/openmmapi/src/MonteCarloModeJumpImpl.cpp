@@ -547,17 +547,16 @@ void MonteCarloModeJumpImpl::takeOverDriven(ContextImpl& context, const Velocity
     vector<Vec3> positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
-    vector<Vec3> before;
-    context.getPositions(before);
+    HostParticles all(context, massive);
+    all.save();
     context.setPositions(positions);
     context.computeVirtualSites();
     try {
         requireSameEnergy(context, context.calcForcesAndEnergy(false, true, context.getIntegrator().getIntegrationForceGroups()), kT);
     } catch (...) {
-        context.setPositions(before);
+        all.restore();
         throw;
     }
-    HostParticles all(context, massive);
     vector<double> everywhere;
     all.save();
     all.getPositions(everywhere);

@@ -123,6 +123,9 @@ fn a_solute_may_jump_among_other_particles() {
     });
     let rough = ["--solute", "0-21", "--driven", "5", "--relaxation-timestep", "1"];
     assert!(run(&rough).succeeds().contains("use a smaller --relaxation-timestep, now 1 ps"));
+    // nor is anything else advised where hardly a jump is accepted
+    let told = run(&[&rough[..], &["--temperature", "3"]].concat()).succeeds();
+    assert!(told.contains("use a smaller --relaxation-timestep") && !told.contains("--driven steps"), "{told}");
     for (more, text) in [(&[][..], "--driven lets relax"), (&["--driven", "1"][..], "use more --driven steps")] {
         let cold = ["--solute", "0-21", "--temperature", "3"];
         let told = run(&[&cold, more].concat()).succeeds();

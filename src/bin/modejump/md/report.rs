@@ -116,18 +116,20 @@ impl Md {
             };
             println!("ESS {ess:.1} %, Pareto k {}{whose}", tail_in_words(s.pareto_k()));
         }
+        let [relaxations, relaxed] = jumping.relaxations();
+        let share = relaxed as f64 / relaxations as f64;
+        let in_vain = relaxations >= ADVISED_AFTER && share < LOW_RELAXATION;
         if self.solute.is_some() {
             let expected = s.expected_acceptance();
             println!("expected acceptance: {:.2e} ± {:.1e}", expected.value, expected.standard_error);
-            if s.attempts() >= ADVISED_AFTER && expected.value + 2.0 * expected.standard_error < LOW_ACCEPTANCE {
+            let low = expected.value + 2.0 * expected.standard_error < LOW_ACCEPTANCE;
+            if s.attempts() >= ADVISED_AFTER && low && !in_vain {
                 println!("(jumps hardly help here: {} (docs/solvent.md))", self.remedy());
             }
         }
-        let [relaxations, accepted] = jumping.relaxations();
         if relaxations > 0 {
-            let share = accepted as f64 / relaxations as f64;
             println!("{relaxations} relaxations of the solvent, {:.0} % accepted", 100.0 * share);
-            if share < LOW_RELAXATION && relaxations >= ADVISED_AFTER {
+            if in_vain {
                 let timestep = self.relaxation_timestep();
                 println!("(the others were in vain: use a smaller --relaxation-timestep, now {timestep} ps, or fewer --relaxation-steps)");
             }
