@@ -1,7 +1,7 @@
 #include "internal/MonteCarloModeJumpImpl.h"
 
 #include "Checks.h"
-#include "ClassName.h"
+#include "DrivenPath.h"
 #include "Interruption.h"
 #include "Model.h"
 #include "MovedParticles.h"
@@ -11,20 +11,15 @@
 #include "Velocities.h"
 #include "modejump.h"
 #include "openmm/OpenMMException.h"
-#include "openmm/Platform.h"
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
-#include "openmm/reference/SimTKOpenMMUtilities.h"
-#include "openmm/serialization/XmlSerializer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <exception>
 #include <iostream>
 #include <limits>
-#include <mutex>
 #include <random>
-#include <sstream>
 
 using namespace OpenMM;
 using namespace std;
@@ -41,12 +36,6 @@ const uint64_t MAX_REPLICA = 1u << 12;
 const int EXPLICIT_BITS = 40;
 /** Number of proposals drawn ahead at a time; generators are several times faster in batches. */
 const uint64_t DRAWN_AHEAD = 64;
-
-/** Expected acceptance below which advice is given, and the number of attempts before it. */
-const double LOW_ACCEPTANCE = 0.01;
-const uint64_t ADVISED_AFTER = 100;
-/** Share of the relaxations on driven paths, below which they should be shorter. */
-const double LOW_RELAXATION = 0.5;
 
 /** Number of this move in the System: two moves must not use the same random numbers. */
 uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
@@ -104,7 +93,7 @@ struct MonteCarloModeJumpImpl::Trial {
         } catch (const OpenMMException& error) {
             endIfInterrupted(error);
             // OpenMM has no energy there; rejecting the proposal is as exact as any other rejection
-            impl.tellOfFailure(error.what());
+            impl.warnings.failure(error.what());
             return numeric_limits<double>::infinity();
         }
     }
@@ -148,7 +137,7 @@ struct MonteCarloModeJumpImpl::Trial {
         return guarded(user, [&](Trial& trial) {
             *u = trial.impl.solvent->relax(x, stage) / trial.kT;
             if (!trial.impl.solvent->failure.empty())
-                trial.impl.tellOfFailure(trial.impl.solvent->failure);
+                trial.impl.warnings.failure(trial.impl.solvent->failure);
         });
     }
 
@@ -214,6 +203,8 @@ void MonteCarloModeJumpImpl::checkMethod() const {
     if (driven + annealed + walk + (screen != nullptr) > 1)
         throw OpenMMException("MonteCarloModeJump: a driven path, annealing, a latent walk and a screening model are mutually exclusive; "
                               "set one of them");
+    if (driven && allMoved)
+        throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to relax; remove the driven path");
     if ((driven || walk) && owner.getNumProposals() > 1)
         throw OpenMMException("MonteCarloModeJump: a driven path and a latent walk require one proposal, not " +
                               to_string(owner.getNumProposals()));
@@ -232,7 +223,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     if (owner.getFrequency() > 0)
         checkStepLengths(context.getIntegrator());
     const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
-    unique_ptr<Solvent> newSolvent = createSolvent(context);
+    unique_ptr<Solvent> newSolvent = owner.getDrivenSteps() > 0 ? solventAround(particles, owner, context) : nullptr;
     MoveHandle newMove(newMoveOf(newSolvent != nullptr));
     vector<double> masses;
     for (int particle : particles)
@@ -279,101 +270,14 @@ modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
     return result;
 }
 
-namespace {
-
-unique_ptr<System> withoutJumps(const System& outer) {
-    unique_ptr<System> system;
-    try {
-        system.reset(XmlSerializer::clone<System>(outer));
-    } catch (const exception& error) {
-        throw OpenMMException(string("MonteCarloModeJump: a driven path computes energies in a copy of the System, and one of its Forces cannot be copied (a "
-                                     "PythonForce requires a function of a module): ") +
-                              error.what());
-    }
-    for (int i = system->getNumForces() - 1; i >= 0; i--)
-        if (dynamic_cast<const MonteCarloModeJump*>(&system->getForce(i)) != nullptr)
-            system->removeForce(i);
-    return system;
-}
-
-bool hasPythonForce(const System& system) {
-    for (int i = 0; i < system.getNumForces(); i++)
-        if (className(system.getForce(i)) == "PythonForce")
-            return true;
-    return false;
-}
-
-/** Restores the random numbers of the Reference platform at the end of its scope. */
-class CommonRandomNumbers {
-public:
-    CommonRandomNumbers() { SimTKOpenMMUtilities::createCheckpoint(state); }
-    ~CommonRandomNumbers() { SimTKOpenMMUtilities::loadCheckpoint(state); }
-    CommonRandomNumbers(const CommonRandomNumbers&) = delete;
-    CommonRandomNumbers& operator=(const CommonRandomNumbers&) = delete;
-
-private:
-    stringstream state{ios::in | ios::out | ios::binary};
-};
-
-} // namespace
-
-/** The solvent of a driven path; null without one. */
-unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) const {
-    const int steps = owner.getDrivenSteps();
-    if (steps == 0)
-        return nullptr;
-    if (allMoved)
-        throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to relax; remove the driven "
-                              "path");
-    const uint64_t numbers = (2 * static_cast<uint64_t>(context.getSystem().getNumParticles()) + 1) * steps;
-    if (numbers >> 32 != 0)
-        throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
-                              " steps requires more random numbers than an attempt has; use fewer steps");
-    // OpenMM does not guard what all Contexts of a process share: a new Context restarts the random numbers of the Reference platform, and
-    // two Systems that are copied at once can have wrong parameters. In Python the interpreter's lock is held here; copying a PythonForce may
-    // give it up for a while, so no other lock is held then.
-    static mutex guard;
-    unique_lock<mutex> lock(guard, defer_lock);
-    if (!hasPythonForce(context.getSystem()))
-        lock.lock();
-    const CommonRandomNumbers kept;
-    return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
-                                   owner.getRelaxationStepSize());
-}
-
-namespace {
-
-/**
- * Relative difference with which two Contexts may compute the same energy. On the CPU platform, in single precision, the energies of 4527
- * atoms with PME differ by 6e-8 at most. The difference on devices in single or mixed precision, that of their sums, was never measured.
- */
-double roundingOf(ContextImpl& context) {
-    const Platform& platform = context.getPlatform();
-    const vector<string>& names = platform.getPropertyNames();
-    if (platform.getName() == "Reference" || (find(names.begin(), names.end(), "Precision") != names.end() &&
-                                              platform.getPropertyValue(context.getOwner(), "Precision") == "double"))
-        return 1e-9;
-    return platform.getName() == "CPU" ? 5e-7 : 1e-5;
-}
-
-} // namespace
-
 /** Puts the solvent in the state of the System; returns its energy as computed by the Context of the solvent, kJ/mol. */
 double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, double kT, const VelocityStream& stream) {
     vector<Vec3> positions;
     context.getPositions(positions);
     solvent->begin(context, positions, kT, stream);
-    requireSameEnergy(context, energy, kT);
-    return solvent->energyAt(x.data());
-}
-
-/** Errors: the energy of this Context and that on the driven path differ by more than rounding. */
-void MonteCarloModeJumpImpl::requireSameEnergy(ContextImpl& context, double energy, double kT) {
-    const double there = solvent->energyAt(x.data());
-    if (!(abs(there - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
-        throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, but on the driven path " +
-                              to_string(there) + " kJ/mol: a Force may have been changed after the Context was created; call " +
-                              "context.reinitialize(preserveState=True) after such a change");
+    const double onPath = solvent->energyAt(x.data());
+    requireSameEnergy(context, energy, onPath, kT);
+    return onPath;
 }
 
 void MonteCarloModeJumpImpl::updateParameters(ContextImpl& context) { createMove(context); }
@@ -389,29 +293,10 @@ uint64_t MonteCarloModeJumpImpl::findReplica(ContextImpl& context) const {
 double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     const double kelvin = temperature > 0 ? temperature : findTemperature(context);
     check(modejump_move_set_temperature(move.get(), kelvin));
-    if (!warned && !model->steerable && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
-        warned = true;
-        cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
-             << " K, but the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;
-    }
-    warnOfTemperature(context);
+    warnings.modelTemperature(*model, kelvin);
+    if (temperature > 0)
+        warnings.temperature(temperature, findOneTemperature(context));
     return BOLTZ * kelvin;
-}
-
-/**
- * Warns once per Context if the temperature that was set differs from that of the dynamics. Not for chains of several temperatures, for
- * which one must be set.
- */
-void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
-    if (warnedOfTemperature || temperature <= 0)
-        return;
-    const double other = findOneTemperature(context);
-    if (other <= 0 || abs(other - temperature) <= 1e-3)
-        return;
-    warnedOfTemperature = true;
-    cerr << "MonteCarloModeJump: its temperature is set to " << temperature << " K, but that of the integrator or thermostat is " << other
-         << " K: jumps and dynamics sample different ensembles, and averages are those of neither. Do not set the temperature, so that each attempt "
-         << "uses that of the integrator or thermostat" << endl;
 }
 
 /**
@@ -422,17 +307,6 @@ void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
 uint64_t MonteCarloModeJumpImpl::nextNumber() {
     const uint64_t stride = max(1, frequency);
     return number = (number / stride + 1) * stride;
-}
-
-/** Warns once per Context of repeated steps. The repetition is right if a checkpoint is continued, and only then. */
-void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
-    if (warnedOfRepetition)
-        return;
-    warnedOfRepetition = true;
-    cerr << "MonteCarloModeJump: an attempt at step " << step << " comes after one at step " << last << ": the step count was reset, and with the "
-         << "given seed jumps repeat the random numbers of these steps. This is right for a run continued from a checkpoint; for independent runs set "
-         << "the Context parameter " << MonteCarloModeJump::Replica() << " to a different value in each, or set no seed; for replica exchange call "
-         << "modejump.assign_replica_streams" << endl;
 }
 
 // Called at the start of every step. The step count is part of checkpoints and States, so with a given seed moves continue where they were;
@@ -456,7 +330,7 @@ void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forc
     }
     Latest& before = latest[replica];
     if (step <= before.step)
-        warnOfRepetition(step, before.step);
+        warnings.repetition(step, before.step);
     attempt(context, step, replica);
     before.step = step;
 }
@@ -468,7 +342,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context) {
         return attempt(context, nextNumber(), replica);
     Latest& before = latest[replica];
     if (step < before.explicitStep)
-        warnOfRepetition(step, before.explicitStep);
+        warnings.repetition(step, before.explicitStep);
     before.explicitCount = step == before.explicitStep ? before.explicitCount + 1 : 1;
     before.explicitStep = step;
     return attempt(context, before.explicitCount << EXPLICIT_BITS | static_cast<uint64_t>(step), replica);
@@ -552,7 +426,8 @@ void MonteCarloModeJumpImpl::takeOverDriven(ContextImpl& context, const Velocity
     context.setPositions(positions);
     context.computeVirtualSites();
     try {
-        requireSameEnergy(context, context.calcForcesAndEnergy(false, true, context.getIntegrator().getIntegrationForceGroups()), kT);
+        const double energy = context.calcForcesAndEnergy(false, true, context.getIntegrator().getIntegrationForceGroups());
+        requireSameEnergy(context, energy, solvent->energyAt(x.data()), kT);
     } catch (...) {
         all.restore();
         throw;
@@ -590,41 +465,17 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
         result.relaxations = solvent->trajectories;
         result.relaxationsAccepted = solvent->accepted;
     }
-    result.advice = advice(result);
+    result.advice = advice(result, owner, *model, particles.size(), massive.size(), solvent != nullptr);
     return result;
-}
-
-string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
-    const double likely = s.expectedAcceptance + 2 * s.expectedAcceptanceError;
-    ostringstream text;
-    text.precision(2);
-    if (s.relaxations >= ADVISED_AFTER && s.relaxationsAccepted < LOW_RELAXATION * s.relaxations) {
-        text << "MonteCarloModeJump: only " << s.relaxationsAccepted << " of " << s.relaxations << " relaxations on driven paths passed their test, "
-             << "and the others were in vain: use a smaller relaxation_timestep (now " << owner.getRelaxationStepSize() << " ps) or fewer relaxation_steps";
-        return text.str();
-    }
-    if (allMoved || s.attempts < ADVISED_AFTER || !(likely < LOW_ACCEPTANCE))
-        return "";
-    text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted; the expected acceptance is " << s.expectedAcceptance
-         << " +- " << s.expectedAcceptanceError << " (mean acceptance probability). The model " << model->name
-         << " moves " << particles.size() << " of " << massive.size() << " particles, and the others ";
-    if (solvent)
-        text << "cannot relax fast enough: use a longer driven path (now " << owner.getDrivenSteps()
-             << " steps) or longer relaxations, or an implicit solvent and learned replica exchange";
-    else
-        text << "overlap with its proposals: let them relax (setDrivenPath, in Python driven_steps), or use an implicit "
-                "solvent and learned replica exchange";
-    return text.str();
 }
 
 /** Warns once per Context, as soon as there are enough attempts to judge; x is the configuration after the last of them. */
 void MonteCarloModeJumpImpl::warnOfAcceptance(const double* box) {
-    if (advised)
+    if (warnings.haveJudged())
         return;
     const ModeJumpStatistics statistics = getStatistics();
-    if (statistics.attempts < ADVISED_AFTER)
+    if (!warnings.judges(statistics))
         return;
-    advised = true;
     const char* labels = nullptr;
     if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data(), box) != 0)
         modejump_last_error(&labels);
@@ -633,15 +484,6 @@ void MonteCarloModeJumpImpl::warnOfAcceptance(const double* box) {
              << ": " << labels << endl;
     else if (!statistics.advice.empty())
         cerr << statistics.advice << endl;
-}
-
-/** Reports once per Context that OpenMM has no energy of a proposal. */
-void MonteCarloModeJumpImpl::tellOfFailure(const string& reason) {
-    if (toldOfFailure)
-        return;
-    toldOfFailure = true;
-    cerr << "MonteCarloModeJump: OpenMM could not compute the energy of a proposal, or of a configuration on the path to it; the proposal is rejected: "
-         << reason << endl;
 }
 
 void MonteCarloModeJumpImpl::resetStatistics() {

@@ -2,6 +2,7 @@
 #define MODEJUMP_MONTECARLOMODEJUMPIMPL_H_
 
 #include "MonteCarloModeJump.h"
+#include "Warnings.h"
 #include "openmm/Vec3.h"
 #include "openmm/internal/ForceImpl.h"
 
@@ -41,19 +42,13 @@ private:
     using MoveHandle = std::unique_ptr<modejump_move, FreeMove>;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
     uint64_t nextNumber();
-    void warnOfTemperature(OpenMM::ContextImpl& context);
-    void warnOfRepetition(long long step, long long last);
     void takeOver(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void takeOverDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
     modejump_move* newMoveOf(bool driven) const;
-    std::unique_ptr<Solvent> createSolvent(OpenMM::ContextImpl& context) const;
     void checkMethod() const;
     double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
-    void requireSameEnergy(OpenMM::ContextImpl& context, double energy, double kT);
-    std::string advice(const ModeJumpStatistics& statistics) const;
     void warnOfAcceptance(const double* box);
-    void tellOfFailure(const std::string& reason);
     double findThermalEnergy(OpenMM::ContextImpl& context);
     uint64_t findReplica(OpenMM::ContextImpl& context) const;
 
@@ -67,7 +62,8 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool seedGiven = false, allMoved = false, movesConstrained = false, stepped = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false, toldOfFailure = false;
+    bool seedGiven = false, allMoved = false, movesConstrained = false, stepped = false;
+    Warnings warnings;
     /**
      * Attempts of one replica number, with a given seed: the step of the latest attempt, that of the latest explicit one, and the number of
      * explicit ones at that step, so that no two attempts use the same random numbers. reinitialize() forgets this.
