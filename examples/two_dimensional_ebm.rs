@@ -22,6 +22,7 @@ const NETWORK: MlpConfig = MlpConfig { dimension: 2, width: 128, layers: 4 };
 const BATCH: usize = 512;
 const STEPS: usize = 2500;
 const RATE: f64 = 4e-3;
+const SEEDS: [u64; 3] = [1, 2, 3];
 /// Decay of the parameter average, which is used for evaluation.
 const AVERAGE: f64 = 0.995;
 const LARGEST_GRADIENT: f64 = 1.0;
@@ -105,8 +106,30 @@ struct Outcome {
     system: System,
     losses: &'static str,
     options: ContrastiveOptions,
-    distances: Distances,
+    /// After training with each of SEEDS.
+    distances: Vec<Distances>,
     seconds: f64,
+}
+
+impl Outcome {
+    fn row(&self) -> String {
+        let all = |value: fn(&Distances) -> f64| self.distances.iter().map(value).collect::<Vec<f64>>();
+        let forward = range(&all(|d| d.forward_kl));
+        let reverse = range(&all(|d| d.reverse_kl.unwrap_or(f64::INFINITY)));
+        let variation = range(&all(|d| d.total_variation));
+        let (system, losses, seconds) = (self.system.name(), self.losses, self.seconds);
+        format!("| {system} | {losses} | {forward} | {reverse} | {variation} | {seconds:.0} |")
+    }
+}
+
+/// Smallest and largest of some values.
+fn range(values: &[f64]) -> String {
+    let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    match smallest.is_finite() {
+        true => format!("{smallest:.4} to {largest:.4}"),
+        false => "∞".into(),
+    }
 }
 
 /// Centres of the grid's cells, row by row.
@@ -135,13 +158,13 @@ fn distances(log_p: &[f64], log_q: &[f64]) -> Distances {
 }
 
 /// E(0, ·) on the grid after training.
-fn train(system: System, options: ContrastiveOptions, steps: usize) -> Result<Vec<f64>> {
+fn train(system: System, options: ContrastiveOptions, steps: usize, seed: u64) -> Result<Vec<f64>> {
     options.check()?;
     let network = MlpNetwork::new(NETWORK)?;
-    let mut parameters: Vec<f32> = network.initialise(&mut Stream::new(1, StreamId::Initialise, 0, 0));
+    let mut parameters: Vec<f32> = network.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0));
     let mut adam = AdamW::new(&parameters, 0.0, AVERAGE);
     for step in 0..steps {
-        let mut stream = Stream::new(1, StreamId::Train, step as u64, 0);
+        let mut stream = Stream::new(seed, StreamId::Train, step as u64, 0);
         let data: Vec<f64> = (0..BATCH).flat_map(|_| system.sample(&mut stream)).collect();
         let batch = options.draw(&data, 2, false, &mut stream);
         let mut gradient = vec![0.0; parameters.len()];
@@ -149,7 +172,10 @@ fn train(system: System, options: ContrastiveOptions, steps: usize) -> Result<Ve
         let rate = RATE * Schedule::Cosine.factor(step as f64 / steps as f64);
         adam.update(&mut parameters, &gradient, rate, LARGEST_GRADIENT);
         if step % 500 == 0 {
-            eprintln!("{}: step {step}, score matching {score:.4}, contrastive {nce:.4}", system.name());
+            let losses = [("score matching", options.score_weight, score), ("contrastive", options.nce_weight, nce)];
+            let used = losses.iter().filter(|(_, weight, _)| *weight > 0.0);
+            let used: String = used.map(|(name, _, loss)| format!(", {name} {loss:.4}")).collect();
+            eprintln!("{}, seed {seed}: step {step}{used}", system.name());
         }
     }
     let model = Evaluator::new(network, adam.average.clone());
@@ -181,13 +207,13 @@ fn main() -> Result<()> {
         let mut maps = vec![("exact", log_p.clone())];
         for (losses, options) in losses {
             let start = Instant::now();
-            let log_q = normalised(train(system, options, steps)?);
-            let (d, seconds) = (distances(&log_p, &log_q), start.elapsed().as_secs_f64());
-            let reverse = d.reverse_kl.map_or("∞".into(), |kl| format!("{kl:.4}"));
-            let (name, forward, variation) = (system.name(), d.forward_kl, d.total_variation);
-            println!("| {name} | {losses} | {forward:.4} | {reverse} | {variation:.4} | {seconds:.0} |");
-            outcomes.push(Outcome { system, losses, options, distances: d, seconds });
-            maps.push((losses, log_q));
+            let trained = SEEDS.map(|seed| Ok(normalised(train(system, options, steps, seed)?)));
+            let trained = trained.into_iter().collect::<Result<Vec<Vec<f64>>>>()?;
+            let distances = trained.iter().map(|log_q| distances(&log_p, log_q)).collect();
+            let seconds = start.elapsed().as_secs_f64();
+            outcomes.push(Outcome { system, losses, options, distances, seconds });
+            println!("{}", outcomes[outcomes.len() - 1].row());
+            maps.push((losses, trained[0].clone()));
         }
         figure(&folder.join(system.file()), &maps)?;
     }

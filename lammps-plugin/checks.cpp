@@ -29,10 +29,16 @@ static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles)
     return std::any_of(styles.begin(), styles.end(), [fix](const char* style) { return utils::strmatch(fix->style, style); });
 }
 
-/// Whether a fix keeps the atoms of its group from following their forces.
-bool FixModeJump::holds(const Fix* fix) {
-    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move", "^aveforce"});
+/// Whether a fix puts others in the place of the forces on its group, or of some of their components.
+bool FixModeJump::replaces_forces(const Fix* fix) {
+    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^aveforce"});
 }
+
+/// Whether a fix moves the atoms of its group whatever their forces.
+bool FixModeJump::ignores_forces(const Fix* fix) { return is_one_of(fix, {"^nve/noforce", "^move"}); }
+
+/// Whether a fix keeps the atoms of its group from following their forces.
+bool FixModeJump::holds(const Fix* fix) { return replaces_forces(fix) || ignores_forces(fix); }
 
 /// Whether a fix acts on atoms of the model. Collective.
 bool FixModeJump::touches(const Fix* fix) const {
@@ -75,7 +81,10 @@ void FixModeJump::require_setup() const {
         if (is_one_of(fix, {"^qeq/point", "^qeq/shielded", "^qeq/slater", "^qeq/dynamic", "^qeq/fire"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) assigns charges whose own energy is in no style, so the moves would not include it: use fixed "
                               "charges", fix->id, fix->style);
-        if (is_one_of(fix, {"^spring/rg", "^smd", "^tmd", "^drag", "^oneway", "^imd", "^propel", "^accelerate/cos"}) && touches(fix))
+        if (utils::strmatch(fix->style, "^smd"))
+            error->all(FLERR, "Fix modejump: fix {} ({}) applies forces without an energy to its group, and perhaps to another, so the moves would not include "
+                              "them: remove one of the two", fix->id, fix->style);
+        if (is_one_of(fix, {"^spring/rg", "^tmd", "^drag", "^oneway", "^imd", "^propel", "^accelerate/cos"}) && touches(fix))
             error->all(FLERR, "Fix modejump: fix {} ({}) applies forces without an energy to atoms of the model, so the moves would not include them: remove "
                               "one of the two, or define the forces by a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^hmc"))

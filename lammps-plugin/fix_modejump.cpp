@@ -78,6 +78,8 @@ void FixModeJump::read_options(int narg, char** arg) {
         else
             error->all(FLERR, "Fix modejump: unknown keyword {}; known keywords: model, temp, seed, proposals, method, screen, ahead", key);
     }
+    if (proposals_ < 1)
+        error->all(FLERR, "Fix modejump: {} proposals: must be at least 1", proposals_);
     if (model_file_.empty() || !(temperature_ > 0))
         error->all(FLERR, "Fix modejump requires `model FILE` and `temp T` with a positive temperature");
     // with a default, runs that are meant to be independent would make identical jumps
@@ -208,7 +210,7 @@ void FixModeJump::load(int dimension) {
             check_masses(model, masses_);
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
-        options.proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
+        options.proposals = static_cast<std::uint64_t>(proposals_);
         options.seed = seed();
         options.stride = static_cast<std::uint64_t>(nevery);
         options.draw_ahead = ahead_ ? 1 : 0;

@@ -60,6 +60,8 @@ private:
     template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
 
     // checks.cpp
+    static bool replaces_forces(const Fix* fix);
+    static bool ignores_forces(const Fix* fix);
     static bool holds(const Fix* fix);
     bool touches(const Fix* fix) const;
     void require_setup() const;

@@ -22,16 +22,18 @@ static std::uint64_t mixed(std::uint64_t value) {
 
 double FixModeJump::mass_of(int i) const { return atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]]; }
 
-/// Applies half a kick, forwards or backwards. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. The velocities
+/// Applies half a kick, forwards or backwards. Collective. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. The velocities
 /// that are kept across the jump, or drawn anew, are v(t): v(t - dt/2) must be such that F(x') takes it to v(t).
 void FixModeJump::kick(double sign) {
-    // other atoms only if the kick of F(x') will be applied to them: not those that nothing moves, or that are held
+    // other atoms only if the kick of F(x') will be applied to them, and as it will be: by itself setforce knows its directions and region
     int moved = 0, held = 0;
-    for (const Fix* fix : modify->get_fix_list()) {
-        if (fix->time_integrate)
-            moved |= fix->groupbit;
-        if (holds(fix))
+    for (Fix* fix : modify->get_fix_list()) {
+        if (ignores_forces(fix))
             held |= fix->groupbit;
+        else if (fix->time_integrate)
+            moved |= fix->groupbit;
+        if (replaces_forces(fix))
+            fix->post_force(0);
     }
     const double half_step = sign * 0.5 * update->dt * force->ftm2v;
     for (int i = 0; i < atom->nlocal; i++) {

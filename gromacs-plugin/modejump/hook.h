@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -135,12 +136,18 @@ private:
         }
     }
 
-    /// Computes the potential energy of the main rank's coordinates, and forces.
+    /// Computes the potential energy of the main rank's coordinates, and forces. The energy is infinite if domain decomposition has
+    /// lost interactions of a molecule that is torn apart.
     double evaluate(const Step& step)
     {
         if (haveDDAtomOrdering(simulation_.commrec))
         {
             step.partition();
+            const auto [found, expected] = countBondedInteractions(simulation_);
+            if (found < expected)
+            {
+                return std::numeric_limits<double>::infinity();
+            }
         }
         computeForces(step);
         return sumOverRanks(simulation_.commrec, simulation_.energies.term[c_potential]);

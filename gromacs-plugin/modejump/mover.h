@@ -447,7 +447,7 @@ private:
 #endif
     }
 
-    /// Plants a fault in a proposal: two atoms on top of each other, at the same place, or one of them far away.
+    /// Plants a fault in a proposal: two atoms on top of each other, at the same place, or one of them away or very far away.
     void plantFault(std::vector<double>* proposal) const
     {
         double*       moved = &(*proposal)[3 * molecule_->modelAtomOf.back()];
@@ -461,6 +461,10 @@ private:
         {
             // three bonds from the first one, in the molecule of the tests
             std::copy_n(first, DIM, &(*proposal)[3 * molecule_->modelAtomOf[5]]);
+        }
+        if (hasFault("parted"))
+        {
+            moved[XX] = first[XX] + 2.5;
         }
         if (hasFault("torn"))
         {

@@ -27,6 +27,8 @@ struct Simulation
     /// On the main rank the state of all atoms, with domain decomposition filled by dd_collect_state; elsewhere nothing.
     t_state* globalState;
     t_state* state;
+    /// Interactions that this rank computes.
+    const gmx_localtop_t& localTopology;
     gmx::ForceBuffers* forces;
     gmx_enerdata_t& energies;
     bool     isContinuation;
@@ -52,6 +54,23 @@ struct Step
     /// Computes the half-step kinetic energy of the current velocities.
     std::function<void()> computeKineticEnergy;
 };
+
+/// Number of bonded interactions on all ranks together, and in the topology. With domain decomposition those whose atoms are farther
+/// apart than the ranks communicate are on none of them; GROMACS finds out at a later step.
+inline std::pair<double, double> countBondedInteractions(const Simulation& s)
+{
+    double local = 0, all = 0;
+    forEachFunction([&](auto function) {
+        const unsigned int flags = interaction_function[function].flags;
+        if ((flags & IF_BOND) != 0 && (flags & IF_VSITE) == 0)
+        {
+            // the list has a parameter type and the atoms of each
+            local += s.localTopology.idef.il[function].size() / (1 + interaction_function[function].nratoms);
+            all += gmx_mtop_ftype_count(s.topology, function);
+        }
+    });
+    return { sumOverRanks(s.commrec, local), all };
+}
 
 /// Reason why a simulation cannot have moves, or an empty string.
 inline std::string whyNot(const Simulation& s)

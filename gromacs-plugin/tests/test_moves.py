@@ -87,6 +87,19 @@ def test_a_proposal_without_a_finite_energy_is_rejected_as_any_other(ala2, hard,
     assert "50 non-finite" in (faulty.folder / "md.log").read_text()
 
 
+def test_two_ranks_have_the_energies_of_one_or_none_of_what_is_torn_apart(ala2):
+    """Bonds over distances at which ranks do not communicate are computed by none of them."""
+    mdp = {"nsteps": 200, "rlist": 0.9, "rcoulomb": 0.9, "rvdw": 0.9}
+    one, two = (ala2.run(mdp, {}, ranks=ranks, environment={"MODEJUMP_FAULT": "parted"}) for ranks in (1, 2))
+    assert set(one.jumps()[2]) == {"rejected"}
+    energies = [run.jumps()[1][:, 1] for run in (one, two)]
+    lost = two.jumps()[2] == "non_finite"
+    assert lost.any() and np.allclose(*(u[~lost] for u in energies), rtol=1e-3)
+    # the dynamics goes on as if nothing had been proposed
+    difference = one.frames()["x"] - two.frames()["x"]
+    assert np.abs(difference - 6 * np.round(difference / 6)).max() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def water(ala2):
     """The molecule in water."""

@@ -72,18 +72,29 @@ def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
     assert kinetic.mean() / 3 == pytest.approx(0.0083144626 * 300 * 1e-4, rel=0.03)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
-    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time, nor in
-    the momentum of all."""
+HELD = [
+    ("", (1, 1, 1)),
+    ("fix hold beside setforce NULL NULL 0.0", (1, 1, 0)),
+    ("fix hold beside setforce 0.0 NULL NULL", (0, 1, 1)),
+    ("region far block 11 13 11 13 16 18\nfix hold beside setforce 0.0 0.0 0.0 region far", (1, 1, 1)),
+    ("fix hold beside planeforce 0 0 1", (1, 1, 0)),
+    ("fix hold beside lineforce 0 0 1", (0, 0, 1)),
+    ("fix hold beside aveforce NULL 0.0 NULL", (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("ranks, held, free", [(2, "", (1, 1, 1))] + [(1, *one) for one in HELD], ids=str)
+def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks, held, free):
+    """Beside the molecule an oxygen with a Lennard-Jones force, or with components of it: whether the molecule jumps is not in its
+    velocity at that time, nor in the momentum of all."""
     epsilon, sigma, dt, ftm2v = 0.5, 3.0, 0.5, 1 / 48.88821291**2
-    commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\n"
-    commands += f"fix dynamics all nve\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
+    commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\ngroup beside id 5\n"
+    commands += f"fix dynamics all nve\n{held}\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
     commands = commands.replace("xu yu zu", "xu yu zu vx vy vz fx fy fz").replace("step pe temp", "step f_jump[2]")
     run.good(commands + "velocity one create 300.0 5\nrun 2000\n", ranks=ranks)
     x, v, f = np.split(run.frames(atoms=5, columns=9), 3, axis=2)
     masses = np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
-    momentum = (masses * v).sum(axis=1)
+    momentum = (masses * v).sum(axis=1) * free
     assert np.abs(momentum - momentum[0]).max() < 1e-12
     kick = 0.5 * dt * ftm2v / masses
     jumps = np.flatnonzero(np.diff(run.thermo()["f_jump[2]"]) > 0)
@@ -94,7 +105,7 @@ def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
         would = x[n] + dt * half
         apart = would[4] - would[:4]
         r = np.linalg.norm(apart, axis=1, keepdims=True)
-        force = (24 * epsilon * (2 * (sigma / r) ** 12 - (sigma / r) ** 6) / r**2 * apart).sum(axis=0)
+        force = (24 * epsilon * (2 * (sigma / r) ** 12 - (sigma / r) ** 6) / r**2 * apart).sum(axis=0) * free
         assert np.abs(half[4] + kick[4] * force - v[n + 1, 4]).max() < 1e-12
         assert np.abs(kick[4] * (f[n + 1, 4] - force)).max() > 1e-9
 

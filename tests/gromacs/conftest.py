@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples/gromacs-ala2"))
+sys.path[:0] = [str(ROOT / "examples/gromacs-ala2"), str(ROOT / "openmm-plugin/tests")]
 import run as example  # noqa: E402
 
 MODEJUMP = os.environ.get("MODEJUMP_BIN", str(ROOT / "target/release/modejump"))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, example
 
+from model_file import scale_layer, write_model
 from reference import torsion, transitions, weighted_mean  # models/ala2, put on the path by the example
 
 FREQUENT = {"nstenergy": "10", "nstxout-compressed": "50"}
@@ -270,6 +271,34 @@ def test_walkers_differ_and_each_goes_on(driver):
     assert [json.loads(line)["cycles"] for line in out] == [6, 6]
     # the same dynamics with other proposals
     assert run.files("a")["jumps.csv"] != run.files("b")["jumps.csv"]
+
+
+def test_a_walker_that_fails_is_named(driver):
+    run = driver()
+    for name in "ab":
+        (run.folder / name).mkdir()
+        shutil.copy(run.folder / "topol.tpr", run.folder / name)
+    failing = run.folder / "failing.sh"
+    failing.write_text('#!/bin/sh\ncase $PWD in */b/*) echo no licence >&2; exit 7;; esac\nexec gmx mdrun -nt 1 "$@"\n')
+    failing.chmod(0o755)
+    told = run.refused("-n", 2, "--steps", 100, "--multidir", "a", "b", "--mdrun", "./failing.sh", directory=None)
+    assert "\nmodejump: b: " in told and "no licence" in told
+
+
+def test_a_proposal_that_ranks_lose_the_bonds_of_is_rejected(driver, tmp_path):
+    """Bonds longer than the distance at which ranks communicate end a rerun, and would at every start of the run."""
+    header = (ROOT / "models/ala2/model-vacuum.safetensors").read_bytes()
+    header = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+    topology = json.loads(header["__metadata__"]["modejump"])["topology"]
+    lines = (ROOT / "models/ala2/topology.pdb").read_text().splitlines()
+    x = np.array([[float(line[k : k + 8]) / 10 for k in (30, 38, 46)] for line in lines if line[:6].strip() in ("ATOM", "HETATM")])
+    wide = tmp_path / "wide.safetensors"
+    coordinates = {"kind": "cartesian", "dimension": x.size}
+    write_model(wide, coordinates, [scale_layer(list(range(x.size)), list(x.ravel()), [1.0] * x.size)], [], topology=topology)
+    run = driver()
+    options = ("-n", 2, "--steps", 50, "--mdrun", "gmx mdrun -ntmpi 2 -ntomp 1", "--json")
+    summary = json.loads(run.run(*options, model=os.path.relpath(wide.with_suffix(""), ROOT / "models/ala2")).stdout)
+    assert summary["cycles"] == 2 and summary["acceptance"] == 0
 
 
 def test_time_runs_out_after_a_whole_cycle(driver):

@@ -157,13 +157,15 @@ impl Gromacs {
         let cells: Vec<Mutex<Walker>> = walkers.into_iter().map(Mutex::new).collect();
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let failure = Mutex::new(None);
-        let work = || {
-            while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut walker = cell.lock().expect("a walker is taken once");
-                if let Err(e) = self.cycles(&mut walker, model, deadline, &bars, &failed) {
-                    failed.store(true, Ordering::Relaxed);
-                    failure.lock().expect("no thread panics here").get_or_insert(e);
-                }
+        let work = || loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(cell) = cells.get(index) else { break };
+            let mut walker = cell.lock().expect("a walker is taken once");
+            if let Err(e) = self.cycles(&mut walker, model, deadline, &bars, &failed) {
+                failed.store(true, Ordering::Relaxed);
+                let of_walker = |folder: &PathBuf| Error::Engine(format!("{}: {e}", folder.display()));
+                let e = self.multidir.get(index).map(of_walker).unwrap_or(e);
+                failure.lock().expect("no thread panics here").get_or_insert(e);
             }
         };
         let threads = self.parallel.unwrap_or(cells.len()).clamp(1, cells.len());

@@ -61,7 +61,10 @@ impl Gmx {
         if gmx.is_empty() || mdrun.is_empty() {
             return Err(Error::invalid("the command that runs gmx or mdrun is empty"));
         }
-        if let Some(option) = mdrun.iter().find(|word| OURS.contains(&word.as_str())) {
+        // GROMACS takes --maxh for -maxh
+        let is_ours =
+            |word: &&String| OURS.contains(&word.strip_prefix('-').filter(|w| w.starts_with('-')).unwrap_or(word));
+        if let Some(option) = mdrun.iter().find(is_ours) {
             let own = if option == "-maxh" { "; use --maxh of `modejump gromacs` instead" } else { "" };
             return Err(Error::invalid(format!("mdrun's option {option} is not supported here: remove it{own}")));
         }
@@ -229,6 +232,8 @@ fn is_absurd(message: &str) -> bool {
     says("The total potential energy is") && (says("which is not finite") || says("which is extremely high"))
         || says("An atom is beyond the wall")
         || says("A tabulated") && says("is out of the table range")
+        // on several ranks, of a molecule that is torn apart
+        || says("bonded interactions could not be calculated because some atoms")
 }
 
 /// Runs a program to completion. Errors: it cannot be started, or fails, with its error message.
@@ -304,7 +309,10 @@ mod tests {
         let gmx = Gmx::new("gmx", None).unwrap();
         assert_eq!(gmx.mdrun, ["gmx", "mdrun"]);
         assert_eq!(Gmx::new("gmx_mpi", Some("mpirun -np 2 gmx_mpi mdrun")).unwrap().mdrun.len(), 5);
-        assert!(Gmx::new("gmx", Some("gmx mdrun -plumed p.dat")).unwrap_err().to_string().contains("-plumed"));
+        for option in ["-plumed p.dat", "--plumed p.dat", "--noconfout"] {
+            let refused = Gmx::new("gmx", Some(&format!("gmx mdrun {option}"))).unwrap_err().to_string();
+            assert!(refused.contains(option.split(' ').next().unwrap()), "{refused}");
+        }
         assert!(Gmx::new("", None).is_err());
     }
 
@@ -377,5 +385,8 @@ mod tests {
         assert!(is_absurd("Step 20: The total potential energy is nan, which is\nnot finite. The LJ"));
         assert!(is_absurd("An atom is beyond the wall: coordinates 1 1 -0.02,\ndistance -0.02"));
         assert!(is_absurd("A tabulated bond interaction table number 0 is out of the table\nrange: r 9.1"));
+        assert!(is_absurd(
+            "21 of the 706 bonded interactions could not be calculated because some atoms\ninvolved moved"
+        ));
     }
 }

@@ -230,6 +230,7 @@ impl Walker {
         let Walker { gmx, options, seed, rerun_tpr, input, atoms, model, jump, .. } = self;
         let kt = thermal_energy(input.temperature);
         let (x, v) = (state.positions(), state.velocities());
+        check_motion(&x, &v, step)?;
         let box_vectors = state.box_vectors(&input.box_vectors);
         if input.periodic && box_vectors.is_none() {
             return Err(Error::file(scratch.join("next.cpt"), "the box of the .tpr file is missing"));
@@ -313,4 +314,35 @@ impl Walker {
 /// Whether two energies in kJ/mol agree up to single-precision rounding and a different order of summation.
 fn agree(a: f64, b: f64) -> bool {
     (a - b).abs() <= 0.01 + 2e-6 * b.abs()
+}
+
+/// Errors: positions `[atoms][3]` (nm) or velocities (nm/ps) that are not finite, or so far away that GROMACS would take
+/// for ever to put the atom back into the box.
+fn check_motion(x: &[f64], v: &[f64], step: i64) -> Result<()> {
+    const FARTHEST: f64 = 1e6; // nm
+    let is_bad = |k: &usize| !(x[*k].abs() < FARTHEST && v[*k].is_finite());
+    match (0..x.len()).find(is_bad) {
+        Some(k) => Err(Error::Engine(format!(
+            "a coordinate of atom {} is {} nm and its velocity {} nm/ps at step {step}: the simulation failed before the \
+             jump; minimize the energy first, or use a smaller time step",
+            k / 3 + 1,
+            x[k],
+            v[k]
+        ))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_has_exploded_is_told() {
+        assert!(check_motion(&[0.0, -2e3, 1e-7], &[1.0; 3], 5).is_ok());
+        for (x, v) in [(f64::NAN, 0.0), (1e9, 0.0), (1.0, f64::INFINITY)] {
+            let told = check_motion(&[0.0, 0.0, 0.0, x, 0.0, 0.0], &[0.0, 0.0, 0.0, v, 0.0, 0.0], 5).unwrap_err();
+            assert!(told.to_string().contains("of atom 2 is") && told.to_string().contains("at step 5"), "{told}");
+        }
+    }
 }
