@@ -23,6 +23,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 
 using namespace LAMMPS_NS;
@@ -32,12 +33,12 @@ static constexpr int FIXED = 1, SHRINK = 2;
 
 /// Energy of the whole system, and forces, at the current coordinates of the atoms. Collective.
 double FixModeJump::potential() {
+    settle();
     list_neighbors();
     return interactions();
 }
 
 void FixModeJump::list_neighbors() {
-    settle();
     if (modify->n_pre_neighbor)
         modify->pre_neighbor();
     neighbor->build(1);
@@ -87,6 +88,35 @@ bool FixModeJump::is_torn(const std::vector<double>& x) const {
         if (!(std::abs(x[k] - x[k % 3]) < farthest)) // NaN is not within either
             return true;
     return false;
+}
+
+/// Whether a rank lacks an atom of a bond, angle, dihedral or improper that it has to compute, since it is farther away than ranks
+/// communicate: LAMMPS would stop. Collective.
+bool FixModeJump::lacks_partners() const {
+    if (comm->nprocs == 1 || atom->molecular != Atom::MOLECULAR)
+        return false;
+    const auto lacks = [this](int n, const int* types, std::initializer_list<const tagint*> partners) {
+        for (int m = 0; m < n; m++)
+            for (const tagint* partner : partners)
+                if (types[m] > 0 && atom->map(partner[m]) < 0) // others are switched off
+                    return true;
+        return false;
+    };
+    int mine = 0, any = 0;
+    for (int i = 0; i < atom->nlocal; i++) {
+        if (atom->num_bond)
+            mine |= lacks(atom->num_bond[i], atom->bond_type[i], {atom->bond_atom[i]});
+        if (atom->num_angle)
+            mine |= lacks(atom->num_angle[i], atom->angle_type[i], {atom->angle_atom1[i], atom->angle_atom2[i], atom->angle_atom3[i]});
+        if (atom->num_dihedral)
+            mine |= lacks(atom->num_dihedral[i], atom->dihedral_type[i],
+                          {atom->dihedral_atom1[i], atom->dihedral_atom2[i], atom->dihedral_atom3[i], atom->dihedral_atom4[i]});
+        if (atom->num_improper)
+            mine |= lacks(atom->num_improper[i], atom->improper_type[i],
+                          {atom->improper_atom1[i], atom->improper_atom2[i], atom->improper_atom3[i], atom->improper_atom4[i]});
+    }
+    MPI_Allreduce(&mine, &any, 1, MPI_INT, MPI_MAX, world);
+    return any != 0;
 }
 
 /// Whether an atom is beyond a fixed face of the box, where LAMMPS deletes it.
@@ -140,6 +170,9 @@ double FixModeJump::reduced_potential_of(const double* x) {
     if (is_torn(coordinates) || leaves_box(coordinates))
         return std::numeric_limits<double>::infinity();
     place(coordinates);
+    settle();
+    if (lacks_partners())
+        return std::numeric_limits<double>::infinity();
     list_neighbors();
     if (comm->nprocs > 1) {
         try {

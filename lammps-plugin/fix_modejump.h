@@ -87,6 +87,7 @@ private:
     void list_neighbors();
     double interactions();
     bool is_torn(const std::vector<double>& x) const;
+    bool lacks_partners() const;
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
 

@@ -161,21 +161,25 @@ def test_several_ranks_make_the_same_moves(tmp_path):
 
 
 def test_proposals_may_be_farther_away_than_the_neighbouring_rank(run):
-    """Bonds of 1 nm in slabs of 0.6 nm: the energies are those on one rank, and the rejections leave no trace."""
+    """Bonds of 1 nm in slabs of 0.6 nm: the energies are those on one rank, and the rejections leave no trace. Where ranks do not
+    communicate over such a distance, there is no energy."""
     lost = write_peroxide_model(run.folder / "lost.safetensors", stretch=0.9)
     moves = f"fix jump all modejump 5 model {lost} temp 300.0 seed 7\n"
     # bonds need their atoms on one rank
-    plain = "velocity all create 300.0 5\nfix dynamics all nve\ncomm_modify cutoff 23.0\n" + OUTPUT.format(every=5)
+    cutoff = "comm_modify cutoff 23.0\n"
+    plain = "velocity all create 300.0 5\nfix dynamics all nve\n" + OUTPUT.format(every=5)
     found = []
-    for ranks, more in ((1, ""), (1, moves), (4, moves)):
+    for ranks, more in ((1, ""), (1, cutoff + moves), (4, cutoff + moves), (4, moves)):
         run.head = f"processors {ranks} 1 1\n"
         columns = "atoms f_jump[*]" if more else "atoms"
         run.good(plain + more + f"thermo_style custom step {columns}\nrun 100\n", ranks=ranks)
         found.append((run.thermo(), run.frames()))
-    (_, expected), (one, _), (four, frames) = found
-    assert (four["Atoms"] == 4).all() and four["f_jump[1]"][-1] == 20 and four["f_jump[2]"][-1] == 0
+    (_, expected), (one, _), (four, _), (lacking, _) = found
+    for (thermo, frames) in found[2:]:
+        assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == 20 and thermo["f_jump[2]"][-1] == 0
+        assert np.abs(frames - expected).max() < 1e-9
     assert four["f_jump[9]"][-1] == pytest.approx(one["f_jump[9]"][-1], rel=1e-9)
-    assert np.abs(frames - expected).max() < 1e-9
+    assert four["f_jump[5]"][-1] == 0 < lacking["f_jump[5]"][-1]
 
 
 def test_a_second_run_goes_on_on_several_ranks(run):
