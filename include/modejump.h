@@ -490,8 +490,8 @@ int32_t modejump_model_log_density_gradient(const struct modejump_model *model,
 int32_t modejump_model_latent_dimension(const struct modejump_model *model, uint64_t *dimension);
 
 // Maps the latent points `z[n][latent dimension]` of a flow to configurations: writes `x[n][dimension]`, and ln|dx/dz|
-// and log q, each `[n]`; log q is -inf where the point has no configuration in the support. Fails (6) for a model
-// without a latent space.
+// and log q, each `[n]`; log q is -inf where the point has no configuration in the support, and the numbers of that row
+// are meaningless. Fails (6) for a model without a latent space.
 int32_t modejump_model_generate(const struct modejump_model *model,
                                 uint64_t n,
                                 const double *z,

@@ -498,8 +498,8 @@ pub unsafe extern "C" fn modejump_model_latent_dimension(model: *const modejump_
 }
 
 /// Maps the latent points `z[n][latent dimension]` of a flow to configurations: writes `x[n][dimension]`, and ln|dx/dz|
-/// and log q, each `[n]`; log q is -inf where the point has no configuration in the support. Fails (6) for a model
-/// without a latent space.
+/// and log q, each `[n]`; log q is -inf where the point has no configuration in the support, and the numbers of that row
+/// are meaningless. Fails (6) for a model without a latent space.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.

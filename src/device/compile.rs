@@ -161,10 +161,19 @@ fn has_library() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// Looks for the library first, as cudarc would panic without it. Errors: it is missing.
+/// Looks for the library first, as cudarc would panic without it, or without functions that an old one lacks. Errors: it
+/// is missing or too old.
 pub(super) fn guard_library() -> Result<()> {
+    const OLDEST: (i32, i32) = (11, 2);
     if has_library() {
-        return Ok(());
+        return match version()? {
+            known if known >= OLDEST => Ok(()),
+            (major, minor) => Err(Error::Unsupported(format!(
+                "NVRTC {major}.{minor} is too old: {}.{} or later compiles kernels for the GPU; install it (`pip install \
+                 nvidia-cuda-nvrtc`) and put the folder with libnvrtc.so at the front of LD_LIBRARY_PATH, or use device cpu",
+                OLDEST.0, OLDEST.1
+            ))),
+        };
     }
     Err(Error::Unsupported(
         "could not find libnvrtc, which compiles kernels for the GPU; install it (`pip install nvidia-cuda-nvrtc`, or \

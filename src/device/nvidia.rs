@@ -409,7 +409,10 @@ impl Driver for Queue {
         // SAFETY: the context is current.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let mib = bytes.div_ceil(1 << 20);
-            self.failed(&format!("could not allocate {mib} MiB of memory; use smaller batches"), e)
+            self.failed(
+                &format!("could not allocate {mib} MiB of memory; use smaller batches, or a GPU with more free memory"),
+                e,
+            )
         })
     }
 
@@ -516,7 +519,8 @@ fn not_loaded(program: &Program, e: result::DriverError) -> Error {
         (Ok(()), Ok(compiler)) if compiler.0 > major => error(
             &format!(
                 "{failed}, compiled by NVRTC {}.{}: the driver supports CUDA up to {major}.{minor}; update it, or put \
-                 the NVRTC of CUDA {major} in LD_LIBRARY_PATH instead (`pip install nvidia-cuda-nvrtc-cu{major}`)",
+                 the NVRTC of CUDA {major} in LD_LIBRARY_PATH instead (`pip install nvidia-cuda-nvrtc-cu{major}`; that of \
+                 CUDA 11 is found by the name libnvrtc.so.11, a link to its libnvrtc.so.11.2)",
                 compiler.0, compiler.1
             ),
             e,

@@ -168,6 +168,17 @@ map<string, double> MonteCarloModeJumpImpl::getDefaultParameters() {
 }
 
 void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
+    try {
+        prepare(context);
+    } catch (...) {
+        // OpenMM does not destroy what refuses a Context, and weights on a GPU would stay there
+        model.reset();
+        screen.reset();
+        throw;
+    }
+}
+
+void MonteCarloModeJumpImpl::prepare(ContextImpl& context) {
     const System& system = context.getSystem();
     const auto models = owner.getModelsFor(context);
     model = models[0];
@@ -477,7 +488,8 @@ void MonteCarloModeJumpImpl::warnOfAcceptance(const double* box) {
     if (!warnings.judges(statistics))
         return;
     const char* labels = nullptr;
-    if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data(), box) != 0)
+    // another error, such as one of a GPU, will end an attempt
+    if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data(), box) == MODEJUMP_INVALID_INPUT)
         modejump_last_error(&labels);
     if (labels != nullptr)
         cerr << "MonteCarloModeJump: none of " << statistics.attempts << " attempts was accepted with the model " << model->name

@@ -213,7 +213,7 @@ impl Gromacs {
             // not earlier, since mdrun brings the constrained bonds of the starting structure to their lengths
             if std::mem::take(&mut is_first) {
                 if let Some(x) = walker.molecule(model)? {
-                    bars.suspend(|| warn_of_labels(walker.tpr(), model, &x));
+                    bars.suspend(|| warn_of_labels(walker.tpr(), model, &x))?;
                 }
             }
         }

@@ -139,7 +139,7 @@ pub fn as_of_model(
     }
     restore_bonds(path, model, &mut frames)?;
     if let Some(first) = frames.x.get(..of_x) {
-        warn_of_labels(path, model, first);
+        warn_of_labels(path, model, first)?;
     }
     let streams = |row: usize| Stream::new(seed, StreamId::Auxiliary, row as u64, 0);
     Ok(Frames::new(model.dimension(), steering.join(&frames.x, of_x, &streams)))

@@ -93,11 +93,16 @@ impl Command {
         matches!(self, Command::Sample(_) | Command::Reweight(_) | Command::Smc(_))
     }
 
-    /// Whether the command runs models. The others only read files, and need no GPU for that.
+    /// Whether the command runs models. The others only read files, or compile for another machine, and need no GPU.
     fn runs_models(&self) -> bool {
         !matches!(
             self,
-            Command::Convert(_) | Command::Modes(_) | Command::Inspect(_) | Command::Compare(_) | Command::Plot(_)
+            Command::Convert(_)
+                | Command::Modes(_)
+                | Command::Inspect(_)
+                | Command::Compile(_)
+                | Command::Compare(_)
+                | Command::Plot(_)
         )
     }
 }

@@ -40,6 +40,7 @@ private:
         void operator()(modejump_move* move) const;
     };
     using MoveHandle = std::unique_ptr<modejump_move, FreeMove>;
+    void prepare(OpenMM::ContextImpl& context);
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
     uint64_t nextNumber();
     void takeOver(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);

@@ -41,11 +41,14 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
 }
 
 /// Warns if equivalent atoms of the configuration `x[atoms][3]` (nm) in a file are numbered differently from the
-/// model's frames, or stereocentres are inverted: no jump from there would be accepted.
-pub fn warn_of_labels(path: &Path, model: &dyn Model, x: &[f64]) {
-    if let Err(error) = labels::require_labels(model, x) {
-        eprintln!("modejump: {}: {error}", path.display());
+/// model's frames, or stereocentres are inverted: no jump from there would be accepted. Errors: those of the device.
+pub fn warn_of_labels(path: &Path, model: &dyn Model, x: &[f64]) -> Result<()> {
+    match labels::require_labels(model, x) {
+        Err(error @ Error::Engine(_)) => return Err(error),
+        Err(error) => eprintln!("modejump: {}: {error}", path.display()),
+        Ok(()) => {}
     }
+    Ok(())
 }
 
 /// The temperature asked for (K), else that of the model.

@@ -190,7 +190,7 @@ impl Md {
         require_order(&self.topology, &self.described(topology), model.as_ref())?;
         let mut x: Vec<f64> = self.described_atoms(topology.n_atoms()).flat_map(|i| atom(x0, i)).collect();
         make_whole(model.as_ref(), system.box_vectors()?.as_ref(), &mut x)?;
-        warn_of_labels(&self.topology, model.as_ref(), &x);
+        warn_of_labels(&self.topology, model.as_ref(), &x)?;
         Ok(Engine::Jumping(Box::new(jumping)))
     }
 
