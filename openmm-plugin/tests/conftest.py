@@ -1,7 +1,27 @@
 import pytest
 
+import modejump
+from double_well import ALA2, DOUBLE_WELL
+from model_file import write_tarflow
 from peroxide import PEROXIDE, write_peroxide_model
 from toy import write_gaussian_model
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """Of the double well."""
+    return modejump.Model(DOUBLE_WELL)
+
+
+@pytest.fixture(scope="session")
+def ala2():
+    return modejump.Model(ALA2)
+
+
+@pytest.fixture(scope="session")
+def tarflow(tmp_path_factory):
+    """Of five atoms, with weights that depend on the orientation and are no numbers of bfloat16."""
+    return write_tarflow(tmp_path_factory.mktemp("tarflow") / "tarflow.safetensors", 5, 0.05, spread=0.2)
 
 
 @pytest.fixture(scope="session")

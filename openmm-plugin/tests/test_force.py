@@ -13,7 +13,7 @@ import pytest
 import toy
 from model_file import scale_layer, write_model
 from openmm import app, unit
-from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
+from peroxide import OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
 

@@ -21,3 +21,7 @@ mod code;
 mod machine;
 #[path = "../cuda_cpu/ptx/parse.rs"]
 mod parse;
+#[path = "../cuda_cpu/ptx/text.rs"]
+mod text;
+#[path = "../cuda_cpu/ptx/warp.rs"]
+mod warp;

@@ -7,6 +7,8 @@ mod faults;
 mod machine;
 mod parse;
 mod tests;
+mod text;
+mod warp;
 
 use code::Module;
 use machine::{address_of, array_of, Arrays, Launch};
