@@ -10,7 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
-use crate::io::{is_special, write_atomically};
+use crate::io::{is_special, read, write_atomically};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
@@ -54,7 +54,7 @@ pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
 
 /// Reads what [`save`] wrote. Errors: a file of another kind or version, truncated, or damaged.
 pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = read(path)?;
     decode(&bytes, kind).map_err(|reason| Error::file(path, reason))
 }
 
@@ -194,7 +194,7 @@ pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &Identit
     if is_special(path) {
         return Err(Error::file(path, "a checkpoint must be a file, not a device or a pipe"));
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = read(path)?;
     let run = payload(&bytes, kind).and_then(|payload| {
         // the state of another run may have another type
         let (belongs, rest): (Identity, _) = part(payload)?;

@@ -10,8 +10,19 @@ pub mod pytorch;
 pub mod trajectory;
 
 use crate::error::{Error, Result};
+#[cfg(unix)]
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Contents of a file or a pipe. Errors: it cannot be read, or is a device, some of which have no end.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    #[cfg(unix)]
+    if std::fs::metadata(path).is_ok_and(|about| about.file_type().is_char_device()) {
+        return Err(Error::file(path, "expected a file, found a device"));
+    }
+    std::fs::read(path).map_err(|e| Error::io(path, e))
+}
 
 /// Writes a file atomically, so that readers see the old content or the new: a temporary file in the same folder is
 /// flushed to disk and then renamed. A symbolic link is kept and its destination replaced. Special files such as
@@ -93,10 +104,8 @@ pub fn without_mark(text: &str) -> &str {
 
 /// Text of a file, through [`without_mark`]. Errors: those of reading, and content that is not text.
 pub fn read_text(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidData => Error::file(path, "expected text, found data that is not valid UTF-8"),
-        _ => Error::io(path, e),
-    })?;
+    let not_text = |_| Error::file(path, "expected text, found data that is not valid UTF-8");
+    let text = String::from_utf8(read(path)?).map_err(not_text)?;
     Ok(without_mark(&text).into())
 }
 
@@ -159,7 +168,7 @@ fn beside(path: &Path) -> Result<PathBuf> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{symlink, FileTypeExt};
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn what_killed_processes_have_left_is_removed() {
@@ -212,6 +221,8 @@ mod tests {
         write_atomically(&link, b"newer").unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"newer");
         assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let message = read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(message.contains("/dev/zero: expected a file"), "{message}");
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3, "a temporary file is left");
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -70,22 +70,18 @@ impl ModelFile {
 
 /// Reads a model file from disk, as [`read`].
 pub fn open(path: &Path) -> Result<ModelFile> {
-    read(&path.display().to_string(), &bytes_of(path)?)
+    read(&path.display().to_string(), &super::read(path)?)
 }
 
 /// Reads all tensors of a safetensors file that need not be a model from disk, as [`read_tensors`].
 pub fn open_tensors(path: &Path) -> Result<(Tensors, HashMap<String, String>)> {
-    let (tensors, header) = parse(&bytes_of(path)?, "").map_err(|reason| Error::file(path, reason))?;
+    let (tensors, header) = parse(&super::read(path)?, "").map_err(|reason| Error::file(path, reason))?;
     Ok((tensors, metadata_of(&header)))
 }
 
 /// Reads the card of a model file from disk, as [`read_card`].
 pub fn open_card(path: &Path) -> Result<ModelCard> {
-    read_card(&path.display().to_string(), &bytes_of(path)?)
-}
-
-fn bytes_of(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io(format!("model file {}", path.display()), e))
+    read_card(&path.display().to_string(), &super::read(path)?)
 }
 
 /// As [`read_tensors`], for a file that may also be a PyTorch checkpoint, as errors say.

@@ -148,14 +148,14 @@ pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
 /// As [`load`], with networks of the given precision. Errors: those of [`load`].
 pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     from_bytes(&path.display().to_string(), &bytes, precision)
 }
 
 /// Loads a model file onto a device. Errors: those of [`load`], naming what the device lacks.
 pub fn load_on(path: impl AsRef<Path>, precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     from_bytes_on(&path.display().to_string(), &bytes, precision, device)
 }
 

@@ -23,7 +23,7 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
-        let bytes = std::fs::read(&self.file).map_err(|e| Error::io(&self.file, e))?;
+        let bytes = modejump::io::read(&self.file)?;
         let name = self.file.display().to_string();
         let Checkpoint { tensors, unread, metadata } = read_any(&self.file, &bytes)?;
         let (report, atoms) = if metadata.contains_key(model_file::KEY) {

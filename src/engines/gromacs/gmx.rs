@@ -195,7 +195,7 @@ pub(super) fn energies(path: &Path) -> Result<Series> {
 }
 
 pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Result<T, String>) -> Result<T> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     read(&bytes).map_err(|e| Error::file(path, e))
 }
 

@@ -92,7 +92,7 @@ impl Walker {
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),
-            tpr: hash(&fs::read(&options.tpr).map_err(|e| Error::io(&options.tpr, e))?),
+            tpr: hash(&crate::io::read(&options.tpr)?),
             first_atom: options.first_atom,
             steps: options.steps,
             proposals: options.proposals,
@@ -160,7 +160,7 @@ impl Walker {
     }
 
     fn checkpoint(&self, path: &Path) -> Result<Checkpoint> {
-        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = crate::io::read(path)?;
         Checkpoint::new(bytes, self.input.atoms.len()).map_err(|e| Error::file(path, e))
     }
 

@@ -108,10 +108,7 @@ impl System {
     /// Errors: the file cannot be read, is not XML, or holds no System.
     pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
         let path = path.as_ref();
-        let xml = std::fs::read_to_string(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::InvalidData => Error::file(path, NO_SYSTEM),
-            _ => Error::io(path, source),
-        })?;
+        let xml = String::from_utf8(crate::io::read(path)?).map_err(|_| Error::file(path, NO_SYSTEM))?;
         System::from_xml(&xml).map_err(|error| Error::file(path, error.to_string()))
     }
 

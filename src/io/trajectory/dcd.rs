@@ -61,7 +61,7 @@ impl<'a> Records<'a> {
 /// Reads all frames, in nm. Errors: a file that is not DCD, is cut short or malformed, or has fixed atoms or a fourth
 /// dimension.
 pub fn read(path: &Path) -> Result<Frames> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     parse(&bytes).map_err(|reason| Error::file(path, reason))
 }
 

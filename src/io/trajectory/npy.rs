@@ -7,7 +7,7 @@ use std::path::Path;
 /// Reads all frames. Errors: another type or shape, or a malformed file.
 pub fn read(path: &Path) -> Result<Frames> {
     use ndarray_npy::{ViewNpyError, ViewNpyExt};
-    let file = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let file = crate::io::read(path)?;
     // numbers aligned as the views require; a view allocates nothing that the file does not hold
     let mut numbers = vec![0.0f64; file.len().div_ceil(8)];
     let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Reads all frames with positions. Errors: a malformed or truncated file.
 pub fn read(path: &Path) -> Result<Frames> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     let frames = trr::read(&bytes).map_err(|e| Error::file(path, e))?;
     let with_x = frames.into_iter().filter(|frame| !frame.x.is_empty());
     let (x, boxes) = with_x.map(|frame| (frame.x, frame.box_vectors.unwrap_or_default())).unzip();

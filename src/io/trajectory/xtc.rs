@@ -12,7 +12,7 @@ const XTC_PRECISION: f32 = 1e5;
 
 /// Reads all frames. Errors: a malformed or truncated file.
 pub fn read(path: &Path) -> Result<Frames> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = crate::io::read(path)?;
     spans("xtc", &bytes).map_err(|reason| Error::file(path, reason))?;
     let frames = AtomicUsize::new(0);
     let read = without_panic(|| {

@@ -136,5 +136,5 @@ fn overlay(settings: &mut Value, given: Value) {
 
 /// Hash of the contents of a file.
 pub fn hash_of(path: &Path) -> Result<String> {
-    Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
+    Ok(model_file::hash(&modejump::io::read(path)?))
 }

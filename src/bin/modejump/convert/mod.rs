@@ -87,7 +87,7 @@ impl Convert {
 
     /// Reads the model file that was written, and prints a summary of it.
     fn report(&self) -> Result<()> {
-        let bytes = std::fs::read(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        let bytes = modejump::io::read(&self.output)?;
         let name = self.output.display().to_string();
         let file = model_file::read(&name, &bytes)?;
         let parameters: usize = file.tensors.values().map(|tensor| tensor.data.len()).sum();
@@ -100,7 +100,7 @@ impl Convert {
     }
 
     fn bytes(&self) -> Result<Vec<u8>> {
-        std::fs::read(&self.checkpoint).map_err(|e| Error::io(&self.checkpoint, e))
+        modejump::io::read(&self.checkpoint)
     }
 
     /// The checkpoint and its bytes. Errors: a file that cannot be read, or is a model file of modejump.

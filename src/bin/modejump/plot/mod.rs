@@ -139,7 +139,7 @@ impl Plot {
         }
         let mut given = Vec::new();
         for path in &self.data {
-            let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
+            let text = String::from_utf8(modejump::io::read(path)?).map_err(|_| Error::file(path, NOT_TEXT))?;
             let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
                 Some(Log::Training) => Error::file(path, "a training log: pass it to --log"),
                 Some(Log::Rounds) => Error::file(path, "a log of rounds: pass it to --log"),
@@ -197,17 +197,10 @@ fn require_one_torsion(given: &[(&PathBuf, Vec<Series>)]) -> Result<()> {
     }
 }
 
-/// Error for a file that could not be read, or is of a kind that no figure is drawn from, such as a trajectory.
-fn not_text(path: &Path, error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::InvalidData => Error::file(
-            path,
-            "not a text file: figures are drawn from JSON files with series, as written by `modejump reweight`, `modejump compare` and the demo, \
-             or from a log with --log; use `modejump compare` to draw figures of trajectories",
-        ),
-        _ => Error::io(path, error),
-    }
-}
+/// Said of a file of a kind that no figure is drawn from, such as a trajectory.
+const NOT_TEXT: &str = "not a text file: figures are drawn from JSON files with series, as written by `modejump reweight`, \
+                        `modejump compare` and the demo, or from a log with --log; use `modejump compare` to draw figures of \
+                        trajectories";
 
 /// Name of the figure of a training log.
 const TRAINING: &str = "training.svg";

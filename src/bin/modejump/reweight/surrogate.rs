@@ -131,7 +131,7 @@ impl Screening {
 
 /// Copies a model file, with this trust.
 fn write_calibrated(from: &Path, to: &Path, trust: Trust) -> Result<()> {
-    let bytes = std::fs::read(from).map_err(|e| Error::io(from, e))?;
+    let bytes = modejump::io::read(from)?;
     let name = from.display().to_string();
     let mut card = model_file::read(&name, &bytes)?.card;
     let energy = card.model.energy_mut();

@@ -138,7 +138,7 @@ impl Train {
 
     /// Records the command that made it in the file of all modes.
     fn sign(&self) -> Result<()> {
-        let bytes = std::fs::read(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        let bytes = modejump::io::read(&self.output)?;
         let name = self.output.display().to_string();
         let mut card = model_file::read(&name, &bytes)?.card;
         self.complete(&mut card)?;
