@@ -198,7 +198,11 @@ impl Pool {
 }
 
 fn with_error(e: Option<[f64; 2]>) -> String {
-    e.map_or("–".into(), |[value, error]| format!("{value:.2} ± {error:.2}"))
+    match e {
+        Some([value, error]) if error.is_finite() => format!("{value:.2} ± {error:.2}"),
+        Some([value, _]) => format!("{value:.2}"),
+        None => "–".into(),
+    }
 }
 
 fn main() -> Result<()> {
